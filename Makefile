@@ -1,0 +1,101 @@
+# One word per job. `make` alone lists them. Needs GNU make, Python 3.11 or newer and a POSIX shell.
+
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+SHELL := /bin/sh
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+UV_VERSION := 0.13.8
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup run demo test check format bench minio versitygw lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## .venv with everything, pinned by hash (PYTHON=/path/to/python to choose one)
+	@:
+
+run: $(STAMP) ## the whole thing on this machine: object store, Mosquitto, host
+	@$(BIN)/python -m infra.local.stack run $(ARGS)
+
+demo: $(STAMP) ## the same, with an upload and a device that hears of it; then stops
+	@$(BIN)/python -m infra.local.stack demo $(ARGS)
+
+test: $(STAMP) ## the tests (ARGS="tests/unit -k topic" for some of them)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## formatting, lint, types
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m mypy
+
+format: $(STAMP) ## put formatting and imports right
+	@$(BIN)/python -m ruff check --select I --fix --quiet .
+	@$(BIN)/python -m ruff format .
+
+bench: $(STAMP) ## latency and throughput on this machine
+	@$(BIN)/python -m infra.bench $(ARGS)
+
+minio: | $(BIN)/python ## build MinIO from source (needs Go), for `make run` and the tests
+	@$(BIN)/python -m infra.local.install minio
+
+versitygw: | $(BIN)/python ## build Versity GW from source (needs Go), for the tests
+	@$(BIN)/python -m infra.local.install versitygw
+
+lock: | $(BIN)/python ## write the requirements.txt files anew (ARGS=--upgrade for newer indirect packages)
+	@$(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'
+	@$(COMPILE) functions/requirements.in --output-file functions/requirements.txt
+	@$(COMPILE) functions/requirements.in infra/requirements.in \
+	    --constraints functions/requirements.txt --output-file infra/requirements.txt
+	@$(COMPILE) functions/requirements.in infra/requirements.in tests/requirements.in \
+	    --constraints infra/requirements.txt --output-file tests/requirements.txt
+
+# One resolution for every platform and Python, so that the three files never disagree.
+COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --no-config --universal \
+    --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url $(ARGS)
+
+clean: ## remove .venv, caches and build leftovers (binaries built by make minio stay)
+	@rm -rf $(VENV) build dist ./*.egg-info .aws-sam .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find functions infra tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# tests/requirements.txt is the whole closure, so pip has nothing to resolve.
+$(STAMP): tests/requirements.txt functions/requirements.in infra/requirements.in tests/requirements.in pyproject.toml \
+    | $(BIN)/python
+	@start=$$(date +%s); \
+	echo "Installing $$(grep -c == tests/requirements.txt) pinned packages into $(VENV) (the first time: half a minute or so) …"; \
+	$(BIN)/python -m pip install --quiet --no-input --no-deps --require-hashes -r tests/requirements.txt && \
+	$(BIN)/python -m pip install --quiet --no-input --no-deps --no-build-isolation --editable . && \
+	touch $@ && \
+	echo "Ready after $$(($$(date +%s) - start)) s."
+
+# A .venv whose Python has gone is a dangling link, hence missing to make, hence built anew.
+$(BIN)/python:
+	@command -v '$(PYTHON)' > /dev/null || { \
+	    echo "There is no '$(PYTHON)'. Install Python 3.11 or newer, or name one: make setup PYTHON=/path/to/python3.13" >&2; \
+	    exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "bucketbell needs Python 3.11 or newer; '$(PYTHON)' is $$('$(PYTHON)' -V 2>&1)." >&2; \
+	    echo "Install a newer one, or name one: make setup PYTHON=/path/to/python3.13" >&2; \
+	    exit 1; }
+	@'$(PYTHON)' -m ensurepip --version > /dev/null 2>&1 || { $(INSTALL_VENV); }
+	@'$(PYTHON)' -m venv --clear $(VENV)
+
+# Debian and Ubuntu ship Python without the part of it that makes virtual environments.
+INSTALL_VENV = \
+    package=python$$('$(PYTHON)' -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv; \
+    if [ "$$(id -u)" = 0 ]; then sudo=; else sudo='sudo -n'; fi; \
+    if command -v apt-get > /dev/null && $$sudo true 2> /dev/null; then \
+        echo "Installing $$package, which '$(PYTHON)' lacks …"; \
+        $$sudo apt-get update -qq; \
+        $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$package" > /dev/null; \
+    fi; \
+    '$(PYTHON)' -m ensurepip --version > /dev/null 2>&1 || { \
+        echo "'$(PYTHON)' cannot make virtual environments. On Debian or Ubuntu: sudo apt-get install $$package" >&2; \
+        exit 1; }
