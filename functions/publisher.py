@@ -1,0 +1,350 @@
+"""The warm MQTT publisher without threads, driven inline: bytes move only inside a call, so a freeze costs nothing.
+
+The host drives the same `Connection` from its event loop instead (`infra.host.publisher`).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from functions.connection import (
+    MIN_REFUSAL,
+    NO_MATCHING_SUBSCRIBERS,
+    PACKET_TOO_LARGE,
+    Connection,
+    ConnectionFailure,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from functions.routes import Notification
+    from functions.settings import Broker
+    from functions.telemetry import Telemetry
+
+MIN_BACKOFF_SECONDS = 1.0
+MAX_BACKOFF_SECONDS = 60.0
+WARM_UP_SECONDS = 1.0  # a broker that is away must not eat the start of a process
+CLOSE_SECONDS = 2.0
+MAX_WAITING_PACKETS = 100  # read between two calls: nobody sends a publisher more than a few
+
+# Refusals that may pass with time: unspecified, implementation specific, packet identifier in use, quota exceeded.
+_PASSING_REFUSALS = frozenset({0x80, 0x83, 0x91, 0x97})
+
+
+class Status(StrEnum):
+    """What became of a notification."""
+
+    DELIVERED = "delivered"
+    NO_SUBSCRIBERS = "no_subscribers"
+    """Delivered, and the broker says that nobody listens."""
+    SENT = "sent"
+    """QoS 0: written to the socket; nobody will ever say more."""
+    REFUSED = "refused"
+    UNCONFIRMED = "unconfirmed"
+    """No answer in time: it may have arrived or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One notification's fate, with the broker's reason code where it gave one, and the reason in words."""
+
+    status: Status
+    reason: str = ""
+    reason_code: int | None = None
+
+    @property
+    def success(self) -> bool:
+        """Whether nothing is left to do for it."""
+        return self.status in {Status.DELIVERED, Status.NO_SUBSCRIBERS, Status.SENT}
+
+    @property
+    def retriable(self) -> bool:
+        """Whether another try may succeed."""
+        return self.status is Status.UNCONFIRMED or (
+            self.status is Status.REFUSED and self.reason_code in _PASSING_REFUSALS
+        )
+
+
+def acknowledged(reason_code: int, qos: int) -> Outcome:
+    """Read an acknowledgement (MQTT 5 §3.4.2.1, §3.5.2.1)."""
+    if reason_code >= MIN_REFUSAL:
+        return Outcome(Status.REFUSED, f"the broker answered 0x{reason_code:02x}", reason_code)
+    if qos == 0:
+        return Outcome(Status.SENT)
+    if reason_code == NO_MATCHING_SUBSCRIBERS:
+        return Outcome(Status.NO_SUBSCRIBERS, reason_code=reason_code)
+    return Outcome(Status.DELIVERED, reason_code=reason_code)
+
+
+def too_large(connection: Connection) -> Outcome:
+    """Tell that a message would break the broker's Maximum Packet Size: sending it would cost the connection."""
+    reason = f"larger than the broker's maximum packet size of {connection.maximum_packet_size} bytes"
+    return Outcome(Status.REFUSED, reason, PACKET_TOO_LARGE)
+
+
+def new_client_id(prefix: str) -> str:
+    """Return a client id of this process alone: two clients with one id would disconnect each other for ever."""
+    return f"{prefix}-{os.urandom(6).hex()}"
+
+
+def backoff_seconds(failures: int) -> float:
+    """Return how long to wait after `failures` (≥ 1) failed attempts: 1, 2, 4 … 60 s, less up to half by chance."""
+    ceiling = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16))
+    return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - spreads reconnects, guards nothing
+
+
+def newest_of_each(notifications: Sequence[Notification]) -> dict[tuple[str, bytes], Notification]:
+    """Fold identical messages of one batch into the newest event's: devices would do the same work twice."""
+    newest: dict[tuple[str, bytes], Notification] = {}
+    for notification in notifications:
+        key = (notification.topic, notification.payload)
+        if key not in newest or notification.time >= newest[key].time:
+            newest[key] = notification
+    return newest
+
+
+class InlinePublisher:
+    """One warm connection, driven inside `publish`. Not for use from two threads at once.
+
+    Without a broker every call is a silent no-op that returns no outcomes.
+    """
+
+    def __init__(self, broker: Broker | None, telemetry: Telemetry) -> None:
+        """Prepare; nothing is connected before `warm_up` or the first `publish`."""
+        self._broker = broker
+        self._telemetry = telemetry
+        self._connection: Connection | None = None
+        self._client_id = ""
+        self._process_id = 0
+        self._attempts = 0
+        self._refusals = 0
+        self._refused_until = 0.0
+        self._refusal: ConnectionFailure | None = None
+        self._closed = False
+        if broker is None:
+            telemetry.enabled(enabled=False)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the broker has accepted us and the link has not been seen to fail since."""
+        return self._connection is not None and self._connection.connected
+
+    def warm_up(self) -> None:
+        """Begin to connect without waiting for the broker's CONNACK. A failure is kept for `publish` to meet."""
+        if self._broker is None or self._connection is not None or self._closed:
+            return
+        try:
+            self._open(WARM_UP_SECONDS)
+        except ConnectionFailure:
+            self._drop()
+
+    def publish(self, notifications: Sequence[Notification], deadline: float) -> list[Outcome]:
+        """Publish all, pipelined, and return one outcome for each, in order, by `deadline` (`time.monotonic`).
+
+        A connection lost on the way is replaced once. At the deadline the connection is discarded, so that nothing
+        is sent later behind the source's retry.
+        """
+        if self._broker is None or not notifications:
+            return []
+        messages = newest_of_each(notifications)
+        batch = _Batch(messages.values())
+        failure = ConnectionFailure("shut down") if self._closed else self._deliver(batch, deadline)
+        for message in batch.unresolved():
+            reason = failure.reason if failure else "not acknowledged in time"
+            reason_code = failure.reason_code if failure else None
+            batch.resolve(message, Outcome(Status.UNCONFIRMED, reason, reason_code))
+        for message, outcome in batch.outcomes.items():
+            self._telemetry.published(
+                message.topic,
+                success=outcome.success,
+                no_subscribers=outcome.status is Status.NO_SUBSCRIBERS,
+                duration_seconds=batch.durations[message],
+            )
+        return [batch.outcomes[messages[n.topic, n.payload]] for n in notifications]
+
+    def close(self) -> None:
+        """Disconnect for good. Idempotent, bounded by `CLOSE_SECONDS`, and nothing is in flight between calls."""
+        self._closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None and self._process_id == os.getpid():
+            deadline = time.monotonic() + CLOSE_SECONDS
+            while connection.wants_write and not connection.closed and time.monotonic() < deadline:
+                _wait(connection, deadline)
+            connection.close()
+        if self._broker is not None:
+            self._state(connected=False)
+
+    def _deliver(self, batch: _Batch, deadline: float) -> ConnectionFailure | None:
+        """Return None when every message is resolved or the deadline has passed, else why the connection failed."""
+        for last_try in (False, True):
+            try:
+                connection = self._ready(deadline)
+            except ConnectionFailure as failure:
+                return failure
+            try:
+                batch.exchange(connection, deadline)
+            except ConnectionFailure as failure:
+                self._drop()
+                if last_try or time.monotonic() >= deadline:
+                    return failure
+                continue
+            if batch.unresolved() or connection.closed:
+                self._drop()
+            return None
+        return None
+
+    def _ready(self, deadline: float) -> Connection:
+        """Return a connection that the broker has accepted and that was alive a moment ago."""
+        connection = self._connection
+        if connection is not None and self._process_id != os.getpid():
+            connection = self._connection = None  # after a fork the socket is the parent's
+        if connection is not None:
+            _read_waiting(connection)
+            # The wall clock: the monotonic one may stand still while Lambda has the process frozen.
+            idle_seconds = time.time() - connection.last_traffic_at
+            if connection.connected and idle_seconds > connection.keepalive_seconds / 2:
+                self._prove_alive(connection, deadline)
+            if connection.closed and not (connection.failure and connection.failure.refused):
+                self._drop()
+                connection = None
+        if connection is None:
+            if self._refusal and time.monotonic() < self._refused_until:
+                raise self._refusal
+            connect_seconds = self._broker.connect_timeout_seconds if self._broker else 0.0
+            connection = self._open(min(connect_seconds, max(0.001, deadline - time.monotonic())))
+        return self._accepted(connection, deadline)
+
+    def _prove_alive(self, connection: Connection, deadline: float) -> None:
+        """Ask a link that was idle for long whether it lives: half of the time left goes to the answer at most."""
+        now = time.monotonic()
+        until = now + (deadline - now) / 2
+        connection.ping()
+        while connection.ping_unanswered and not connection.closed and time.monotonic() < until:
+            _wait(connection, until)
+        if connection.ping_unanswered:
+            connection.discard()
+
+    def _open(self, timeout_seconds: float) -> Connection:
+        broker = self._broker
+        if broker is None:
+            raise ConnectionFailure("no broker is configured")
+        if self._process_id != os.getpid():
+            self._process_id = os.getpid()
+            self._client_id = new_client_id(broker.client_id_prefix)
+        self._attempts += 1
+        if self._attempts > 1:
+            self._telemetry.reconnect_attempt()
+        connection = self._connection = Connection(broker, self._client_id)
+        try:
+            connection.open(timeout_seconds)
+        except ConnectionFailure:
+            self._drop()
+            raise
+        return connection
+
+    def _accepted(self, connection: Connection, deadline: float) -> Connection:
+        """Wait for CONNACK. Raises `ConnectionFailure` with the broker's reason."""
+        if not connection.connected:
+            connect_seconds = self._broker.connect_timeout_seconds if self._broker else 0.0
+            until = min(deadline, time.monotonic() + connect_seconds)
+            while not connection.answered and time.monotonic() < until:
+                _wait(connection, until)
+        if connection.connected:
+            self._refusals, self._refusal = 0, None
+            self._state(connected=True)
+            return connection
+        failure = connection.why("no answer to CONNECT in time")
+        if failure.refused:
+            self._refusals += 1
+            self._refusal = failure
+            self._refused_until = time.monotonic() + backoff_seconds(self._refusals)
+        self._drop()
+        raise failure
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.discard()
+            self._connection = None
+        self._state(connected=False)
+
+    def _state(self, *, connected: bool) -> None:
+        self._telemetry.connection(connected=connected)
+        self._telemetry.enabled(enabled=connected)
+
+
+class _Batch:
+    """The messages of one call, and how far each has come."""
+
+    def __init__(self, messages: Iterable[Notification]) -> None:
+        self._messages = tuple(messages)
+        self._begun_at: dict[Notification, float] = {}
+        self._call_at = time.monotonic()
+        self.outcomes: dict[Notification, Outcome] = {}
+        self.durations: dict[Notification, float] = {}
+
+    def unresolved(self) -> list[Notification]:
+        return [message for message in self._messages if message not in self.outcomes]
+
+    def resolve(self, message: Notification, outcome: Outcome) -> None:
+        self.outcomes[message] = outcome
+        self.durations[message] = time.monotonic() - self._begun_at.get(message, self._call_at)
+
+    def exchange(self, connection: Connection, deadline: float) -> None:
+        """Send what is unresolved, a window at a time, and collect the answers until all are in or `deadline`.
+
+        Raises `ConnectionFailure` when the connection is lost.
+        """
+        waiting = self.unresolved()[::-1]
+        in_flight: dict[int, Notification] = {}
+        while waiting or in_flight:
+            while waiting and len(in_flight) < connection.window and not connection.wants_write:
+                message = waiting.pop()
+                if connection.fits(message):
+                    self._begun_at.setdefault(message, time.monotonic())
+                    in_flight[connection.send(message)] = message
+                else:
+                    self.resolve(message, too_large(connection))
+            for ack in connection.take_acks():
+                if (acked := in_flight.pop(ack.mid, None)) is not None:
+                    self.resolve(acked, acknowledged(ack.reason_code, connection.qos))
+            if connection.closed and (waiting or in_flight):
+                raise connection.why("connection lost")
+            if time.monotonic() >= deadline:
+                return
+            may_send = waiting and len(in_flight) < connection.window and not connection.wants_write
+            if (in_flight or connection.wants_write) and not may_send:
+                _wait(connection, deadline)
+
+
+def _read_waiting(connection: Connection) -> None:
+    """Take in what arrived while nobody looked: above all, that the broker has closed the connection."""
+    for _ in range(MAX_WAITING_PACKETS):
+        if connection.closed or not _poll(connection, 0):
+            return
+
+
+def _wait(connection: Connection, until: float) -> None:
+    """Move bytes once, as soon as any can be moved, at the latest at `until`."""
+    _poll(connection, max(0.0, until - time.monotonic()))
+
+
+def _poll(connection: Connection, timeout_seconds: float) -> bool:
+    """Return whether anything was read."""
+    # poll, not select: select fails from file descriptor 1024 on (FACTS: paho 16).
+    poller = select.poll()
+    poller.register(connection.fileno(), select.POLLIN | (select.POLLOUT if connection.wants_write else 0))
+    readable = False
+    for _, events in poller.poll(int(timeout_seconds * 1000) + (timeout_seconds > 0)):
+        readable = bool(events & ~select.POLLOUT)
+        if readable:
+            connection.read()
+        if events & select.POLLOUT and not connection.closed:
+            connection.write()
+    return readable

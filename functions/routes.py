@@ -1,0 +1,125 @@
+"""Pure: an object's key → the notification that devices hear, or the reason why none is sent."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from functions.events import ObjectCreated
+    from functions.settings import Settings
+
+MAX_FILENAME_BYTES = 1024  # S3: "The name for a key is a sequence of Unicode characters … at most 1,024 bytes"
+CONTENT_TYPE = "application/json"
+
+_CONFIG_NAME = re.compile(r"(?:[0-9A-Fa-f]{2}-){5}[0-9A-Fa-f]{2}\.json")
+# What MQTT 5 §1.5.4 forbids or advises against in a string, and Mosquitto answers by closing the connection:
+# C0 and C1 controls, surrogates, and the non-characters U+FDD0..U+FDEF and U+nFFFE, U+nFFFF.
+_NOT_IN_A_STRING = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
+    + "".join(chr(plane * 0x10000 + low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
+    + "]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One message to publish: the payload says which file, the properties say everything else."""
+
+    topic: str
+    filename: str
+    payload: bytes
+    identity: bytes
+    """16 bytes; the same for every repeat of the event."""
+    time: str = ""
+    user_properties: tuple[tuple[str, str], ...] = ()
+    """MQTT 5 user properties in order: CloudEvents 1.0 in the MQTT binary binding, then `etag`, `size`, `versionid`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Why a created object rings no bell."""
+
+    reason: str
+    """One of `foreign_bucket`, `unmapped`, `folder_marker`, `bad_config_name`, `bad_asset_name`."""
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether somebody meant the object for devices and named it wrongly."""
+        return self.reason in {"bad_config_name", "bad_asset_name"}
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Which keys are announced on which topic."""
+
+    configs_prefix: str = "configs/"
+    assets_prefix: str = "assets/"
+    topic_prefix: str = "iotsupport"
+    bucket: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Routes:
+        """Take the routes from validated settings."""
+        return cls(settings.configs_prefix, settings.assets_prefix, settings.topic_prefix, settings.bucket)
+
+    @property
+    def topics(self) -> tuple[str, str]:
+        """The two topics, configs first: all that an update can be published to."""
+        return f"{self.topic_prefix}/updates/configs", f"{self.topic_prefix}/updates/assets"
+
+    def route(self, created: ObjectCreated) -> Notification | Skip:
+        """Map `created` to its notification. The filename is passed on exactly as it was uploaded."""
+        key = created.object_key
+        if self.bucket is not None and created.bucket != self.bucket:
+            return Skip("foreign_bucket")
+        is_config = key.startswith(self.configs_prefix)
+        if not is_config and not key.startswith(self.assets_prefix):
+            return Skip("unmapped")
+        if key.endswith("/"):
+            return Skip("folder_marker")
+        filename = key.removeprefix(self.configs_prefix if is_config else self.assets_prefix)
+        if is_config and not is_config_name(filename):
+            return Skip("bad_config_name")
+        if not is_config and not is_asset_path(filename):
+            return Skip("bad_asset_name")
+        return Notification(
+            topic=self.topics[0] if is_config else self.topics[1],
+            filename=filename,
+            payload=json.dumps({"filename": filename}, ensure_ascii=False).encode(),
+            identity=created.identity,
+            time=created.event_time,
+            user_properties=_cloud_event(created),
+        )
+
+
+def is_config_name(filename: str) -> bool:
+    """Whether this is `<mac>.json`: six hex pairs joined by dashes, any case."""
+    return _CONFIG_NAME.fullmatch(filename) is not None
+
+
+def is_asset_path(path: str) -> bool:
+    """Whether a device may join this path to a folder: relative, without empty, `.` or `..` segment or controls."""
+    return (
+        _NOT_IN_A_STRING.search(path) is None
+        and len(path.encode()) <= MAX_FILENAME_BYTES
+        and not any(segment in {"", ".", ".."} for segment in path.split("/"))
+    )
+
+
+def _cloud_event(created: ObjectCreated) -> tuple[tuple[str, str], ...]:
+    """Describe the event as CloudEvents 1.0 attributes (MQTT binding §3.1; type and source: its AWS S3 adapter)."""
+    pairs = [
+        ("specversion", "1.0"),
+        ("id", created.identity.hex()),
+        ("source", f"s3://{created.bucket}"),
+        ("type", f"com.amazonaws.s3.{created.event_name}"),
+        ("subject", created.object_key),
+        ("time", created.event_time),
+        ("etag", created.etag),
+        ("size", "" if created.size is None else str(created.size)),
+        ("versionid", created.version_id),
+    ]
+    return tuple((name, value) for name, value in pairs if value)
