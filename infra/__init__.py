@@ -1,0 +1,1 @@
+"""What is not deployed: the self-hosted host, the local parts, the tools and their configuration."""

@@ -1,0 +1,152 @@
+"""What the doors and the poller share: one identity for each event, one flight for each identity, and a memory."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from functions.events import ObjectCreated
+from functions.notify import Settled, Step, log, settle_one
+from functions.publisher import Outcome, Status
+from functions.routes import Routes, Skip
+from functions.telemetry import Telemetry
+from infra.host.publisher import Flight, HostPublisher, QueueFull
+
+MEMORY_LIMIT = 50_000
+MEMORY_SECONDS = 24 * 3600.0
+LOG_LINES_PER_KIND = 10
+LOG_WINDOW_SECONDS = 60.0
+MAX_LOG_KINDS = 1_000
+
+
+class Memory:
+    """Settled identities, bounded in number and age: after that a repeat can ring again, with the same `id`."""
+
+    def __init__(self, limit: int = MEMORY_LIMIT, seconds: float = MEMORY_SECONDS) -> None:
+        """Begin empty, as after every restart."""
+        self._limit = limit
+        self._seconds = seconds
+        self._settled_at: OrderedDict[bytes, float] = OrderedDict()
+
+    def __contains__(self, identity: bytes) -> bool:
+        settled_at = self._settled_at.get(identity)
+        return settled_at is not None and time.monotonic() - settled_at < self._seconds
+
+    def __len__(self) -> int:
+        return len(self._settled_at)
+
+    def add(self, identity: bytes) -> None:
+        """Remember `identity` (16 bytes), and forget the oldest beyond the limit."""
+        self._settled_at[identity] = time.monotonic()
+        self._settled_at.move_to_end(identity)
+        while len(self._settled_at) > self._limit:
+            self._settled_at.popitem(last=False)
+
+
+@dataclass(slots=True)
+class _Joined:
+    """An arrival that waits for a flight; `began` it, or met it."""
+
+    flight: Flight
+    began: bool
+
+
+class Bell:
+    """Rings at most once for each event, however often and at however many doors it arrives."""
+
+    def __init__(
+        self, publisher: HostPublisher, routes: Routes, telemetry: Telemetry, *, patience_seconds: float
+    ) -> None:
+        """`patience_seconds`: how long `ring` waits for the broker's word."""
+        self.routes = routes
+        self._publisher = publisher
+        self._telemetry = telemetry
+        self._patience_seconds = patience_seconds
+        self._memory = Memory()
+        self._flights: dict[bytes, Flight] = {}
+        self._log_counts: Counter[tuple[str, str, str]] = Counter()
+        self._log_window_at = 0.0
+
+    @property
+    def configured(self) -> bool:
+        """Whether there is a broker; without one nothing is counted, logged or remembered."""
+        return self._publisher.configured
+
+    async def ring(self, steps: Sequence[Step], source: str) -> list[Settled]:
+        """Publish what is to be published, and return each step's fate within the patience."""
+        arrivals = [self._begin(step) for step in steps]
+        waiting = [arrival.flight.done for arrival in arrivals if isinstance(arrival, _Joined)]
+        if waiting:
+            await asyncio.wait(waiting, timeout=self._patience_seconds)
+        settled = [
+            arrival if isinstance(arrival, Settled) else self._verdict(step, arrival)
+            for step, arrival in zip(steps, arrivals, strict=True)
+        ]
+        for one in settled:
+            self._account(one, source)
+        return settled
+
+    def ring_soon(self, steps: Sequence[Step], source: str) -> None:
+        """Put what is to be published on its way, and return at once."""
+        for step in steps:
+            arrival = self._begin(step)
+            if isinstance(arrival, Settled):
+                # Nobody will ask again at this door: what found no room is gone here.
+                self._account(Settled(step, "dropped", arrival.reason) if arrival.retriable else arrival, source)
+            elif arrival.began:
+                arrival.flight.done.add_done_callback(
+                    lambda done, step=step: self._account(settle_one(step, done.result()), source)  # type: ignore[misc]  # the default binds this step
+                )
+            else:
+                self._account(Settled(step, "repeated"), source)
+
+    def _begin(self, step: Step) -> Settled | _Joined:
+        record, action = step.record, step.action
+        if not isinstance(record, ObjectCreated):
+            return settle_one(step, None)
+        identity = record.identity if isinstance(action, Skip) else action.identity
+        if identity in self._memory:
+            return Settled(step, "repeated")
+        if isinstance(action, Skip):
+            self._memory.add(identity)
+            return settle_one(step, None)
+        flight = self._flights.get(identity)
+        if flight is not None:
+            return _Joined(flight, began=False)
+        try:
+            flight = self._publisher.submit(action)
+        except QueueFull:
+            return settle_one(step, Outcome(Status.UNCONFIRMED, "too many notifications wait already"))
+        self._flights[identity] = flight
+        flight.done.add_done_callback(lambda done: self._landed(identity, done.result()))
+        return _Joined(flight, began=True)
+
+    def _landed(self, identity: bytes, outcome: Outcome) -> None:
+        self._flights.pop(identity, None)
+        if not outcome.retriable:
+            self._memory.add(identity)
+
+    def _verdict(self, step: Step, joined: _Joined) -> Settled:
+        done = joined.flight.done
+        if not done.done():
+            reason = self._publisher.status.reason or "not acknowledged in time"
+            return settle_one(step, Outcome(Status.UNCONFIRMED, reason, self._publisher.status.reason_code))
+        outcome = done.result()
+        if outcome.success and not joined.began:
+            return Settled(step, "repeated")
+        return settle_one(step, outcome)
+
+    def _account(self, settled: Settled, source: str) -> None:
+        """Count every record; log each kind a bounded number of times a minute."""
+        self._telemetry.event(source, settled.label)
+        now = time.monotonic()
+        if now - self._log_window_at > LOG_WINDOW_SECONDS or len(self._log_counts) > MAX_LOG_KINDS:
+            self._log_window_at = now
+            self._log_counts.clear()
+        kind = (source, settled.label, settled.reason)
+        self._log_counts[kind] += 1
+        if self._log_counts[kind] <= LOG_LINES_PER_KIND:
+            log(settled)

@@ -1,0 +1,197 @@
+"""Runs the host: settings in, one uvicorn process, exit 0 within three seconds of SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from functions.routes import Routes
+from functions.settings import Settings, SettingsError
+from functions.telemetry import logger
+from infra.host.app import App
+from infra.host.bell import Bell
+from infra.host.metrics import PrometheusTelemetry
+from infra.host.poller import LONG_POLL_SECONDS, Poller
+from infra.host.publisher import HostPublisher, LinkStatus
+
+HEADER_SECONDS = 10.0
+KEEP_ALIVE_SECONDS = 75  # longer than MinIO's pause between two attempts: its connection stays warm
+GRACE_SECONDS = 2  # after FLUSH_SECONDS every waiter has its answer
+
+
+class HeaderDeadline(HttpToolsProtocol):
+    """uvicorn's protocol, which would wait for ever for the rest of a request's header."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - uvicorn's own signature
+        """A fresh connection has `HEADER_SECONDS` to say what it wants."""
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(HEADER_SECONDS, transport.close)
+
+    def on_message_begin(self) -> None:
+        """So has each later request on it."""
+        super().on_message_begin()
+        self._disarm()
+        self._deadline = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def on_headers_complete(self) -> None:
+        """The application has a deadline of its own for the body."""
+        self._disarm()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing to wait for any more."""
+        self._disarm()
+        super().connection_lost(exc)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which would end by the signal instead of with exit status 0."""
+
+    publisher: HostPublisher
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle SIGTERM and SIGINT until the server is down."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: finish what is in flight. Second: leave at once."""
+        del sig, frame
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def startup(self, sockets: Any = None) -> None:  # noqa: ANN401 - uvicorn's own signature
+        """Say where we listen: uvicorn's own words are for developers."""
+        await super().startup(sockets)
+        logger.info("listening", extra={"url": f"http://{self.config.host}:{self.config.port}"})
+
+    async def shutdown(self, sockets: Any = None) -> None:  # noqa: ANN401 - uvicorn's own signature
+        """Answer everybody who waits, then close."""
+        self.publisher.hurry()
+        await super().shutdown(sockets)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to `host`."""
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def build(settings: Settings) -> tuple[App, HostPublisher]:
+    """Put the host together; nothing is connected before the application's start."""
+    telemetry = PrometheusTelemetry()
+    publisher = HostPublisher(settings.broker, telemetry, on_change=LinkLog())
+    routes = Routes.of(settings)
+    bell = Bell(publisher, routes, telemetry, patience_seconds=settings.mqtt_publish_timeout_seconds)
+    on_start, on_stop = [publisher.start], [publisher.stop]
+    if settings.sqs_queue_url and publisher.configured:
+        from functions import storage  # noqa: PLC0415 - boto3 takes half a second, and only the poller needs it
+
+        client = storage.client("sqs", settings, read_timeout_seconds=LONG_POLL_SECONDS + 10.0)
+        poller = Poller(client, settings.sqs_queue_url, bell)
+        on_start.append(poller.start)
+        on_stop.insert(0, poller.stop)
+    app = App(bell, publisher, telemetry, tokens=settings.webhook_tokens, on_start=on_start, on_stop=on_stop)
+    return app, publisher
+
+
+def serve(settings: Settings, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT. Raises `SettingsError` where the doors would stand open to the network."""
+    if not settings.webhook_tokens and not is_loopback(host):
+        problem = f"must be set to listen on {host}: anybody could ring. Set a token, or use --host 127.0.0.1"
+        raise SettingsError((("WEBHOOK_TOKENS", problem),))
+    configure_logging(settings.log_level)
+    app, publisher = build(settings)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        loop="uvloop",
+        http=HeaderDeadline,
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    server = Server(config)
+    server.publisher = publisher
+    server.run()
+
+
+class LinkLog:
+    """Logs the link: each connect and disconnect at INFO, each cause of failure once at WARNING, with a count."""
+
+    def __init__(self) -> None:
+        """Begin with a link that was never up."""
+        self._connected = False
+        self._causes: Counter[str] = Counter()
+
+    def __call__(self, status: LinkStatus) -> None:
+        """Hear of a change."""
+        details = {"broker": status.broker, "reason": status.reason, "reason_code": status.reason_code}
+        if status.connected:
+            failures = sum(self._causes.values())
+            logger.info("mqtt connected", extra={"broker": status.broker, "failed_attempts": failures})
+            self._causes.clear()
+        elif self._connected:
+            logger.info("mqtt disconnected", extra=details)
+        if not status.connected and status.reason != "shut down":
+            self._causes[status.reason] += 1
+            if self._causes[status.reason] == 1:
+                logger.warning("mqtt connection failed; trying on", extra=details)
+        self._connected = status.connected
+
+
+class _Lines(logging.Formatter):
+    """One readable line for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        extra = {key: value for key, value in vars(record).items() if key not in _PLAIN and value not in ("", None)}
+        details = "  ".join(f"{key}={value}" for key, value in extra.items())
+        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
+        return f"{moment} {record.levelname:<7} {record.getMessage()}  {details}".rstrip()
+
+
+_PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "color_message", "asctime"}
+
+
+def configure_logging(level: str) -> None:
+    """JSON lines as on Lambda; readable ones where stderr is a terminal."""
+    logger.setLevel(level)
+    uvicorn_logger = logging.getLogger("uvicorn.error")
+    uvicorn_logger.setLevel(logging.WARNING)
+    handler = logger.registered_handler
+    if sys.stderr.isatty():
+        handler.setFormatter(_Lines())
+    uvicorn_logger.handlers = [handler]
+    uvicorn_logger.propagate = False
