@@ -1,0 +1,1 @@
+"""Real parts on this machine: a broker, object stores, the programs that they need, certificates."""

@@ -1,0 +1,271 @@
+"""Finds or fetches the programs that the local parts need.
+
+`python -m infra.local.install mosquitto` uses the system's package manager, `… minio` and `… versitygw` build
+with Go. Standard library only, so that it works before any package is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.local.process import LAST_LOG_LINES
+
+SYSTEM_INSTALL_TIMEOUT_SECONDS = 300.0
+BUILD_TIMEOUT_SECONDS = 1200.0
+QUESTION_TIMEOUT_SECONDS = 10.0
+PROGRESS_AFTER_SECONDS = 1.0
+PROGRESS_EVERY_SECONDS = 5.0
+POLL_SECONDS = 0.05
+
+# Below Go 1.21 the `go` command cannot fetch the newer toolchain that a module asks for.
+OLDEST_GO = (1, 21)
+
+_SYSTEM_DIRECTORIES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin", "/usr/bin", "/usr/local/bin")
+_GO_DIRECTORIES = ("/usr/local/go/bin", "/opt/homebrew/bin", "/usr/lib/go/bin")
+
+Say = Callable[[str], None]
+
+
+class InstallError(RuntimeError):
+    """A program could not be installed; the message says what to type or install."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoProgram:
+    """A program built from source: its package path, pinned version, and the Go its module asks for."""
+
+    name: str
+    package: str
+    version: str
+    needs_go: tuple[int, int]
+
+
+MINIO = GoProgram("minio", "github.com/minio/minio", "v0.0.0-20260212201848-7aac2a2c5b7c", (1, 24))
+VERSITYGW = GoProgram("versitygw", "github.com/versity/versitygw/cmd/versitygw", "v1.8.0", (1, 25))
+
+# Debian and Ubuntu start what they install, now and at every boot. 101 is policy-rc.d's "forbidden"
+# (invoke-rc.d(8)). Somebody else's policy stays as it is.
+_APT = """
+guard=/usr/sbin/policy-rc.d
+if [ ! -e "$guard" ]; then
+    trap 'rm -f "$guard"' EXIT
+    printf '#!/bin/sh\\nexit 101\\n' > "$guard" && chmod 755 "$guard" || exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends mosquitto || exit 1
+if [ -d /run/systemd/system ]; then systemctl --quiet disable mosquitto; fi
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _PackageManager:
+    command: str
+    install: str
+    script: str
+    as_root: bool = True
+
+
+_PACKAGE_MANAGERS = (
+    _PackageManager("apt-get", "apt-get install mosquitto", _APT),
+    _PackageManager("dnf", "dnf install mosquitto", "dnf install -y -q mosquitto"),
+    _PackageManager("apk", "apk add mosquitto", "apk add --quiet mosquitto"),
+    _PackageManager("pacman", "pacman -S mosquitto", "pacman -S --noconfirm --needed mosquitto"),
+    _PackageManager("zypper", "zypper install mosquitto", "zypper --quiet --non-interactive install mosquitto"),
+    _PackageManager("brew", "brew install mosquitto", "brew install --quiet mosquitto", as_root=False),
+)
+
+
+def find_mosquitto() -> Path | None:
+    """The broker, which Debian keeps in a directory that users do not have on their PATH."""
+    return _find("mosquitto", _SYSTEM_DIRECTORIES)
+
+
+def find_mosquitto_passwd() -> Path | None:
+    """The broker's password tool, of the same package."""
+    return _find("mosquitto_passwd", (*_SYSTEM_DIRECTORIES, "/opt/homebrew/bin"))
+
+
+def find_minio() -> Path | None:
+    """MinIO on the PATH, else the one built into the cache."""
+    return _find(MINIO.name, (str(binary_cache()),))
+
+
+def find_versitygw() -> Path | None:
+    """Versity Gateway on the PATH, else the one built into the cache."""
+    return _find(VERSITYGW.name, (str(binary_cache()),))
+
+
+def binary_cache() -> Path:
+    """`$BUCKETBELL_CACHE/bin`, else `$XDG_CACHE_HOME/bucketbell/bin`, else `~/.cache/bucketbell/bin`."""
+    if own := os.environ.get("BUCKETBELL_CACHE"):
+        return Path(own).absolute() / "bin"
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared) if shared else Path.home() / ".cache") / "bucketbell" / "bin"
+
+
+def ensure_mosquitto(say: Say) -> Path:
+    """Installs Mosquitto where it is missing, starting no service; InstallError with the command to type."""
+    if found := find_mosquitto():
+        say(f"Mosquitto is there: {found}")
+        return found
+    manager = next((manager for manager in _PACKAGE_MANAGERS if shutil.which(manager.command)), None)
+    if manager is None:
+        raise InstallError(
+            "Mosquitto is not here, and no package manager that this knows: install the package `mosquitto`"
+        )
+    root = os.geteuid() == 0
+    by_hand = manager.install if root or not manager.as_root else f"sudo {manager.install}"
+    prefix: Sequence[str] = ()
+    if manager.as_root and not root:
+        if not _may_sudo():
+            raise InstallError(f"Mosquitto is not here. Type: {by_hand}")
+        prefix = ("sudo", "-n")
+    status, last_words = _run_saying(
+        [*prefix, "/bin/sh", "-c", manager.script],
+        f"installing Mosquitto with {manager.command}",
+        say,
+        timeout_seconds=SYSTEM_INSTALL_TIMEOUT_SECONDS,
+    )
+    found = find_mosquitto()
+    if status != 0 or found is None:
+        raise InstallError(f"{manager.command} could not install Mosquitto:\n{last_words}\nType: {by_hand}")
+    say(f"Mosquitto is installed: {found}")
+    return found
+
+
+def build_minio(say: Say) -> Path:
+    """Builds MinIO into the cache unless it is there; InstallError says what is missing."""
+    return _build(MINIO, find_minio, say)
+
+
+def build_versitygw(say: Say) -> Path:
+    """Builds Versity Gateway into the cache unless it is there; InstallError says what is missing."""
+    return _build(VERSITYGW, find_versitygw, say)
+
+
+def _build(program: GoProgram, find: Callable[[], Path | None], say: Say) -> Path:
+    if found := find():
+        say(f"{program.name} is there: {found}")
+        return found
+    go = _find("go", _GO_DIRECTORIES)
+    needed = ".".join(map(str, program.needs_go))
+    remedy = f"install Go {needed} or newer (go.dev/dl), then try again"
+    if go is None:
+        raise InstallError(f"{program.name} is built from source, and Go is not here: {remedy}")
+    if (version := _go_version(go)) < OLDEST_GO:
+        raise InstallError(f"{go} is Go {version[0]}.{version[1]}, too old to build {program.name}: {remedy}")
+    cache = binary_cache()
+    cache.mkdir(parents=True, exist_ok=True)
+    status, last_words = _run_saying(
+        [str(go), "install", f"{program.package}@{program.version}"],
+        f"building {program.name} {program.version} (two minutes or so)",
+        say,
+        timeout_seconds=BUILD_TIMEOUT_SECONDS,
+        environment={"GOBIN": str(cache)},
+    )
+    built = cache / program.name
+    if status != 0 or not built.exists():
+        raise InstallError(f"Go could not build {program.name}:\n{last_words}\nShould Go be too old: {remedy}")
+    say(f"{program.name} is built: {built}")
+    return built
+
+
+def _find(name: str, directories: Sequence[str]) -> Path | None:
+    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(directories))
+    return Path(found) if found else None
+
+
+def _go_version(go: Path) -> tuple[int, int]:
+    said = subprocess.run(
+        [str(go), "version"], capture_output=True, text=True, timeout=QUESTION_TIMEOUT_SECONDS, check=False
+    )
+    match = re.search(r"\bgo(\d+)\.(\d+)", said.stdout)
+    if match is None:
+        raise InstallError(f"`{go} version` says nothing useful: {(said.stdout + said.stderr).strip()!r}")
+    return int(match[1]), int(match[2])
+
+
+def _may_sudo() -> bool:
+    sudo = shutil.which("sudo")
+    if sudo is None:
+        return False
+    asked = subprocess.run([sudo, "-n", "true"], capture_output=True, timeout=QUESTION_TIMEOUT_SECONDS, check=False)
+    return asked.returncode == 0
+
+
+def _run_saying(
+    command: Sequence[str],
+    what: str,
+    say: Say,
+    *,
+    timeout_seconds: float,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
+    """Runs quietly, says `what` and for how long once it takes a while; the exit status and last lines."""
+    started = time.monotonic()
+    said_at = started + PROGRESS_AFTER_SECONDS - PROGRESS_EVERY_SECONDS
+    with tempfile.TemporaryFile() as output:
+        running = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **(environment or {})},
+        )
+        status: int | None = None
+        timed_out = False
+        try:
+            while (status := running.poll()) is None:
+                now = time.monotonic()
+                if now - started > timeout_seconds:
+                    timed_out = True
+                    break
+                if now - said_at >= PROGRESS_EVERY_SECONDS:
+                    say(f"{what} … {now - started:.0f} s")
+                    said_at = now
+                time.sleep(POLL_SECONDS)
+        finally:
+            # Terminated rather than killed: the shell's trap still removes its guard file.
+            if status is None:
+                running.terminate()
+                status = running.wait(QUESTION_TIMEOUT_SECONDS)
+        output.seek(0)
+        lines = output.read().decode(errors="replace").splitlines()[-LAST_LOG_LINES:]
+    if timed_out:
+        lines.append(f"`{shlex.join(command[:3])}` took longer than {timeout_seconds:g} s")
+    return status, "\n".join(f"  {line}" for line in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m infra.local.install mosquitto|minio|versitygw`; the exit status."""
+    programs = {"mosquitto": ensure_mosquitto, "minio": build_minio, "versitygw": build_versitygw}
+    parser = argparse.ArgumentParser(
+        prog="python -m infra.local.install",
+        description="Finds or fetches a program that the local parts need.",
+    )
+    parser.add_argument("program", choices=programs)
+    chosen = parser.parse_args(arguments).program
+    try:
+        programs[chosen](lambda line: print(line, flush=True))
+    except InstallError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,306 @@
+"""Listens to MQTT topics; the only importer of paho in infra."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+START_TIMEOUT_SECONDS = 5.0
+KEEPALIVE_SECONDS = 30
+STOP_TIMEOUT_SECONDS = 1.0
+LOOP_SECONDS = 0.05
+FIRST_RETRY_SECONDS = 0.1
+LONGEST_RETRY_SECONDS = 5.0
+
+_PROTOCOLS = {
+    5: MQTTProtocolVersion.MQTTv5,
+    "5": MQTTProtocolVersion.MQTTv5,
+    4: MQTTProtocolVersion.MQTTv311,
+    "3.1.1": MQTTProtocolVersion.MQTTv311,
+}
+_DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
+
+
+class SubscriberError(Exception):
+    """The subscriber does not hear its topics; `reason_code` is the broker's, where it gave one."""
+
+    def __init__(self, message: str, reason_code: int | None = None) -> None:
+        super().__init__(message)
+        self.reason_code = reason_code
+
+
+class SubscriberTimeoutError(SubscriberError, TimeoutError):
+    """Fewer messages came than were waited for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as it arrived; properties are empty under MQTT 3.1.1.
+
+    `received_at` is `time.monotonic()`, `received_wall` is `time.time()`, both in seconds.
+    """
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    user_properties: tuple[tuple[str, str], ...]
+    content_type: str | None
+    received_at: float
+    received_wall: float
+
+
+class Subscriber:
+    """Hears `topics` on the broker at `url` (`mqtt://` or `mqtts://`), reconnecting by itself once started.
+
+    What arrived is taken once, by `next`, `wait_for`, `drain` or `silence`, from any thread; `messages` keeps
+    all. `protocol` is 5 or "3.1.1". With `session_expiry_seconds` above 0 the broker keeps the session under
+    `client_id` (3.1.1: for as long as it likes). paho watches the socket with select(), which fails from file
+    descriptor 1,024 on.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        topics: Sequence[str],
+        *,
+        qos: int = 2,
+        username: str | None = None,
+        password: str | None = None,
+        ca_file: Path | str | None = None,
+        cert_file: Path | str | None = None,
+        key_file: Path | str | None = None,
+        client_id: str = "",
+        protocol: int | str = 5,
+        session_expiry_seconds: int = 0,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+            raise ValueError(f"{url!r} is no broker: write mqtt://host[:1883] or mqtts://host[:8883]")
+        if protocol not in _PROTOCOLS:
+            raise ValueError(f'protocol {protocol!r} is not known: 5 or "3.1.1"')
+        if isinstance(topics, str) or not topics:
+            raise ValueError("topics must be a list of at least one topic filter")
+        if session_expiry_seconds and not client_id:
+            raise ValueError("a session that outlives its connection needs a client_id")
+        port = parts.port or _DEFAULT_PORTS[parts.scheme]
+        self._where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        self._topics = tuple(topics)
+        self._qos = qos
+        self._news = threading.Condition()
+        self._unread: deque[Message] = deque()
+        self._all: list[Message] = []
+        self._subscribed = False
+        self._error: SubscriberError | None = None
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._client = self._make_client(_PROTOCOLS[protocol], client_id, session_expiry_seconds)
+        self._aim = partial(_aim, self._client, parts.hostname, port, session_expiry_seconds)
+        if username is not None:
+            self._client.username_pw_set(username, password)
+        if parts.scheme == "mqtts":
+            context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+            if cert_file is not None:
+                context.load_cert_chain(str(cert_file), None if key_file is None else str(key_file))
+            context.sslsocket_class = _TidySocket
+            self._client.tls_set_context(context)
+
+    @property
+    def messages(self) -> list[Message]:
+        """All messages so far, taken or not, oldest first."""
+        with self._news:
+            return list(self._all)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has confirmed the subscriptions of the present connection."""
+        return self._subscribed
+
+    @property
+    def last_error(self) -> SubscriberError | None:
+        """Why it was last unable to listen, None while it listens."""
+        return self._error
+
+    def start(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> Self:
+        """Returns once the broker has confirmed every subscription; SubscriberError says why it did not."""
+        if self._thread is not None:
+            return self
+        self._client.connect_timeout = timeout_seconds
+        self._aim()
+        # A daemon: a connection attempt that hangs must not hold up the end of the process.
+        self._thread = threading.Thread(target=self._run, name="subscriber", daemon=True)
+        self._thread.start()
+        with self._news:
+            self._news.wait_for(lambda: self._subscribed or self._error is not None, timeout_seconds)
+            error = self._error
+            if self._subscribed:
+                return self
+        self.stop()
+        raise error or SubscriberError(f"{self._where} confirmed no subscription within {timeout_seconds:g} s")
+
+    def stop(self) -> None:
+        """Disconnects and stops listening. Idempotent; what has arrived can still be taken."""
+        self._stopping.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(STOP_TIMEOUT_SECONDS)
+
+    def next(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> Message:
+        """The oldest message not taken yet; SubscriberTimeoutError when none comes in time."""
+        return self.wait_for(1, timeout_seconds)[0]
+
+    def wait_for(self, count: int, timeout_seconds: float = START_TIMEOUT_SECONDS) -> list[Message]:
+        """Takes the next `count` messages; SubscriberTimeoutError, taking none, when fewer come in time."""
+        with self._news:
+            if not self._news.wait_for(lambda: len(self._unread) >= count, timeout_seconds):
+                came = f"{self._where} brought {len(self._unread)} of {count} messages in {timeout_seconds:g} s"
+                raise SubscriberTimeoutError(f"{came}; not listening: {self._error}" if self._error else came)
+            return [self._unread.popleft() for _ in range(count)]
+
+    def drain(self) -> list[Message]:
+        """Takes whatever has arrived and was not taken, without waiting."""
+        with self._news:
+            taken = list(self._unread)
+            self._unread.clear()
+            return taken
+
+    def silence(self, seconds: float) -> list[Message]:
+        """Waits that long and takes what was there or came; an empty list is silence."""
+        time.sleep(seconds)
+        return self.drain()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _make_client(self, protocol: MQTTProtocolVersion, client_id: str, session_expiry_seconds: int) -> paho.Client:
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            protocol=protocol,
+            # MQTT 5 has Clean Start instead, and paho refuses the old name there.
+            clean_session=None if protocol is MQTTProtocolVersion.MQTTv5 else not session_expiry_seconds,
+        )
+        client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
+        client.suppress_exceptions = True
+        return client
+
+    # From here on all runs in the one thread that touches paho. Its own, loop_start(), cannot be ended in a
+    # bounded time (its connect blocks), and forgets why a connection failed.
+
+    def _run(self) -> None:
+        retry_seconds = FIRST_RETRY_SECONDS
+        while not self._stopping.is_set():
+            try:
+                self._client.reconnect()
+            except (OSError, ValueError) as error:  # ValueError: a host name that cannot be encoded
+                self._fail(f"{self._where} is unreachable: {error}")
+            else:
+                while self._client.loop(LOOP_SECONDS) is MQTTErrorCode.MQTT_ERR_SUCCESS:
+                    if self._subscribed:
+                        retry_seconds = FIRST_RETRY_SECONDS
+                    if self._stopping.is_set():
+                        break
+                else:
+                    self._lost()
+            self._stopping.wait(retry_seconds)
+            retry_seconds = min(2 * retry_seconds, LONGEST_RETRY_SECONDS)
+        self._client.disconnect()
+        self._subscribed = False
+
+    def _lost(self) -> None:
+        with self._news:
+            # A refusal closes the connection too: keep its reason.
+            if self._subscribed or self._error is None:
+                self._subscribed = False
+                self._error = SubscriberError(f"{self._where} closed the connection")
+            self._news.notify_all()
+
+    def _fail(self, message: str, reason_code: int | None = None) -> None:
+        with self._news:
+            self._subscribed = False
+            self._error = SubscriberError(message, reason_code)
+            self._news.notify_all()
+
+    def _on_connect(
+        self, client: paho.Client, _data: object, _flags: object, reason: ReasonCode, _properties: object
+    ) -> None:
+        if reason.is_failure:
+            self._fail(f"{self._where} refused the connection: {reason} (0x{reason.value:02x})", reason.value)
+            return
+        client.subscribe([(topic, self._qos) for topic in self._topics])
+
+    def _on_subscribe(
+        self, client: paho.Client, _data: object, _mid: int, reasons: list[ReasonCode], _properties: object
+    ) -> None:
+        for topic, reason in zip(self._topics, reasons, strict=False):
+            if reason.is_failure:
+                self._fail(
+                    f"{self._where} refused the subscription to {topic}: {reason} (0x{reason.value:02x})",
+                    reason.value,
+                )
+                client.disconnect()
+                return
+        with self._news:
+            self._subscribed = True
+            self._error = None
+            self._news.notify_all()
+
+    def _on_message(self, _client: paho.Client, _data: object, arrived: paho.MQTTMessage) -> None:
+        received_at, received_wall = time.monotonic(), time.time()
+        properties: Any = arrived.properties  # paho gives it its attributes at run time
+        message = Message(
+            topic=arrived.topic,
+            payload=bytes(arrived.payload),
+            qos=arrived.qos,
+            retain=arrived.retain,
+            user_properties=tuple(getattr(properties, "UserProperty", ())),
+            content_type=getattr(properties, "ContentType", None),
+            received_at=received_at,
+            received_wall=received_wall,
+        )
+        with self._news:
+            self._all.append(message)
+            self._unread.append(message)
+            self._news.notify_all()
+
+
+class _TidySocket(ssl.SSLSocket):
+    """Closes itself after a failed handshake, which paho forgets to do (2.2)."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the standard library's signature
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
+def _aim(client: paho.Client, host: str, port: int, session_expiry_seconds: int) -> None:
+    """Tells paho where to connect and for how long the session is to be kept; opens nothing."""
+    if client.protocol is not MQTTProtocolVersion.MQTTv5:
+        client.connect_async(host, port, KEEPALIVE_SECONDS)
+        return
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho left it untyped
+    properties.SessionExpiryInterval = session_expiry_seconds
+    client.connect_async(host, port, KEEPALIVE_SECONDS, clean_start=not session_expiry_seconds, properties=properties)

@@ -1,0 +1,80 @@
+"""The real parts that tests ask for by name. A missing one fails the run in CI, and is named at its end elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from infra.local.install import find_minio, find_mosquitto, find_versitygw
+from infra.local.mosquitto import Mosquitto
+from infra.local.stores import Minio, MotoServer, VersityGateway
+
+_missing: dict[str, str] = {}
+
+
+def missing(part: str, remedy: str) -> NoReturn:
+    """Fail where nothing may be missing (CI), otherwise skip, and say so once at the end of the run."""
+    _missing[part] = remedy
+    if os.environ.get("CI"):
+        pytest.fail(f"{part} is missing: {remedy}")
+    pytest.skip(f"{part} is missing: {remedy}")  # a developer's machine only, and loudly: see the summary below
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name in one line what could not be run."""
+    if _missing:
+        parts = "; ".join(f"{part} ({remedy})" for part, remedy in sorted(_missing.items()))
+        terminalreporter.write_line(f"NOT TESTED, because it is not here: {parts}", red=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def mosquitto_binary() -> Path:
+    """The real Mosquitto, or no test of it."""
+    return find_mosquitto() or missing("mosquitto", "install the package `mosquitto`, or `make run` once")
+
+
+@pytest.fixture(scope="session")
+def minio_binary() -> Path:
+    """The real MinIO, or no test of it."""
+    return find_minio() or missing("minio", "`make minio`")
+
+
+@pytest.fixture(scope="session")
+def versitygw_binary() -> Path:
+    """The real Versity Gateway, or no test of it."""
+    return find_versitygw() or missing("versitygw", "`make versitygw`")
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path, mosquitto_binary: Path) -> Iterator[Mosquitto]:
+    """A Mosquitto of this test alone, without passwords."""
+    del mosquitto_binary
+    with Mosquitto(tmp_path / "mosquitto") as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def minio(tmp_path_factory: pytest.TempPathFactory, minio_binary: Path) -> Iterator[Minio]:
+    """A MinIO that the tests of one module share, without targets."""
+    del minio_binary
+    with Minio(tmp_path_factory.mktemp("minio")) as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
+    """A moto server (S3 and SQS in memory) that the tests of one module share."""
+    with MotoServer(tmp_path_factory.mktemp("moto")) as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def versitygw(tmp_path_factory: pytest.TempPathFactory, versitygw_binary: Path) -> Iterator[VersityGateway]:
+    """A Versity Gateway that the tests of one module share, without a webhook."""
+    del versitygw_binary
+    with VersityGateway(tmp_path_factory.mktemp("versitygw")) as store:
+        yield store
