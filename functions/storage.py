@@ -139,7 +139,7 @@ def storage_errors() -> Iterator[None]:
         exceptions.ProfileNotFound,
     ) as error:
         raise StorageError(NO_CREDENTIALS, str(error)) from None
-    except exceptions.HTTPClientError as error:
+    except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:
         raise StorageError(UNREACHABLE, str(error)) from None
     except (exceptions.BotoCoreError, ValueError) as error:
         # ValueError: botocore's word for an endpoint that is no URL.

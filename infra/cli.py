@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
+import socket
 import sys
 import time
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from pydantic import SecretStr
-from rich.console import Console
-from rich.table import Table
 
 from functions.settings import Loaded, Settings, SettingsError, load
+from infra.connect.command import EPILOG as CONNECT_EPILOG
+from infra.connect.command import connect
+
+if TYPE_CHECKING:
+    from functions.settings import Broker
+    from infra.subscriber import Message, Subscriber
 
 ENV_FILE = Path(".env")
+
+LISTEN_POLL_SECONDS = 0.5
+MASK = "********"
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Put a file in the bucket; every device that needs it knows within milliseconds. "
-    "Every setting is an environment variable (also read from `.env` and from files in `SECRETS_DIR`): "
-    "`bucketbell config` shows them.",
+    help="Put a file in the bucket; every device that needs it knows within milliseconds.\n\n"
+    "Every setting is an environment variable, also read from `.env` in the working directory and from files in the "
+    "directory `SECRETS_DIR`; the first that has it wins. `bucketbell config` shows them all.",
+    epilog="Exit code 0: done. 1: it could not be done; standard error says why. 2: wrong options.",
 )
 
 
@@ -38,13 +49,34 @@ def load_or_exit() -> Loaded:
 
 
 def _refuse(error: SettingsError) -> NoReturn:
-    console = Console(stderr=True)
     for variable, problem in error.problems:
-        console.print(f"[bold red]{variable}[/] {problem}", highlight=False)
+        typer.secho(variable, fg="red", bold=True, nl=False, err=True)
+        print(f": {problem}", file=sys.stderr)
     raise typer.Exit(1)
 
 
-@app.command()
+def _fail(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - Typer calls it with the option's value
+    if wanted:
+        print(f"bucketbell {version('bucketbell')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Take the options that stand before a command; the help is the application's."""
+
+
+@app.command(epilog="Example: `MQTT_URL=mqtt://broker.local BUCKET=firmware bucketbell host`")
 def host(
     host: Annotated[
         str, typer.Option(help="Address to listen on; anything but loopback needs WEBHOOK_TOKENS.")
@@ -53,104 +85,171 @@ def host(
 ) -> None:
     """Run the self-hosted process: the doors for the store's events, and the MQTT connection.
 
-    `POST /events` (sure: answers when the broker has confirmed) · `POST /events/fast` (202 at once) ·
-    `GET /healthz` · `GET /readyz` · `GET /metrics`. With `SQS_QUEUE_URL` it polls that queue too.
-    SIGTERM finishes what is in flight and exits 0.
+    `POST /events` answers when the broker has confirmed (the sure door), `POST /events/fast` answers 202 at once.
+    `GET /healthz`: alive. `GET /readyz`: could publish now. `GET /metrics`: for Prometheus.
+
+    With `SQS_QUEUE_URL` it polls that queue too. Without `MQTT_URL` it takes events and publishes nothing.
+    SIGTERM or Ctrl-C finishes what is in flight and exits 0 within 3 seconds.
     """
     loaded = load_or_exit()
+    _check_free(host, port)
     from infra.host.server import serve  # noqa: PLC0415 - uvicorn is only for this command
 
     try:
         serve(loaded.settings, host, port)
     except SettingsError as error:
         _refuse(error)
+    except SystemExit as stopped:  # uvicorn's own code for a failed start, which it has logged
+        raise typer.Exit(1 if stopped.code else 0) from None
 
 
-@app.command()
+def _check_free(host: str, port: int) -> None:
+    """Say in plain words that the address cannot be had, before anything is connected."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as error:
+        _fail(f"cannot listen on {host} port {port}: {error.strerror}. Choose others with --host and --port.")
+
+
+app.command(epilog=CONNECT_EPILOG)(connect)
+
+
+@app.command(
+    epilog="Example, as a check in a script: `bucketbell listen --json --count 1 --seconds 30`\n\n"
+    "Standard output holds nothing but messages."
+)
 def listen(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each message, for scripts.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="One JSON object a line: topic, payload, qos, retain, properties, received_at."),
+    ] = False,
     count: Annotated[int | None, typer.Option(help="Stop after this many messages.", min=1)] = None,
     seconds: Annotated[
         float | None, typer.Option(help="Stop after this long; exit 1 when --count was not reached.", min=0)
     ] = None,
 ) -> None:
-    """Subscribe to the update topics and print each notification as a device hears it, until Ctrl-C."""
+    """Subscribe to the update topics and print each notification as a device hears it, until Ctrl-C.
+
+    It uses the same `MQTT_…` settings as the host, and reconnects when the broker goes away.
+    """
     settings = load_or_exit().settings
     broker = settings.broker
     if broker is None:
         _refuse(SettingsError((("MQTT_URL", "must be set to listen, e.g. mqtt://broker.local"),)))
     from functions.routes import Routes  # noqa: PLC0415 - as below
-    from infra.subscriber import Subscriber, SubscriberError  # noqa: PLC0415 - paho is only for this command
+    from infra.subscriber import SubscriberError  # noqa: PLC0415 - paho is only for this command
 
     topics = Routes.of(settings).topics
-    until = None if seconds is None else time.monotonic() + seconds
-    heard = 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` and supervisors end it as Ctrl-C does
     try:
-        with Subscriber(
+        with _subscriber(broker, topics) as subscriber:
+            print(f"listening on {broker.url}: {', '.join(topics)}", file=sys.stderr, flush=True)
+            heard = _print_messages(subscriber, count, seconds, _as_json if as_json else _as_text)
+    except SubscriberError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit from None
+    if count is not None and heard < count:
+        _fail(f"heard {heard} of {count} messages in {seconds:g} s")
+
+
+def _subscriber(broker: Broker, topics: tuple[str, ...]) -> Subscriber:
+    from infra.subscriber import Subscriber  # noqa: PLC0415 - as above
+
+    try:
+        return Subscriber(
             broker.url,
             topics,
             username=broker.username,
             password=broker.password.get_secret_value() if broker.password else None,
             ca_file=broker.ca_file,
+            cert_file=broker.cert_file,
+            key_file=broker.key_file,
             protocol=broker.protocol,
-        ) as subscriber:
-            print(f"listening on {broker.url}: {', '.join(topics)}", file=sys.stderr)
-            while (count is None or heard < count) and (until is None or time.monotonic() < until):
-                try:
-                    message = subscriber.next(0.5 if until is None else max(0.0, min(0.5, until - time.monotonic())))
-                except TimeoutError:
-                    continue
-                heard += 1
-                payload = message.payload.decode(errors="replace")
-                if as_json:
-                    document = {
-                        "topic": message.topic,
-                        "payload": payload,
-                        "qos": message.qos,
-                        "retain": message.retain,
-                    }
-                    document |= {
-                        "properties": dict(message.user_properties),
-                        "received_at": message.received_wall,
-                    }
-                    print(json.dumps(document), flush=True)
-                else:
-                    moment = time.strftime("%H:%M:%S", time.localtime(message.received_wall))
-                    print(f"{moment}  {message.topic}  {payload}", flush=True)
-    except SubscriberError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
-    if count is not None and heard < count:
-        raise typer.Exit(1)
+        )
+    except OSError as error:  # OpenSSL's errors are some
+        _fail(f"one of MQTT_CA_FILE, MQTT_CERT_FILE and MQTT_KEY_FILE is not what it should be: {error}")
 
 
-@app.command()
+def _print_messages(
+    subscriber: Subscriber, count: int | None, seconds: float | None, shape: Callable[[Message], str]
+) -> int:
+    """Print up to `count` messages for up to `seconds`, and say when the broker is lost; return how many came."""
+    until = None if seconds is None else time.monotonic() + seconds
+    heard = 0
+    told = None
+    while count is None or heard < count:
+        left = LISTEN_POLL_SECONDS if until is None else min(LISTEN_POLL_SECONDS, until - time.monotonic())
+        if left <= 0:
+            break
+        try:
+            message = subscriber.next(left)
+        except TimeoutError:
+            lost = None if subscriber.last_error is None else str(subscriber.last_error)
+            if lost != told:
+                print(f"{lost}; trying on" if lost else "listening again", file=sys.stderr, flush=True)
+            told = lost
+        else:
+            heard += 1
+            print(shape(message), flush=True)
+    return heard
+
+
+def _as_json(message: Message) -> str:
+    return json.dumps(
+        {
+            "topic": message.topic,
+            "payload": message.payload.decode(errors="replace"),
+            "qos": message.qos,
+            "retain": message.retain,
+            "properties": dict(message.user_properties),
+            "received_at": message.received_wall,
+        }
+    )
+
+
+def _as_text(message: Message) -> str:
+    moment = time.strftime("%H:%M:%S", time.localtime(message.received_wall))
+    # Anybody may have published it: no control character reaches the terminal.
+    payload = "".join(
+        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in message.payload.decode(errors="replace")
+    )
+    return f"{moment}  {message.topic}  {payload}"
+
+
+@app.command(epilog="Example: `bucketbell config --json`")
 def config(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object: for each variable its value and origin.")
+    ] = False,
 ) -> None:
-    """Show the effective settings and where each came from; secrets are masked. Exit 1 where one is wrong."""
+    """Show the effective settings and where each came from; secrets are masked.
+
+    Where some are wrong it names each of them, with what would be right, and exits 1. Connects to nothing.
+    """
     loaded = load_or_exit()
     rows = {
         name.upper(): (shown(getattr(loaded.settings, name)), loaded.origins.get(name, "default"))
         for name in Settings.model_fields
     }
     if as_json:
-        print(
-            json.dumps({name: {"value": value, "origin": origin} for name, (value, origin) in rows.items()}, indent=2)
-        )
+        document = {name: {"value": value, "origin": origin} for name, (value, origin) in rows.items()}
+        print(json.dumps(document, indent=2))
         return
-    table = Table("variable", "value", "from", box=None, header_style="bold")
+    # The value comes last: it may be long, and nothing is cut off.
+    name_width, origin_width = (max(map(len, column)) for column in (rows, (origin for _, origin in rows.values())))
     for name, (value, origin) in rows.items():
-        table.add_row(name, "-" if value is None else str(value), origin, style="dim" if origin == "default" else "")
-    Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "120"))).print(table)
+        line = f"{name:<{name_width}}  {origin:<{origin_width}}  {'-' if value is None else value}"
+        typer.secho(line, dim=origin == "default")
 
 
 def shown(value: object) -> object:
-    """Return a setting as it may be shown: a secret as stars, whatever its length."""
+    """Return a setting as it may be shown: a secret as stars, whatever its length; None for what is unset."""
     if isinstance(value, SecretStr):
-        return "********"
+        return MASK
     if isinstance(value, tuple):
-        return ", ".join("********" if isinstance(item, SecretStr) else str(item) for item in value) or None
+        return ", ".join(str(shown(item)) for item in value) or None
     return value if value is None or isinstance(value, (int, float)) else str(value)

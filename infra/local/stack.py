@@ -250,8 +250,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.local.stack", description=__doc__)
     parser.add_argument("mode", choices=("run", "demo"), help="`run` stays up until Ctrl-C; `demo` ends by itself")
     mode = parser.parse_args(arguments).mode
-    # SIGTERM ends it in the same orderly way as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGTERM ends it in the same orderly way as Ctrl-C, which a shell's background job would ignore.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     begun_at = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bucketbell-") as directory:
         stack = None

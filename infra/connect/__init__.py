@@ -1,0 +1,1 @@
+"""`bucketbell connect`: sets a bucket up so that its uploads reach the host."""

@@ -1,0 +1,62 @@
+"""Says what went wrong while setting a bucket up, and what a person can do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+
+from functions.storage import NO_CREDENTIALS, UNREACHABLE, StorageError
+from infra.connect.queues import NO_SUCH_QUEUE
+
+_WRONG_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId"})
+
+
+class ConnectError(Exception):
+    """The bucket could not be set up: `code` for scripts, the message, and `advice`: what to do next."""
+
+    def __init__(self, code: str, message: str, advice: str) -> None:
+        """Keep the parts as data."""
+        self.code = code
+        self.message = message
+        self.advice = advice
+        super().__init__(f"{message} {advice}")
+
+
+def unsupported() -> ConnectError:
+    """The store is neither MinIO nor has SQS."""
+    return ConnectError(
+        "UnsupportedStore",
+        "This store is not MinIO and does not answer as SQS does: connect cannot set up its notifications.",
+        "Set them up by hand, with the store's own means:",
+    )
+
+
+@contextmanager
+def explained(actions: str, name: str) -> Iterator[None]:
+    """Turns a StorageError, met while using `actions` on the bucket or queue `name`, into a ConnectError."""
+    try:
+        yield
+    except StorageError as error:
+        raise explain(error, actions, name) from None
+
+
+def explain(error: StorageError, actions: str, name: str) -> ConnectError:
+    """What a person can do about `error`, met while using `actions` on the bucket or queue `name`."""
+    if error.code == "NotImplemented":
+        return unsupported()
+    message, advice = error.message, "Correct that, then run this again."
+    if error.code == UNREACHABLE:
+        advice = "Is the store running, and is --endpoint-url right? Then run this again."
+    elif error.code == NO_CREDENTIALS:
+        advice = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+    elif error.code in _WRONG_CREDENTIALS:
+        advice = "Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+    elif error.status == HTTPStatus.FORBIDDEN:
+        message = f"These credentials may not use {actions} on {name}: {error.message}"
+        advice = "Allow that, or use others (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)."
+    elif error.code in NO_SUCH_QUEUE:
+        message, advice = f"There is no queue {name}.", "Correct --queue-url."
+    elif error.status is not None:
+        message = f"The store refused ({error.code}): {error.message}"
+    return ConnectError(error.code, message, advice)

@@ -1,0 +1,467 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from infra.connect.command import EPILOG, connect
+from infra.local.install import find_minio, find_versitygw
+from infra.local.stores import Minio, MotoServer, Store, VersityGateway
+
+DELIVERY_DEADLINE_SECONDS = 15.0
+TOKEN = "a-token-of-the-tests-0123456789"
+EVENTS = {f"s3:ObjectCreated:{how}" for how in ("Put", "Post", "Copy", "CompleteMultipartUpload")}
+FOREIGN_TARGET = {
+    "MINIO_NOTIFY_WEBHOOK_ENABLE_OTHER": "on",
+    "MINIO_NOTIFY_WEBHOOK_ENDPOINT_OTHER": "http://127.0.0.1:9/other",
+}
+OUR_IDS = [f"bucketbell-{door}-{what}" for door in ("fast", "sure") for what in ("configs", "assets")]
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command(epilog=EPILOG)(connect)
+
+Run = Callable[..., Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What a door received."""
+
+    path: str
+    authorization: str | None
+    document: dict[str, Any]
+
+
+@pytest.fixture
+def doors() -> Iterator[tuple[str, Queue[Post]]]:
+    """A web server with the two doors: its URL and what came in."""
+    posts: Queue[Post] = Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            posts.put(Post(self.path, self.headers["Authorization"], json.loads(body or b"{}")))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", posts
+    server.shutdown()
+    server.server_close()
+    thread.join(5)
+
+
+@pytest.fixture
+def minio(tmp_path: Path) -> Iterator[Minio]:
+    """A real MinIO that knows one webhook target, somebody else's."""
+    _need(find_minio() is not None, "MinIO", "make minio")
+    with Minio(tmp_path / "minio", environment=FOREIGN_TARGET) as store:
+        yield store
+
+
+@pytest.fixture
+def moto(tmp_path: Path) -> Iterator[MotoServer]:
+    """Moto's S3 and SQS."""
+    with MotoServer(tmp_path / "moto") as store:
+        yield store
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command on a store, away from any `.env`, with an environment of its own."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "BUCKET", "WEBHOOK_", "CONFIGS_", "ASSETS_")):
+            monkeypatch.delenv(name)
+
+    def run(store: Store, *arguments: str, expect: int = 0, **variables: str) -> Result:
+        credentials = {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key}
+        environment = {**credentials, "WEBHOOK_TOKENS": f"{TOKEN},{TOKEN}-old", **variables}
+        options = ["--endpoint-url", store.endpoint_url, "--bucket", "firmware", *arguments]
+        result = CliRunner().invoke(app, options, env=environment)
+        assert result.exit_code == expect, result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return run
+
+
+def _need(present: bool, name: str, remedy: str) -> None:  # noqa: FBT001 - a helper of three lines
+    if not present and os.environ.get("CI"):
+        pytest.fail(f"{name} is missing: {remedy}")
+    if not present:
+        pytest.skip(f"{name} IS MISSING, so this was not tested: {remedy}")
+
+
+def rules(store: Store) -> dict[str, Any]:
+    """The bucket's rules as boto3 parses them."""
+    answer: dict[str, Any] = store.client().get_bucket_notification_configuration(Bucket="firmware")
+    del answer["ResponseMetadata"]
+    return answer
+
+
+def lines_of(result: Result) -> dict[str, str]:
+    """The environment lines in the command's own words, as a shell reads them."""
+    pairs = re.findall(r"^([A-Z_0-9]+)=(.*)$", result.output, re.MULTILINE)
+    return {name: "".join(shlex.split(value)) for name, value in pairs}
+
+
+def test_minio_is_set_up_by_connects_own_words(
+    minio: Minio, run: Run, doors: tuple[str, Queue[Post]], tmp_path: Path
+) -> None:
+    """Refused and explained; then, with the printed lines, an upload reaches both doors with the token."""
+    url, posts = doors
+    options = ["--create", "--host-url", url, "--queue-dir", str(tmp_path / "event queue"), "--show-token"]
+
+    refused = run(minio, *options, expect=1)
+    assert "MinIO does not know the targets BUCKETBELLFAST, BUCKETBELLSURE" in refused.stderr
+    assert "restart MinIO with them, then run this again" in refused.stderr
+    assert rules(minio) == {}
+
+    lines = lines_of(refused)
+    assert lines["GOMAXPROCS"] == "64"
+    minio.environment = {**FOREIGN_TARGET, **lines}
+    minio.restart()
+    accepted = run(minio, *options)
+    assert lines_of(accepted) == lines
+    ours = rules(minio)["QueueConfigurations"]
+    assert [rule["Id"] for rule in ours] == OUR_IDS
+    assert all(set(rule["Events"]) == EVENTS for rule in ours)
+
+    s3 = minio.client()
+    s3.put_object(Bucket="firmware", Key="elsewhere/x", Body=b"x")
+    s3.put_object(Bucket="firmware", Key="configs/aa-bb-cc-dd-ee-ff.json", Body=b"{}")
+    s3.put_object_tagging(
+        Bucket="firmware",
+        Key="configs/aa-bb-cc-dd-ee-ff.json",
+        Tagging={"TagSet": [{"Key": "tag", "Value": "v"}]},
+    )
+    s3.put_object(Bucket="firmware", Key="assets/app.bin", Body=b"x")
+    came = collect(posts, 4)
+    assert sorted((post.path, post.document["Key"]) for post in came) == [
+        ("/events", "firmware/assets/app.bin"),
+        ("/events", "firmware/configs/aa-bb-cc-dd-ee-ff.json"),
+        ("/events/fast", "firmware/assets/app.bin"),
+        ("/events/fast", "firmware/configs/aa-bb-cc-dd-ee-ff.json"),
+    ]
+    assert {post.authorization for post in came} == {f"Bearer {TOKEN}"}
+    assert {post.document["EventName"] for post in came} == {"s3:ObjectCreated:Put"}
+    assert (tmp_path / "event queue").is_dir()
+
+
+def collect(posts: Queue[Post], count: int) -> list[Post]:
+    """The next `count` posts that carry events."""
+    came: list[Post] = []
+    deadline = time.monotonic() + DELIVERY_DEADLINE_SECONDS
+    while len(came) < count:
+        try:
+            post = posts.get(timeout=max(0.01, deadline - time.monotonic()))
+        except Empty:
+            pytest.fail(f"only {came} came within {DELIVERY_DEADLINE_SECONDS:g} s")
+        if post.document:
+            came.append(post)
+    return came
+
+
+def test_minio_keeps_foreign_rules_and_a_second_run_changes_nothing(minio: Minio, run: Run) -> None:
+    """Others' rules stay through connecting, connecting again, the strict mode, and removing."""
+    minio.environment = {
+        **FOREIGN_TARGET,
+        **lines_of(run(minio, "--create", "--dry-run", "--queue-dir", str(minio.directory / "q"), "--show-token")),
+    }
+    minio.restart()
+    s3 = minio.client()
+    s3.create_bucket(Bucket="firmware")
+    foreign = [
+        {"Id": "theirs", "QueueArn": "arn:minio:sqs::OTHER:webhook", "Events": ["s3:ObjectCreated:*"]},
+        {
+            "QueueArn": "arn:minio:sqs::OTHER:webhook",
+            "Events": ["s3:ObjectRemoved:*", "s3:ObjectCreated:Put"],
+            "Filter": {
+                "Key": {"FilterRules": [{"Name": "prefix", "Value": "configs/"}, {"Name": "suffix", "Value": "é"}]}
+            },
+        },
+    ]
+    s3.put_bucket_notification_configuration(
+        Bucket="firmware", NotificationConfiguration={"QueueConfigurations": foreign}
+    )
+    before = rules(minio)
+
+    shown = run(minio, "--dry-run")
+    assert "+ bucketbell-fast-configs" in shown.stdout
+    assert "Nothing was changed" in shown.stdout
+    assert rules(minio) == before
+
+    run(minio)
+    connected = rules(minio)
+    assert connected["QueueConfigurations"][:2] == before["QueueConfigurations"]
+    assert [rule["Id"] for rule in connected["QueueConfigurations"][2:]] == OUR_IDS
+    again = run(minio)
+    assert "Nothing to change" in again.stdout
+    assert rules(minio) == connected
+
+    strict = run(minio, "--sure-only")
+    assert "MINIO_API_SYNC_EVENTS=on" in strict.stdout
+    assert [rule["Id"] for rule in rules(minio)["QueueConfigurations"]] == ["theirs", "", *OUR_IDS[2:]]
+
+    document = json.loads(run(minio, "--remove", "--json").stdout)
+    assert document["changed"] is True
+    assert len(document["rules"]["removed"]) == 2
+    assert rules(minio) == before
+    assert "Nothing to change" in run(minio, "--remove").stdout
+
+
+def test_a_dry_run_creates_no_bucket(minio: Minio, run: Run) -> None:
+    """A dry run with `--create` makes no bucket; removing from an absent bucket is a problem, from a bare one not."""
+    run(minio, "--create", "--dry-run")
+    assert minio.client().list_buckets()["Buckets"] == []
+    run(minio, "--remove", expect=1)
+    minio.client().create_bucket(Bucket="firmware")
+    assert "Nothing to change" in run(minio, "--remove").stdout
+
+
+def test_the_token_is_shown_only_when_asked_for(minio: Minio, run: Run) -> None:
+    """Neither words nor JSON hold the token without `--show-token`, nor any token line where there is none."""
+    said = run(minio, "--create", "--dry-run")
+    assert TOKEN not in said.output
+    assert "MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN_BUCKETBELLSURE=<the first of WEBHOOK_TOKENS>" in said.stdout
+    result = run(minio, "--create", "--dry-run", "--json")
+    assert TOKEN not in result.output
+    document = json.loads(result.stdout)
+    assert document["minio_environment"]["MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN_BUCKETBELLFAST"] is None
+    assert document["changed"] is False
+    assert "AUTH_TOKEN" not in run(minio, "--create", "--dry-run", WEBHOOK_TOKENS="").output
+
+
+def test_a_bucket_that_is_not_there_is_named(minio: Minio, run: Run) -> None:
+    """Without `--create` an absent bucket is a problem that names the option."""
+    assert "--create" in run(minio, expect=1).stderr
+    document = json.loads(run(minio, "--json", expect=1).stdout)
+    assert document["error"]["code"] == "NoSuchBucket"
+
+
+def test_wrong_credentials_are_named(minio: Minio, run: Run) -> None:
+    """A wrong secret says which variables to correct."""
+    assert "AWS_SECRET_ACCESS_KEY" in run(minio, expect=1, AWS_SECRET_ACCESS_KEY="wrong-secret").stderr
+
+
+@pytest.mark.parametrize("kind", ["closed", "silent"])
+def test_a_store_that_does_not_answer_is_given_up(kind: str, run: Run, tmp_path: Path) -> None:
+    """A closed or silent port is reported within six seconds, with what to look at."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        store = MotoServer(tmp_path / "none", port=listener.getsockname()[1])
+        if kind == "closed":
+            listener.close()
+        began = time.monotonic()
+        result = run(store, "--bucket", "firmware", expect=1)
+        assert time.monotonic() - began < 6
+    assert "--endpoint-url" in result.stderr
+
+
+def test_sqs_is_set_up_and_an_upload_arrives_in_the_queue(moto: MotoServer, run: Run) -> None:
+    """Bucket, queue and dead-letter queue are created, the policy is the bucket's, an upload arrives, twice is idle."""
+    result = run(moto, "--create")
+    url = lines_of(result)["SQS_QUEUE_URL"]
+    sqs, s3 = moto.client("sqs"), moto.client()
+    attributes = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+    assert attributes["ReceiveMessageWaitTimeSeconds"] == "20"
+    assert json.loads(attributes["RedrivePolicy"])["deadLetterTargetArn"].endswith(":bucketbell-firmware-dlq")
+    (statement,) = json.loads(attributes["Policy"])["Statement"]
+    assert statement["Condition"]["ArnEquals"] == {"aws:SourceArn": "arn:aws:s3:::firmware"}
+    connected = rules(moto)
+    assert [(rule["Id"], set(rule["Events"])) for rule in connected["QueueConfigurations"]] == [
+        ("bucketbell-queue-configs", EVENTS),
+        ("bucketbell-queue-assets", EVENTS),
+    ]
+
+    s3.put_object(Bucket="firmware", Key="elsewhere/x", Body=b"x")
+    s3.put_object(Bucket="firmware", Key="assets/app.bin", Body=b"x")
+    keys: list[str] = []
+    deadline = time.monotonic() + DELIVERY_DEADLINE_SECONDS
+    while not keys and time.monotonic() < deadline:
+        for message in sqs.receive_message(QueueUrl=url, WaitTimeSeconds=1).get("Messages", []):
+            keys += [record["s3"]["object"]["key"] for record in json.loads(message["Body"]).get("Records", [])]
+    assert [key.replace("%2F", "/") for key in keys] == ["assets/app.bin"]
+
+    again = run(moto, "--create")
+    assert "Nothing to change" in again.stdout
+    assert lines_of(again)["SQS_QUEUE_URL"] == url
+    assert rules(moto) == connected
+
+
+def test_sqs_keeps_foreign_rules_and_policies(moto: MotoServer, run: Run) -> None:
+    """A topic, another queue's rule and others' policy statements stay, also after removing."""
+    s3, sqs = moto.client(), moto.client("sqs")
+    s3.create_bucket(Bucket="firmware")
+    url = sqs.create_queue(QueueName="shared")["QueueUrl"]
+    theirs = {"Sid": "Theirs", "Effect": "Allow", "Principal": "*", "Action": "sqs:ReceiveMessage", "Resource": "*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [theirs]})
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": policy})
+    arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    topic = {"Id": "t", "TopicArn": "arn:aws:sns:us-east-1:123456789012:t", "Events": ["s3:ObjectRemoved:*"]}
+    uploads = {"Key": {"FilterRules": [{"Name": "prefix", "Value": "uploads/"}]}}
+    queue = {"Id": "q", "QueueArn": arn, "Events": ["s3:ObjectCreated:*"], "Filter": uploads}
+    s3.put_bucket_notification_configuration(
+        Bucket="firmware",
+        NotificationConfiguration={
+            "EventBridgeConfiguration": {},
+            "TopicConfigurations": [topic],
+            "QueueConfigurations": [queue],
+        },
+    )
+    before = rules(moto)
+    assert set(before) == {"TopicConfigurations", "QueueConfigurations"}
+
+    said = run(moto, "--queue-url", url)
+    assert "no dead-letter queue" in said.stdout
+    after = rules(moto)
+    assert after["QueueConfigurations"][0] == before["QueueConfigurations"][0]
+    assert len(after["QueueConfigurations"]) == 3
+    assert after["TopicConfigurations"] == before["TopicConfigurations"]
+
+    run(moto, "--remove")
+    assert rules(moto) == before
+    kept = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["Policy"])["Attributes"]["Policy"]
+    assert json.loads(kept)["Statement"] == [theirs]
+
+
+def test_sqs_removing_what_connect_created_leaves_no_permission(moto: MotoServer, run: Run) -> None:
+    """Where ours was the only statement, removing takes the queue's whole policy away; the queue stays."""
+    url = lines_of(run(moto, "--create"))["SQS_QUEUE_URL"]
+    run(moto, "--remove")
+    attributes = moto.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+    assert not attributes.get("Policy")
+    assert rules(moto) == {}
+
+
+def test_sqs_overlapping_rules_are_named_and_nothing_changes(moto: MotoServer, run: Run) -> None:
+    """Somebody's rule for the same keys is named; rules and queues stay as they are."""
+    s3 = moto.client()
+    s3.create_bucket(Bucket="firmware")
+    topic = {"Id": "theirs", "TopicArn": "arn:aws:sns:us-east-1:123456789012:t", "Events": ["s3:ObjectCreated:*"]}
+    s3.put_bucket_notification_configuration(
+        Bucket="firmware", NotificationConfiguration={"TopicConfigurations": [topic]}
+    )
+    before = rules(moto)
+    result = run(moto, "--create", expect=1)
+    assert "theirs: * → arn:aws:sns:us-east-1:123456789012:t on ObjectCreated:*" in result.stderr
+    assert rules(moto) == before
+    assert "QueueUrls" not in moto.client("sqs").list_queues()
+
+
+def test_sqs_dry_run_creates_nothing(moto: MotoServer, run: Run) -> None:
+    """A dry run with `--create` shows bucket, queues and rules, and makes none of them."""
+    said = run(moto, "--create", "--dry-run")
+    for step in (
+        "create the bucket firmware",
+        "dead-letter queue bucketbell-firmware-dlq",
+        "+ bucketbell-queue-assets",
+    ):
+        assert step in said.stdout
+    assert moto.client().list_buckets()["Buckets"] == []
+    assert "QueueUrls" not in moto.client("sqs").list_queues()
+
+
+def test_sqs_queue_that_is_not_there_is_named(moto: MotoServer, run: Run) -> None:
+    """Without `--create` an absent queue is a problem that names the option."""
+    moto.client().create_bucket(Bucket="firmware")
+    assert "--create" in run(moto, expect=1).stderr
+    assert "--queue-url" in run(moto, "--queue-url", f"{moto.endpoint_url}/123456789012/gone", expect=1).stderr
+
+
+def test_sqs_bucket_in_another_region(moto: MotoServer, run: Run) -> None:
+    """Where AWS wants the region named in creating a bucket, it is."""
+    run(moto, "--create", AWS_REGION="eu-west-1")
+    place = moto.client().get_bucket_location(Bucket="firmware")
+    assert place["LocationConstraint"] == "eu-west-1"
+
+
+def test_a_store_with_neither_is_told_so(tmp_path: Path, run: Run) -> None:
+    """Versity Gateway has no notification rules: plain words, the door's URL to configure by hand, exit 1."""
+    _need(find_versitygw() is not None, "Versity Gateway", "make versitygw")
+    with VersityGateway(tmp_path / "versity") as store:
+        store.client().create_bucket(Bucket="firmware")
+        result = run(store, expect=1)
+    assert "not MinIO" in result.stderr
+    assert "--event-webhook-url http://127.0.0.1:8080/events" in result.stderr
+    assert TOKEN not in result.output
+
+
+@contextmanager
+def store_with(rules: str, directory: Path) -> Iterator[tuple[Store, list[str]]]:
+    """A store that answers every GET with these rules (XML), and the bodies that were PUT to it."""
+    body = f"<NotificationConfiguration>{rules}</NotificationConfiguration>".encode()
+    writes: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(body)
+
+        def do_PUT(self) -> None:
+            writes.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self._answer(b"")
+
+        def _answer(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield MotoServer(directory, port=server.server_port), writes  # never started: it stands for the address
+        server.shutdown()
+        thread.join(5)
+
+
+def test_rules_that_boto3_would_lose_are_left_alone(run: Run, tmp_path: Path) -> None:
+    """A store whose rules hold a field that boto3 drops gets no write at all, and the field is named."""
+    rule = "<Id>t</Id><Topic>arn:x</Topic><Event>s3:ObjectCreated:*</Event><OpaqueData>precious</OpaqueData>"
+    with store_with(f"<TopicConfiguration>{rule}</TopicConfiguration>", tmp_path) as (store, writes):
+        result = run(store, "--store", "minio", expect=1)
+    assert "<OpaqueData>" in result.stderr
+    assert writes == []
+
+
+def test_rules_of_every_kind_are_written_back(run: Run, tmp_path: Path) -> None:
+    """EventBridge, a topic's and a function's rule are in what is written; a second run writes nothing at all."""
+    theirs = (
+        "<TopicConfiguration><Id>t</Id><Topic>arn:t</Topic><Event>s3:ObjectRemoved:*</Event></TopicConfiguration>",
+        "<CloudFunctionConfiguration><CloudFunction>arn:f</CloudFunction><Event>s3:x:*</Event></CloudFunctionConfiguration>",
+        "<EventBridgeConfiguration />",
+    )
+    with store_with("".join(theirs), tmp_path) as (store, writes):
+        run(store, "--store", "minio")
+    (written,) = writes
+    assert [part for part in theirs if part not in written] == []
+    assert written.count("<Id>bucketbell-") == 4
+
+    inner = written.partition(">")[2].removesuffix("</NotificationConfiguration>")
+    with store_with(inner, tmp_path) as (store, writes):
+        assert "Nothing to change" in run(store, "--store", "minio").stdout
+    assert writes == []
