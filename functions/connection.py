@@ -13,21 +13,21 @@ import ssl
 import struct
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from paho.mqtt.client import Client
+from paho.mqtt.client import Client, ConnectFlags
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from functions.routes import CONTENT_TYPE
+from functions.packets import pack_properties, publish_bytes
+from functions.tls import TlsFileError, client_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from paho.mqtt.client import ConnectFlags, DisconnectFlags
+    from paho.mqtt.client import DisconnectFlags
 
     from functions.routes import Notification
     from functions.settings import Broker
@@ -37,6 +37,9 @@ MIN_REFUSAL = 0x80  # MQTT 5 §2.4: reason codes from here on are errors
 NO_MATCHING_SUBSCRIBERS = 0x10  # MQTT 5 §3.4.2.1
 PACKET_TOO_LARGE = 0x95
 PUBREC_WITH_REASON_BYTES = 3  # packet identifier, reason code (MQTT 5 §3.5.2)
+UNACCEPTABLE_PROTOCOL = b"\x00\x01"  # MQTT 3.1.1 §3.2: a CONNACK's flags, and return code 1
+UNSUPPORTED_PROTOCOL, BAD_CREDENTIALS, NOT_AUTHORIZED = 0x84, 0x86, 0x87  # MQTT 5 §3.2.2.2
+HOSTNAME_MISMATCH, ADDRESS_MISMATCH = 62, 64  # OpenSSL's X509_V_ERR_…
 QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux only
 DISCARD_LINGER = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing drops what the kernel has not sent yet
 
@@ -72,33 +75,14 @@ class _Packed(Properties):
         return self.packed
 
 
-def _string(text: str) -> bytes:
-    encoded = text.encode()
-    return len(encoded).to_bytes(2, "big") + encoded
-
-
-def _variable_byte_integer(value: int) -> bytes:
-    """MQTT 5 §1.5.5."""
-    encoded = bytearray()
-    while True:
-        value, byte = divmod(value, 128)
-        encoded.append(byte | 0x80 if value else byte)
-        if not value:
-            return bytes(encoded)
-
-
-def pack_properties(notification: Notification) -> bytes:
-    """PUBLISH properties on the wire (MQTT 5 §3.3.2.3): UTF-8 payload, content type, user properties in order."""
-    body = b"\x01\x01\x03" + _string(CONTENT_TYPE)
-    body += b"".join(b"\x26" + _string(name) + _string(value) for name, value in notification.user_properties)
-    return _variable_byte_integer(len(body)) + body
-
-
 class _Client(Client):
-    """paho's client with the three things it lacks: one deadline for a connect, a ping, and PUBREC's reason code.
+    """paho's client with what it lacks: one deadline for a connect, a ping, and refusals that it keeps to itself.
 
-    They use names that paho keeps private; its version is pinned, and a test on a real broker covers each.
+    They use names that paho keeps private; its version is pinned, and a test covers each.
     """
+
+    tls_alert = ""
+    """What the peer found wrong with our side of TLS: version 1.3 says so only after the handshake."""
 
     def _create_socket(self) -> socket.socket:
         """TCP and TLS within one `connect_timeout`, shared among the host's addresses; Nagle's delay off."""
@@ -124,6 +108,20 @@ class _Client(Client):
         except BaseException:
             sock.close()
             raise
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        try:
+            return super()._sock_recv(bufsize)
+        except ssl.SSLError as error:
+            self.tls_alert = error.reason or str(error)
+            raise
+
+    def _handle_connack(self) -> MQTTErrorCode:
+        result = super()._handle_connack()
+        if self.protocol == MQTTProtocolVersion.MQTTv311 and self._in_packet["packet"] == UNACCEPTABLE_PROTOCOL:
+            reason = ReasonCode(PacketTypes.CONNACK, identifier=UNSUPPORTED_PROTOCOL)
+            self.on_connect(self, None, ConnectFlags(session_present=False), reason, None)  # type: ignore[misc, call-arg, arg-type]  # a union over paho's callback versions
+        return result
 
     def _handle_pubrec(self) -> MQTTErrorCode:
         packet = self._in_packet["packet"]
@@ -161,14 +159,6 @@ class _Client(Client):
                 # A real socket, since `_create_socket` made it.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DISCARD_LINGER)  # type: ignore[attr-defined]
             self._sock_close()
-
-
-@lru_cache(maxsize=4)  # reading the system's authorities takes tens of milliseconds
-def _tls_context(broker: Broker) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(broker.ca_file) if broker.ca_file else None)
-    if broker.cert_file and broker.key_file:
-        context.load_cert_chain(str(broker.cert_file), str(broker.key_file))
-    return context
 
 
 class Connection:
@@ -212,19 +202,25 @@ class Connection:
         broker = self._broker
         try:
             if broker.tls:
-                self._client.tls_set_context(_tls_context(broker))
+                self._client.tls_set_context(client_context(broker))
             self._client.connect_timeout = timeout_seconds
             self._client.connect(broker.host, broker.port, broker.keepalive_seconds)
+            if self.closed:  # on writing CONNECT already
+                self.failure = ConnectionFailure(self._lost())
+        except TlsFileError as error:
+            self.failure = ConnectionFailure(f"{broker.url}: {error}")
         except ssl.SSLCertVerificationError as error:
-            reason = f"{broker.url}: certificate refused: {error.verify_message}: see MQTT_CA_FILE"
-            self.failure = ConnectionFailure(reason)
+            other_name = error.verify_code in {HOSTNAME_MISMATCH, ADDRESS_MISMATCH}
+            reason = f"{broker.url}: certificate refused: {error.verify_message}"
+            self.failure = ConnectionFailure(f"{reason}: see {'MQTT_URL' if other_name else 'MQTT_CA_FILE'}")
         except ssl.SSLError as error:
             reason = f"{broker.url}: TLS failed: {error.reason or error}: does this port speak TLS?"
             self.failure = ConnectionFailure(reason)
         except TimeoutError:
             self.failure = ConnectionFailure(f"{broker.url}: no answer within {timeout_seconds:.1f} s")
         except (OSError, ValueError) as error:  # ValueError: a host name that IDNA refuses
-            self.failure = ConnectionFailure(f"{broker.url}: {getattr(error, 'strerror', None) or error}")
+            hint = ": does this port speak TLS?" if broker.tls and isinstance(error, ConnectionResetError) else ""
+            self.failure = ConnectionFailure(f"{broker.url}: {getattr(error, 'strerror', None) or error}{hint}")
         if self.failure:
             self._client.discard()
             raise self.failure from None
@@ -241,8 +237,8 @@ class Connection:
 
     @property
     def keepalive_seconds(self) -> int:
-        """The keep alive in force: the broker's where it named one in CONNACK."""
-        return self._client.keepalive
+        """The keep alive in force: the broker's where it named one in CONNACK, and not 0, which means none."""
+        return self._client.keepalive or self._broker.keepalive_seconds
 
     @property
     def wants_write(self) -> bool:
@@ -299,11 +295,7 @@ class Connection:
 
     def fits(self, notification: Notification) -> bool:
         """Whether the whole PUBLISH packet is within the broker's Maximum Packet Size (MQTT 5 §3.2.2.3.6)."""
-        if self.maximum_packet_size is None:
-            return True
-        remaining = 2 + len(notification.topic.encode()) + 2 + len(notification.payload)
-        remaining += len(pack_properties(notification))
-        return 1 + len(_variable_byte_integer(remaining)) + remaining <= self.maximum_packet_size
+        return self.maximum_packet_size is None or publish_bytes(notification, self.qos) <= self.maximum_packet_size
 
     def why(self, otherwise: str) -> ConnectionFailure:
         """Return the failure, or one that says `otherwise` where the connection has noticed none."""
@@ -343,8 +335,14 @@ class Connection:
     def _lost(self) -> str:
         if self.connected:
             return f"{self._broker.url}: connection lost"
-        hint = "; if it speaks MQTT 3.1.1 only, set MQTT_PROTOCOL=3.1.1" if self._broker.protocol == "5" else ""
-        return f"{self._broker.url}: closed before it answered CONNECT: is this an MQTT port?{hint}"
+        if self._client.tls_alert:
+            return f"{self._broker.url}: TLS failed: {self._client.tls_alert}: see MQTT_CERT_FILE and MQTT_KEY_FILE"
+        hint = f"is this an MQTT port {'with' if self._broker.tls else 'without'} TLS?"
+        if self._broker.tls and not self._broker.cert_file:  # its alert may be lost in the reset that follows
+            hint += " If it asks for a client certificate, set MQTT_CERT_FILE."
+        if self._broker.protocol == "5":
+            hint += " If it speaks MQTT 3.1.1 only, set MQTT_PROTOCOL=3.1.1."
+        return f"{self._broker.url}: closed before it answered CONNECT: {hint}"
 
     def _fail(self, reason: str) -> None:
         self.failure = self.failure or ConnectionFailure(f"{self._broker.url}: {reason}")
@@ -359,13 +357,13 @@ class Connection:
         properties: Properties | None,
     ) -> None:
         if reason.is_failure:
-            self.failure = ConnectionFailure(
-                f"{self._broker.url}: refused: {reason.getName()}: check MQTT_USERNAME and MQTT_PASSWORD"
-                if reason.value in {0x86, 0x87}
-                else f"{self._broker.url}: refused: {reason.getName()}",
-                reason_code=reason.value,
-                refused=True,
-            )
+            hint = ""
+            if reason.value in {BAD_CREDENTIALS, NOT_AUTHORIZED}:
+                hint = ": check MQTT_USERNAME and MQTT_PASSWORD"
+            elif reason.value == UNSUPPORTED_PROTOCOL:
+                hint = f": set MQTT_PROTOCOL={'3.1.1' if self._broker.protocol == '5' else '5'}"
+            words = f"{self._broker.url}: refused: {reason.getName()}{hint}"
+            self.failure = ConnectionFailure(words, reason_code=reason.value, refused=True)
             return
         self.window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
         self.maximum_packet_size = getattr(properties, "MaximumPacketSize", None)

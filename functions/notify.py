@@ -105,7 +105,8 @@ def log(settled: Settled) -> None:
     step = settled.step
     details: dict[str, Any] = {"outcome": settled.label, "reason": settled.reason}
     if isinstance(step.action, Notification):
-        details |= {
+        # Nested, because `logging` keeps the name `filename` for itself and raises.
+        details["notification"] = {
             "topic": step.action.topic,
             "filename": step.action.filename,
             "id": step.action.identity.hex(),

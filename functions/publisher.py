@@ -34,8 +34,9 @@ WARM_UP_SECONDS = 1.0  # a broker that is away must not eat the start of a proce
 CLOSE_SECONDS = 2.0
 MAX_WAITING_PACKETS = 100  # read between two calls: nobody sends a publisher more than a few
 
-# Refusals that may pass with time: unspecified, implementation specific, packet identifier in use, quota exceeded.
-_PASSING_REFUSALS = frozenset({0x80, 0x83, 0x91, 0x97})
+# Refusals that may pass with time: unspecified, implementation specific, packet identifier in use or not found,
+# quota exceeded.
+_PASSING_REFUSALS = frozenset({0x80, 0x83, 0x91, 0x92, 0x97})
 
 
 class Status(StrEnum):
@@ -191,13 +192,14 @@ class InlinePublisher:
             try:
                 batch.exchange(connection, deadline)
             except ConnectionFailure as failure:
-                self._drop()
                 if last_try or time.monotonic() >= deadline:
                     return failure
-                continue
-            if batch.unresolved() or connection.closed:
-                self._drop()
-            return None
+            else:
+                return None
+            finally:
+                # Also when a signal ends the process in here: `close` must not send what nobody waits for.
+                if batch.unresolved() or connection.closed:
+                    self._drop()
         return None
 
     def _ready(self, deadline: float) -> Connection:
@@ -206,17 +208,18 @@ class InlinePublisher:
         if connection is not None and self._process_id != os.getpid():
             connection = self._connection = None  # after a fork the socket is the parent's
         if connection is not None:
-            _read_waiting(connection)
             # The wall clock: the monotonic one may stand still while Lambda has the process frozen.
+            # And before reading: what waits here may have come before the freeze.
             idle_seconds = time.time() - connection.last_traffic_at
+            _read_waiting(connection)
             if connection.connected and idle_seconds > connection.keepalive_seconds / 2:
                 self._prove_alive(connection, deadline)
             if connection.closed and not (connection.failure and connection.failure.refused):
                 self._drop()
                 connection = None
         if connection is None:
-            if self._refusal and time.monotonic() < self._refused_until:
-                raise self._refusal
+            if self._refusal and 0 < self._refused_until - time.time() <= MAX_BACKOFF_SECONDS:
+                raise self._refusal.with_traceback(None)  # each raise would add to it
             connect_seconds = self._broker.connect_timeout_seconds if self._broker else 0.0
             connection = self._open(min(connect_seconds, max(0.001, deadline - time.monotonic())))
         return self._accepted(connection, deadline)
@@ -264,7 +267,7 @@ class InlinePublisher:
         if failure.refused:
             self._refusals += 1
             self._refusal = failure
-            self._refused_until = time.monotonic() + backoff_seconds(self._refusals)
+            self._refused_until = time.time() + backoff_seconds(self._refusals)
         self._drop()
         raise failure
 
@@ -304,6 +307,10 @@ class _Batch:
         waiting = self.unresolved()[::-1]
         in_flight: dict[int, Notification] = {}
         while waiting or in_flight:
+            if connection.closed:
+                raise connection.why("connection lost")
+            if time.monotonic() >= deadline:
+                return
             while waiting and len(in_flight) < connection.window and not connection.wants_write:
                 message = waiting.pop()
                 if connection.fits(message):
@@ -311,16 +318,19 @@ class _Batch:
                     in_flight[connection.send(message)] = message
                 else:
                     self.resolve(message, too_large(connection))
-            for ack in connection.take_acks():
-                if (acked := in_flight.pop(ack.mid, None)) is not None:
-                    self.resolve(acked, acknowledged(ack.reason_code, connection.qos))
-            if connection.closed and (waiting or in_flight):
-                raise connection.why("connection lost")
-            if time.monotonic() >= deadline:
-                return
-            may_send = waiting and len(in_flight) < connection.window and not connection.wants_write
-            if (in_flight or connection.wants_write) and not may_send:
+            # At QoS 0 sending was all. Otherwise wait, and collect before sending more: should that fail, what has been
+            # acknowledged must not go out again.
+            if not self._collect(connection, in_flight) and (in_flight or connection.wants_write):
                 _wait(connection, deadline)
+                self._collect(connection, in_flight)
+
+    def _collect(self, connection: Connection, in_flight: dict[int, Notification]) -> int:
+        """Resolve what has been acknowledged, and return how many packets that were."""
+        acks = connection.take_acks()
+        for ack in acks:
+            if (message := in_flight.pop(ack.mid, None)) is not None:
+                self.resolve(message, acknowledged(ack.reason_code, connection.qos))
+        return len(acks)
 
 
 def _read_waiting(connection: Connection) -> None:

@@ -16,9 +16,10 @@ CONTENT_TYPE = "application/json"
 
 _CONFIG_NAME = re.compile(r"(?:[0-9A-Fa-f]{2}-){5}[0-9A-Fa-f]{2}\.json")
 # What MQTT 5 §1.5.4 forbids or advises against in a string, and Mosquitto answers by closing the connection:
-# C0 and C1 controls, surrogates, and the non-characters U+FDD0..U+FDEF and U+nFFFE, U+nFFFF.
+# C0 and C1 controls, surrogates, and the non-characters U+FDD0..U+FDEF and U+nFFFE, U+nFFFF. And U+FEFF: it is legal,
+# but a device built on paho closes its connection over it.
 _NOT_IN_A_STRING = re.compile(
-    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufeff"
     + "".join(chr(plane * 0x10000 + low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
     + "]"
 )

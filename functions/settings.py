@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+import pydantic_settings
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
-    DotEnvSettingsSource,
     EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
@@ -22,8 +24,10 @@ from pydantic_settings import (
 )
 
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
+MAX_PORT = 65535
 MAX_HOST_CHARACTERS, MAX_LABEL_CHARACTERS = 253, 63  # RFC 1035 §2.3.4
 MIN_TOKEN_CHARACTERS = 16
+EXACT = frozenset({"mqtt_password"})  # anything else loses the spaces around it, which no editor shows
 
 Seconds = Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)]
 
@@ -66,29 +70,39 @@ class Broker:
         return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
 
 
+_AUTHORITY = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>.*))?", re.DOTALL)  # RFC 3986 §3.2
+_HTTP_URL = re.compile(r"https?://[^\s/@?#]+(?:/[^\s@?#]*)?")
+
+
 def parse_mqtt_url(url: str) -> tuple[bool, str, int]:
     """Split `mqtt(s)://host[:port]` into (tls, host, port); the path is ignored.
 
     Raises `ValueError` with what would be right, and never repeats the URL: it may hold a password.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in DEFAULT_PORTS:
+    # Not urlsplit: what it raises quotes the URL, and it drops line ends from inside it.
+    scheme, separator, rest = url.partition("://")
+    scheme = scheme.lower()
+    if not separator or scheme not in DEFAULT_PORTS:
         raise ValueError("must start with mqtt:// or mqtts://, e.g. mqtt://broker.local:1883")
-    if "@" in parts.netloc:
+    if "@" in rest:  # anywhere: a password with a slash in it looks like a path
         raise ValueError("must not hold credentials: put them in MQTT_USERNAME and MQTT_PASSWORD")
-    try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise ValueError("the port must be a number from 1 to 65535, e.g. mqtt://broker.local:1883") from None
-    if port == 0:
+    parts = _AUTHORITY.fullmatch(re.split("[/?#]", rest, maxsplit=1)[0])
+    if parts is None or not _is_host(host := parts["host"].lower()):
+        raise ValueError(
+            "must name a host (in ASCII) or an address, e.g. mqtt://broker.local, mqtt://192.0.2.7 or mqtt://[::1]:1883"
+        )
+    port = parts["port"] or str(DEFAULT_PORTS[scheme])
+    if re.fullmatch("[0-9]{1,5}", port) is None or not 0 < int(port) <= MAX_PORT:
         raise ValueError("the port must be a number from 1 to 65535, e.g. mqtt://broker.local:1883")
-    if not host or not _is_host(host):
-        raise ValueError("must name a host or an address, e.g. mqtt://broker.local or mqtt://[::1]:1883")
-    return parts.scheme == "mqtts", host, port or DEFAULT_PORTS[parts.scheme]
+    return scheme == "mqtts", host.strip("[]"), int(port)
 
 
 def _is_host(host: str) -> bool:
-    if ":" in host:  # urlsplit has checked the address between the brackets
+    if host.startswith("["):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            return False
         return True
     labels = host.removesuffix(".").split(".")
     return len(host) <= MAX_HOST_CHARACTERS and all(
@@ -97,64 +111,68 @@ def _is_host(host: str) -> bool:
     )
 
 
-def _has_control(text: str) -> bool:
-    return any(character < " " or character == "\x7f" for character in text)
-
-
 class Settings(BaseSettings):
     """Every setting is an environment variable of the same name in capitals."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True, validate_default=False)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
     mqtt_url: str | None = Field(
-        None,
+        default=None,
         description="The broker: `mqtt://host[:1883]` or `mqtts://host[:8883]`. Unset: nothing is published.",
     )
-    mqtt_username: str | None = Field(None, description="User name at the broker.")
-    mqtt_password: SecretStr | None = Field(None, description="Password at the broker.")
+    mqtt_username: str | None = Field(default=None, description="User name at the broker.")
+    mqtt_password: SecretStr | None = Field(default=None, description="Password at the broker.")
     mqtt_ca_file: Path | None = Field(
-        None, description="PEM file with the authorities to trust, instead of the system's (`mqtts` only)."
+        default=None, description="PEM file with the authorities to trust, instead of the system's (`mqtts` only)."
     )
-    mqtt_cert_file: Path | None = Field(None, description="PEM client certificate (`mqtts` only).")
-    mqtt_key_file: Path | None = Field(None, description="PEM key of the client certificate.")
-    mqtt_qos: int = Field(1, ge=0, le=2, description="Quality of service of the notifications: 0, 1 or 2.")
+    mqtt_cert_file: Path | None = Field(default=None, description="PEM client certificate (`mqtts` only).")
+    mqtt_key_file: Path | None = Field(default=None, description="PEM key of the client certificate (`mqtts` only).")
+    mqtt_qos: int = Field(default=1, ge=0, le=2, description="Quality of service of the notifications: 0, 1 or 2.")
     mqtt_protocol: Literal["5", "3.1.1"] = Field(
-        "5", description="`5` or `3.1.1`; 3.1.1 carries no message properties."
+        default="5", description="`5` or `3.1.1`; 3.1.1 carries no message properties."
     )
     mqtt_client_id_prefix: str = Field(
-        "bucketbell",
+        default="bucketbell",
         max_length=64,
         pattern=r"^[A-Za-z0-9_-]*$",
         description="The client id is this, a dash and 12 random hex digits.",
     )
-    mqtt_keepalive_seconds: int = Field(60, ge=1, le=65535, description="MQTT keep alive.")
-    mqtt_connect_timeout_seconds: Seconds = Field(5.0, description="Deadline for TCP, TLS and CONNACK together.")
-    mqtt_publish_timeout_seconds: Seconds = Field(5.0, description="Deadline for the broker's acknowledgement.")
+    mqtt_keepalive_seconds: int = Field(default=60, ge=1, le=65535, description="MQTT keep alive.")
+    mqtt_connect_timeout_seconds: Seconds = Field(
+        default=5.0, description="Deadline for TCP, TLS and CONNACK together."
+    )
+    mqtt_publish_timeout_seconds: Seconds = Field(default=5.0, description="Deadline for the broker's acknowledgement.")
 
     topic_prefix: str = Field(
-        "iotsupport", description="Topics are `<prefix>/updates/configs` and `<prefix>/updates/assets`."
+        default="iotsupport", description="Topics are `<prefix>/updates/configs` and `<prefix>/updates/assets`."
     )
-    bucket: str | None = Field(None, description="Only this bucket's events ring. Unset: any bucket's do.")
-    configs_prefix: str = Field("configs/", description="Keys of device configs: `<prefix><mac>.json`.")
-    assets_prefix: str = Field("assets/", description="Keys of assets: `<prefix><path>`.")
+    bucket: str | None = Field(default=None, description="Only this bucket's events ring. Unset: any bucket's do.")
+    configs_prefix: str = Field(default="configs/", description="Keys of device configs: `<prefix><mac>.json`.")
+    assets_prefix: str = Field(default="assets/", description="Keys of assets: `<prefix><path>`.")
 
     webhook_tokens: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (),
+        default=(),
         description="Bearer tokens that a store may present, comma-separated (two at once while rotating). "
         "Unset: the host starts on loopback only.",
     )
-    sqs_queue_url: str | None = Field(None, description="The host also polls this queue for the bucket's events.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="How much is logged.")
+    sqs_queue_url: str | None = Field(
+        default=None, description="The host also polls this queue for the bucket's events."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="How much is logged.")
 
     aws_endpoint_url: str | None = Field(
-        None, description="boto3's own: the endpoint of the store that is not AWS (and of its SQS)."
+        default=None, description="boto3's own: the endpoint of the store that is not AWS (and of its SQS)."
     )
-    aws_endpoint_url_s3: str | None = Field(None, description="boto3's own: the S3 endpoint alone.")
-    aws_endpoint_url_sqs: str | None = Field(None, description="boto3's own: the SQS endpoint alone.")
-    aws_access_key_id: str | None = Field(None, description="boto3's own.")
-    aws_secret_access_key: SecretStr | None = Field(None, description="boto3's own.")
-    aws_session_token: SecretStr | None = Field(None, description="boto3's own.")
-    aws_region: str = Field("us-east-1", description="boto3's own.")
+    aws_endpoint_url_s3: str | None = Field(default=None, description="boto3's own: the S3 endpoint alone.")
+    aws_endpoint_url_sqs: str | None = Field(default=None, description="boto3's own: the SQS endpoint alone.")
+    aws_access_key_id: str | None = Field(default=None, description="boto3's own.")
+    aws_secret_access_key: SecretStr | None = Field(default=None, description="boto3's own.")
+    aws_session_token: SecretStr | None = Field(default=None, description="boto3's own.")
+    aws_region: str = Field(default="us-east-1", description="boto3's own.")
+    secrets_dir: Path | None = Field(
+        default=None,
+        description="Directory with a file for each secret, named as the variable. Environment and `.env` win.",
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -171,25 +189,50 @@ class Settings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _blank_is_unset(cls, value: object, info: ValidationInfo) -> object:
+    def _text(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
         # Compose files and Lambda consoles pass "" for what nobody filled in.
-        if isinstance(value, str) and not value.strip():
+        if not value.strip():
             return cls.model_fields[str(info.field_name)].get_default(call_default_factory=True)
-        return value
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # how Python hands on the bytes of an environment that is not UTF-8
+            raise ValueError("must be UTF-8 text") from None
+        return value if info.field_name in EXACT else value.strip()
 
-    @field_validator("mqtt_url", mode="after")
+    # A field sees those declared above it in `info.data`, but for the wrong ones: what belongs together is judged
+    # at the last one, and reported along with whatever else is wrong.
+
+    @field_validator("mqtt_url")
     @classmethod
     def _mqtt_url(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        parse_mqtt_url(url.strip())
-        return url.strip()
+        if url is not None:
+            parse_mqtt_url(url)
+        return url
 
-    @field_validator("mqtt_ca_file", "mqtt_cert_file", "mqtt_key_file", mode="after")
+    @field_validator("mqtt_password")
     @classmethod
-    def _readable(cls, path: Path | None) -> Path | None:
+    def _with_username(cls, password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if password is not None and info.data.get("mqtt_username", "") is None:
+            raise ValueError("goes together with MQTT_USERNAME: set both")
+        return password
+
+    @field_validator("mqtt_ca_file", "mqtt_cert_file", "mqtt_key_file")
+    @classmethod
+    def _tls_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
             raise ValueError("must be the path of a file that this process may read")
+        url = info.data.get("mqtt_url")
+        if path is not None and url is not None and not parse_mqtt_url(url)[0]:
+            raise ValueError("needs TLS: MQTT_URL must start with mqtts://")
+        return path
+
+    @field_validator("mqtt_key_file")
+    @classmethod
+    def _with_certificate(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        if "mqtt_cert_file" in info.data and (path is None) != (info.data["mqtt_cert_file"] is None):
+            raise ValueError("goes together with MQTT_CERT_FILE: set both or neither")
         return path
 
     @field_validator("mqtt_qos", mode="before")
@@ -199,22 +242,37 @@ class Settings(BaseSettings):
             raise ValueError("must be 0, 1 or 2")
         return value
 
-    @field_validator("topic_prefix", mode="after")
+    @field_validator("topic_prefix")
     @classmethod
     def _topic_prefix(cls, prefix: str) -> str:
-        prefix = prefix.removesuffix("/")
+        prefix = prefix.rstrip("/")
         # MQTT 5 §4.7.1: a topic name holds no wildcard; §4.7.3: at least one character.
-        if not prefix or prefix.startswith(("/", "$")) or any(c in prefix for c in "+#") or _has_control(prefix):
+        if not prefix or prefix.startswith(("/", "$")) or {"+", "#"} & set(prefix) or not prefix.isprintable():
             raise ValueError("must not begin with / or $, nor hold + # or control characters, e.g. iotsupport")
         return prefix
 
-    @field_validator("configs_prefix", "assets_prefix", mode="after")
+    @field_validator("configs_prefix", "assets_prefix")
     @classmethod
     def _key_prefix(cls, prefix: str) -> str:
         prefix = prefix if prefix.endswith("/") else prefix + "/"
-        if prefix.startswith("/") or "//" in prefix or _has_control(prefix):
-            raise ValueError("must be a key prefix without a leading or double slash, e.g. configs/")
+        if prefix.startswith("/") or "//" in prefix or not prefix.isprintable():
+            raise ValueError("must be a key prefix without a leading or double slash, e.g. firmware/")
         return prefix
+
+    @field_validator("assets_prefix")
+    @classmethod
+    def _apart(cls, assets: str, info: ValidationInfo) -> str:
+        configs = info.data.get("configs_prefix")
+        if configs is not None and (configs.startswith(assets) or assets.startswith(configs)):
+            raise ValueError("must not overlap CONFIGS_PREFIX (S3 refuses such rules), e.g. configs/ and assets/")
+        return assets
+
+    @field_validator("sqs_queue_url", "aws_endpoint_url", "aws_endpoint_url_s3", "aws_endpoint_url_sqs")
+    @classmethod
+    def _http_url(cls, url: str | None) -> str | None:
+        if url is not None and _HTTP_URL.fullmatch(url) is None:
+            raise ValueError("must be an http:// or https:// URL without credentials, e.g. http://127.0.0.1:9000")
+        return url
 
     @field_validator("webhook_tokens", mode="before")
     @classmethod
@@ -231,30 +289,12 @@ class Settings(BaseSettings):
                 )
         return tokens
 
-    @model_validator(mode="after")
-    def _belong_together(self) -> Self:
-        problems: list[tuple[str, str]] = []
-        tls_files = (
-            ("MQTT_CA_FILE", self.mqtt_ca_file),
-            ("MQTT_CERT_FILE", self.mqtt_cert_file),
-            ("MQTT_KEY_FILE", self.mqtt_key_file),
-        )
-        if self.mqtt_url and not self.mqtt_url.startswith("mqtts://"):
-            problems += [(name, "needs TLS: MQTT_URL must start with mqtts://") for name, path in tls_files if path]
-        if bool(self.mqtt_cert_file) != bool(self.mqtt_key_file):
-            problems.append(("MQTT_CERT_FILE", "goes together with MQTT_KEY_FILE: set both or neither"))
-        if self.mqtt_password and self.mqtt_username is None:
-            problems.append(("MQTT_PASSWORD", "goes together with MQTT_USERNAME: set both"))
-        if self.configs_prefix.startswith(self.assets_prefix) or self.assets_prefix.startswith(self.configs_prefix):
-            problems.append(
-                (
-                    "ASSETS_PREFIX",
-                    "must not overlap CONFIGS_PREFIX (S3 refuses such rules), e.g. configs/ and assets/",
-                )
-            )
-        if problems:
-            raise SettingsError(tuple(problems))
-        return self
+    @field_validator("secrets_dir")
+    @classmethod
+    def _directory(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_dir():
+            raise ValueError("must be a directory with a file for each secret, e.g. /run/secrets")
+        return path
 
     @property
     def broker(self) -> Broker | None:
@@ -280,15 +320,15 @@ class Settings(BaseSettings):
         )
 
 
-class _InjectedEnvironment(EnvSettingsSource):
-    """The environment that `load` was given, instead of the process's own."""
+class _Variables(EnvSettingsSource):
+    """The variables that `load` was given, instead of the process's own; in capitals only, as boto3 has them."""
 
-    def __init__(self, settings_cls: type[BaseSettings], environ: Mapping[str, str]) -> None:
-        self._environ = environ
-        super().__init__(settings_cls)
+    def __init__(self, variables: Mapping[str, str | None]) -> None:
+        self._variables = variables
+        super().__init__(Settings)
 
-    def _load_env_vars(self) -> Mapping[str, str]:
-        return {name.lower(): value for name, value in self._environ.items()}
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in self._variables.items() if name == name.upper()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,31 +344,41 @@ def load(environ: Mapping[str, str] | None = None, *, env_file: Path | None = No
 
     `environ` defaults to the process's. Raises `SettingsError` naming every wrong variable.
     """
-    environ = os.environ if environ is None else environ
-    sources: list[tuple[str, PydanticBaseSettingsSource]] = [("environment", _InjectedEnvironment(Settings, environ))]
-    if env_file is not None and env_file.is_file():
-        sources.append((str(env_file), DotEnvSettingsSource(Settings, env_file=env_file)))
-    if secrets_dir := environ.get("SECRETS_DIR"):
-        if not Path(secrets_dir).is_dir():
-            raise SettingsError((("SECRETS_DIR", "must be a directory with a file for each secret"),))
-        sources.append((secrets_dir, SecretsSettingsSource(Settings, secrets_dir=secrets_dir)))
+    variables = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for name, source in sources:
-        for field, value in source().items():
-            blank = isinstance(value, str) and not value.strip()
-            if field in Settings.model_fields and field not in values and not blank:
+
+    def take(origin: str, found: Mapping[str, Any]) -> None:
+        for field, value in found.items():
+            if field not in values and str(value).strip():
                 values[field] = value
-                origins[field] = name
+                origins[field] = origin
+
+    take("environment", _Variables(variables)())
+    if env_file is not None and env_file.is_file():
+        # Not interpolated: a dollar in a password is a dollar, and nothing comes from elsewhere.
+        dotenv = _readable(str(env_file), lambda: dotenv_values(env_file, interpolate=False))
+        take(str(env_file), _Variables(dotenv)())
+    if Path(directory := values.get("secrets_dir", "")).is_dir() and directory:
+        take(directory, _readable("SECRETS_DIR", SecretsSettingsSource(Settings, secrets_dir=directory)))
     try:
         return Loaded(Settings(**values), origins)
     except ValidationError as error:
-        raise SettingsError(tuple(_problem(detail) for detail in error.errors(include_url=False))) from None
+        problems = tuple(_problem(detail) for detail in error.errors(include_url=False))
+    raise SettingsError(problems)  # out here, or the ValidationError would ride along, with the rejected values
+
+
+def _readable(name: str, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return read()
+    except (OSError, UnicodeDecodeError, pydantic_settings.SettingsError):
+        pass
+    raise SettingsError(((name, "must be UTF-8 text that this process may read"),))  # out here: as in `load`
 
 
 def _problem(detail: ErrorDetails) -> tuple[str, str]:
-    variable = str(detail["loc"][0]).upper() if detail["loc"] else "settings"
-    message = str(detail["msg"]).removeprefix("Value error, ")
+    variable = str(detail["loc"][0]).upper()
+    message = detail["msg"].removeprefix("Value error, ")
     return variable, message[:1].lower() + message[1:]
 
 

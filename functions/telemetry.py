@@ -12,7 +12,7 @@ from aws_lambda_powertools.logging import Logger
 from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
 
 NAMESPACE = SERVICE = "bucketbell"
-MAX_EMF_VALUES = 100  # CloudWatch EMF: at most 100 values for one metric in one document
+MAX_EMF_VALUES = 99  # for one metric in one document; at CloudWatch's 100 Powertools prints by itself, too early
 
 logger = Logger(service=SERVICE)
 
@@ -75,18 +75,19 @@ class EmfTelemetry:
         self._counts["events_total", (("source", source), ("outcome", outcome))] += 1
 
     def flush(self) -> None:
-        """Print one EMF document for each set of dimensions, and begin anew; the gauges are told every time."""
-        documents: defaultdict[tuple[tuple[str, str], ...], EphemeralMetrics] = defaultdict(
+        """Print an EMF document or more for each set of dimensions, and begin anew; the gauges are told every time."""
+        documents: defaultdict[tuple[tuple[tuple[str, str], ...], int], EphemeralMetrics] = defaultdict(
             lambda: EphemeralMetrics(namespace=NAMESPACE, service=SERVICE)
         )
         for name, gauge in self._gauges.items():
-            documents[()].add_metric(name, MetricUnit.Count, gauge)
+            documents[(), 0].add_metric(name, MetricUnit.Count, gauge)
         for (name, dimensions), count in self._counts.items():
-            documents[dimensions].add_metric(name, MetricUnit.Count, count)
+            documents[dimensions, 0].add_metric(name, MetricUnit.Count, count)
         for topic, durations in self._durations.items():
-            for duration in durations[:MAX_EMF_VALUES]:
-                documents[("topic", topic),].add_metric("mqtt_publish_duration_seconds", MetricUnit.Seconds, duration)
-        for dimensions, document in documents.items():
+            for position, duration in enumerate(durations):
+                document = documents[(("topic", topic),), position // MAX_EMF_VALUES]
+                document.add_metric("mqtt_publish_duration_seconds", MetricUnit.Seconds, duration)
+        for (dimensions, _), document in documents.items():
             for name, value in dimensions:
                 document.add_dimension(name, value)
             document.flush_metrics()

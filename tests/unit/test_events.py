@@ -208,9 +208,7 @@ def test_a_removal_never_rings(prefix: str, name: str) -> None:
             Ignored("removed", name, "devices", "a/b"),
             Ignored("removed", name, "devices", "a%2Fb"),
         )
-        assert only({"Records": [{"eventSource": source, "eventName": prefix + name}]}) == Ignored(
-            "removed", name
-        )
+        assert only({"Records": [{"eventSource": source, "eventName": prefix + name}]}) == Ignored("removed", name)
 
 
 @pytest.mark.parametrize(
@@ -262,9 +260,7 @@ def test_eventbridge_reasons(detail_type: str, reason: object, outcome: str) -> 
     document = json.loads(fixture("eventbridge-created"))
     document["detail-type"], document["detail"]["reason"] = detail_type, reason
     record = only(document)
-    assert outcome == (
-        record.event_name if isinstance(record, ObjectCreated) else getattr(record, "reason", "")
-    )
+    assert outcome == (record.event_name if isinstance(record, ObjectCreated) else getattr(record, "reason", ""))
 
 
 @pytest.mark.parametrize(
@@ -442,9 +438,7 @@ def test_an_unknown_source_is_read_like_aws(source: object) -> None:
 
 def test_one_bad_record_does_not_hide_its_neighbours() -> None:
     """Each record of a document is judged alone, in order."""
-    outcome = parse(
-        {"Records": [record_of("a"), None, record_of("b", "ObjectRemoved:Delete"), record_of("c")]}
-    )
+    outcome = parse({"Records": [record_of("a"), None, record_of("b", "ObjectRemoved:Delete"), record_of("c")]})
     assert [type(record) for record in outcome] == [ObjectCreated, Malformed, Ignored, ObjectCreated]
 
 
@@ -597,9 +591,7 @@ def test_identity_is_unambiguous(one: tuple[str, ...], two: tuple[str, ...]) -> 
 
 
 LEGAL_KEYS = st.text(
-    st.one_of(
-        st.sampled_from("%+ /&=?#2Fü"), st.characters(exclude_categories=["Cs"], exclude_characters="\0")
-    ),
+    st.one_of(st.sampled_from("%+ /&=?#2Fü"), st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
     min_size=1,
     max_size=256,
 )
@@ -663,9 +655,7 @@ LEAVES = st.one_of(
             "\ud800",
         ]
     ),
-    st.sampled_from(
-        ["s3:ObjectCreated:Put", "ObjectCreated:Copy", "ObjectRemoved:Delete", '{"Records":[{}]}']
-    ),
+    st.sampled_from(["s3:ObjectCreated:Put", "ObjectCreated:Copy", "ObjectRemoved:Delete", '{"Records":[{}]}']),
 )
 WORDS = st.sampled_from(
     [
@@ -697,12 +687,8 @@ def test_nothing_json_like_raises(document: object) -> None:
     sqs_messages(document)
 
 
-@given(
-    st.dictionaries(WORDS, JSON_LIKE), st.dictionaries(WORDS, JSON_LIKE), st.dictionaries(WORDS, JSON_LIKE)
-)
-def test_no_field_of_an_upload_raises(
-    record: dict[str, Any], s3: dict[str, Any], fields: dict[str, Any]
-) -> None:
+@given(st.dictionaries(WORDS, JSON_LIKE), st.dictionaries(WORDS, JSON_LIKE), st.dictionaries(WORDS, JSON_LIKE))
+def test_no_field_of_an_upload_raises(record: dict[str, Any], s3: dict[str, Any], fields: dict[str, Any]) -> None:
     """Junk in any place of a record that says it is an upload is survived."""
     document = {**record, "eventName": PUT, "s3": {"bucket": {"name": "b"}, **s3, "object": fields}}
     assert isinstance(only({"Records": [document]}), ObjectCreated | Malformed)

@@ -1,0 +1,200 @@
+"""The flow is one way, one module talks to each outside system, and the entry stays light to import."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IMPORT_DEADLINE_SECONDS = 30.0
+MAX_LINES = 400
+
+ENTRIES = {"notify"}
+PURE = {"events", "dialects", "routes", "packets"}
+ADAPTERS = {"connection", "tls", "publisher", "storage", "telemetry"}
+
+# Each driver, and who may import it.
+DRIVERS = {
+    "paho": {
+        "functions.connection",
+        "infra.subscriber",  # the other end of the line: hears what the connection says
+        "infra.bench.sides",  # what our connection is compared with
+    },
+    "boto3": {"functions.storage"},
+    "botocore": {"functions.storage"},
+    "pydantic_settings": {"functions.settings"},
+    "dotenv": {"functions.settings"},
+    "aws_lambda_powertools": {"functions.telemetry", "functions.notify"},  # notify: the type of Lambda's context
+    "uvicorn": {"infra.host.server", "infra.bench.sides"},  # sides: what our host is compared with
+    "prometheus_client": {"infra.host.metrics", "infra.host.app"},  # app: the content type of /metrics
+}
+
+
+def modules(*packages: str) -> dict[str, Path]:
+    """Every module of these packages: dotted name → file."""
+    return {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for package in packages
+        for file in sorted((ROOT / package).rglob("*.py"))
+    }
+
+
+FUNCTIONS, INFRA = modules("functions"), modules("infra")
+
+
+@cache
+def tree(file: Path) -> ast.Module:
+    """A module's syntax tree."""
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def walk(node: ast.AST, *, types: bool) -> Iterator[ast.AST]:
+    """Every node below `node`; without `types`, not what only a type checker sees."""
+    for child in ast.iter_child_nodes(node):
+        if not types and isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from walk(child, types=types)
+
+
+def imports(file: Path, *, types: bool = True) -> set[str]:
+    """Dotted names that a module imports, wherever in it: `from a import b` counts as `a` and as `a.b`."""
+    names: set[str] = set()
+    for node in walk(tree(file), types=types):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            assert node.module is not None
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def top_levels(file: Path) -> set[str]:
+    """The top-level packages that a module imports."""
+    return {name.partition(".")[0] for name in imports(file)}
+
+
+def ours(file: Path, *, types: bool) -> set[str]:
+    """The modules of `functions` that a module imports, without the package's name."""
+    return {name.removeprefix("functions.") for name in imports(file, types=types) & set(FUNCTIONS)} - {"functions"}
+
+
+def test_the_reader_of_imports_sees_them_all() -> None:
+    """The tests below would pass on blindness; this one holds what they stand on."""
+    assert {"functions.settings", "functions.telemetry", "aws_lambda_powertools"} <= (
+        imports(FUNCTIONS["functions.notify"]) | top_levels(FUNCTIONS["functions.notify"])
+    )
+    assert "infra.host.server" in imports(INFRA["infra.cli"])  # inside a function
+    assert "functions.settings" in imports(FUNCTIONS["functions.routes"])
+    assert "functions.settings" not in imports(FUNCTIONS["functions.routes"], types=False)
+    assert len(FUNCTIONS) > 8
+    assert len(INFRA) > 10
+
+
+def test_every_deployed_module_has_its_room() -> None:
+    """A new module says whether it is an entry, pure, an adapter, or the settings."""
+    assert {name.removeprefix("functions.") for name in FUNCTIONS} == {
+        "functions",
+        "settings",
+        *ENTRIES,
+        *PURE,
+        *ADAPTERS,
+    }
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_deployed_needs_nothing_else_of_the_repository(name: str) -> None:
+    """`functions` imports neither `infra` nor `tests`."""
+    assert not top_levels(FUNCTIONS[name]) & {"infra", "tests"}
+
+
+@pytest.mark.parametrize("name", INFRA)
+def test_the_tools_do_not_need_the_tests(name: str) -> None:
+    """`infra` imports no tests."""
+    assert "tests" not in top_levels(INFRA[name])
+
+
+def test_the_flow_is_one_way() -> None:
+    """Entries → pure core → adapters → settings: nothing inside imports what is further out."""
+    for name, file in FUNCTIONS.items():
+        assert not ours(file, types=True) & ENTRIES, f"{name} imports an entry"
+    for name in PURE:
+        file = FUNCTIONS[f"functions.{name}"]
+        assert ours(file, types=False) <= PURE, f"{name} is pure"
+        assert ours(file, types=True) <= PURE | {"settings"}, f"{name} is pure"
+        assert not top_levels(file) - set(sys.stdlib_module_names) - {"functions"}, f"{name} is pure"
+    assert not ours(FUNCTIONS["functions.settings"], types=True)
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_one_module_talks_to_each_outside_system(driver: str) -> None:
+    """Only the named modules import a driver, and they do."""
+    importers = {name for name, file in (FUNCTIONS | INFRA).items() if driver in top_levels(file)}
+    assert importers == DRIVERS[driver]
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"functions.settings"}))
+def test_only_the_settings_read_the_environment(name: str) -> None:
+    """No other deployed module touches `os.environ`, by any of its names."""
+    read = {"environ", "environb", "getenv", "getenvb", "get_exec_path", "expandvars", "expanduser"}
+    used = {node.attr for node in ast.walk(tree(FUNCTIONS[name])) if isinstance(node, ast.Attribute)}
+    assert not read & (used | {imported.rpartition(".")[2] for imported in imports(FUNCTIONS[name])})
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_deployed_module_swallows_another(name: str) -> None:
+    """SAM puts the folder's files where a bare `import events` would find them: no name is taken."""
+    taken = set(sys.stdlib_module_names) | (packages_distributions().keys() - {"functions", "infra"})
+    assert name.rpartition(".")[2] not in taken
+
+
+@pytest.mark.parametrize("name", FUNCTIONS | INFRA)
+def test_a_module_is_one_idea_and_says_which(name: str) -> None:
+    """Its docstring begins with a sentence, and it is short enough to be read."""
+    file = (FUNCTIONS | INFRA)[name]
+    docstring = ast.get_docstring(tree(file))
+    assert docstring, "has no docstring"
+    assert docstring.splitlines()[0].endswith((".", ":")), "its first line is no sentence"
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_LINES, "is too long"
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The names in `sys.modules` after `statement` in a fresh interpreter, outside of Lambda."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    answer = subprocess.run(
+        [sys.executable, "-c", f"{statement}\nimport sys, json; print(json.dumps(list(sys.modules)))"],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=IMPORT_DEADLINE_SECONDS,
+        check=True,
+    )
+    return set(json.loads(answer.stdout))
+
+
+HEAVY = {"boto3", "botocore", "uvicorn", "uvloop", "httptools", "prometheus_client", "moto", "cryptography", "httpx"}
+
+
+def test_the_lambda_entry_loads_only_what_it_needs() -> None:
+    """Beyond what settings, logger, metrics and MQTT client bring, it loads its own modules and nothing else."""
+    entry = loaded_by("import functions.notify")
+    needed = loaded_by("import pydantic_settings, paho.mqtt.client\nfrom aws_lambda_powertools import Logger, Metrics")
+    assert not {"boto3", "botocore.session", "prometheus_client", "uvicorn", "typer", "cryptography", "infra"} & entry
+    # unicodedata: the compiler looks \N{…} up, where there is no .pyc yet
+    assert entry - needed - {"unicodedata"} <= set(FUNCTIONS)
+
+
+def test_help_is_shown_without_loading_the_machinery() -> None:
+    """The command line imports what a command needs when that command runs."""
+    assert not {name.partition(".")[0] for name in loaded_by("import infra.cli")} & (HEAVY | {"paho"})
