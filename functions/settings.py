@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +21,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
-MAX_PORT = 65535
-MAX_HOST_CHARACTERS, MAX_LABEL_CHARACTERS = 253, 63  # RFC 1035 §2.3.4
+from functions.addresses import is_http_url, parse_mqtt_url
+
 MIN_TOKEN_CHARACTERS = 16
 EXACT = frozenset({"mqtt_password"})  # anything else loses the spaces around it, which no editor shows
 
@@ -68,47 +65,6 @@ class Broker:
         """`mqtt(s)://host:port`, without credentials: safe to show."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
-
-
-_AUTHORITY = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>.*))?", re.DOTALL)  # RFC 3986 §3.2
-_HTTP_URL = re.compile(r"https?://[^\s/@?#]+(?:/[^\s@?#]*)?")
-
-
-def parse_mqtt_url(url: str) -> tuple[bool, str, int]:
-    """Split `mqtt(s)://host[:port]` into (tls, host, port); the path is ignored.
-
-    Raises `ValueError` with what would be right, and never repeats the URL: it may hold a password.
-    """
-    # Not urlsplit: what it raises quotes the URL, and it drops line ends from inside it.
-    scheme, separator, rest = url.partition("://")
-    scheme = scheme.lower()
-    if not separator or scheme not in DEFAULT_PORTS:
-        raise ValueError("must start with mqtt:// or mqtts://, e.g. mqtt://broker.local:1883")
-    if "@" in rest:  # anywhere: a password with a slash in it looks like a path
-        raise ValueError("must not hold credentials: put them in MQTT_USERNAME and MQTT_PASSWORD")
-    parts = _AUTHORITY.fullmatch(re.split("[/?#]", rest, maxsplit=1)[0])
-    if parts is None or not _is_host(host := parts["host"].lower()):
-        raise ValueError(
-            "must name a host (in ASCII) or an address, e.g. mqtt://broker.local, mqtt://192.0.2.7 or mqtt://[::1]:1883"
-        )
-    port = parts["port"] or str(DEFAULT_PORTS[scheme])
-    if re.fullmatch("[0-9]{1,5}", port) is None or not 0 < int(port) <= MAX_PORT:
-        raise ValueError("the port must be a number from 1 to 65535, e.g. mqtt://broker.local:1883")
-    return scheme == "mqtts", host.strip("[]"), int(port)
-
-
-def _is_host(host: str) -> bool:
-    if host.startswith("["):
-        try:
-            ipaddress.IPv6Address(host[1:-1])
-        except ValueError:
-            return False
-        return True
-    labels = host.removesuffix(".").split(".")
-    return len(host) <= MAX_HOST_CHARACTERS and all(
-        0 < len(label) <= MAX_LABEL_CHARACTERS and label.replace("-", "").replace("_", "").isalnum() and label.isascii()
-        for label in labels
-    )
 
 
 class Settings(BaseSettings):
@@ -270,7 +226,7 @@ class Settings(BaseSettings):
     @field_validator("sqs_queue_url", "aws_endpoint_url", "aws_endpoint_url_s3", "aws_endpoint_url_sqs")
     @classmethod
     def _http_url(cls, url: str | None) -> str | None:
-        if url is not None and _HTTP_URL.fullmatch(url) is None:
+        if url is not None and not is_http_url(url):
             raise ValueError("must be an http:// or https:// URL without credentials, e.g. http://127.0.0.1:9000")
         return url
 

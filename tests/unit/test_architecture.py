@@ -19,7 +19,7 @@ IMPORT_DEADLINE_SECONDS = 30.0
 MAX_LINES = 400
 
 ENTRIES = {"notify"}
-PURE = {"events", "dialects", "routes", "packets"}
+PURE = {"addresses", "events", "dialects", "routes", "packets"}
 ADAPTERS = {"connection", "tls", "publisher", "storage", "telemetry"}
 
 # Each driver, and who may import it.

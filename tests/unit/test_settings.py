@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from functions.addresses import parse_mqtt_url
 from functions.settings import (
     Broker,
     LambdaRuntime,
@@ -14,7 +15,6 @@ from functions.settings import (
     SettingsError,
     lambda_runtime,
     load,
-    parse_mqtt_url,
 )
 
 CANARY = "canary-5f3a"
