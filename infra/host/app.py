@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
@@ -13,12 +14,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import SecretStr
 
 from functions.notify import plan_body
+from functions.telemetry import logger
 from infra.host.bell import Bell
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.publisher import HostPublisher
 
 MAX_BODY_BYTES = 1 << 20
 BODY_SECONDS = 10.0
+MAX_DRAIN_BYTES, DRAIN_SECONDS = 8 << 20, 1.0
 RETRY_AFTER_SECONDS = 3  # MinIO's own pace
 
 Scope = MutableMapping[str, Any]
@@ -82,9 +85,9 @@ class App:
             try:
                 await self._dispatch(scope, receive, send)
             except Refusal as refusal:
-                problem = {"type": "about:blank", "title": refusal.title, "status": refusal.status}
-                body = json.dumps(problem).encode()
-                await _answer(send, refusal.status, body, _PROBLEM, *refusal.headers)
+                await _refuse(send, refusal)
+            except asyncio.CancelledError:  # uvicorn's, to a request that did not arrive in full before the end
+                await _refuse(send, Refusal(503, "shutting down", _CLOSE))
             except Disconnected:
                 pass  # nobody is left to answer
 
@@ -105,7 +108,10 @@ class App:
         await send({"type": "lifespan.startup.complete"})
         await receive()
         for stop in self._on_stop:
-            await stop()
+            try:
+                await stop()
+            except Exception:  # noqa: BLE001 - the process ends whatever happens, and the next one may still say good-bye
+                logger.exception("shutdown")
         await send({"type": "lifespan.shutdown.complete"})
 
     # The doors.
@@ -131,13 +137,18 @@ class App:
 
     async def _event_body(self, scope: Scope, receive: Receive) -> bytes:
         headers: Headers = scope["headers"]
+        body = _Body(headers, receive)
         if self._tokens and not self._authorised(headers):
+            await body.drain()
             raise Refusal(401, "a bearer token of WEBHOOK_TOKENS is needed", (b"www-authenticate", b"Bearer"), _CLOSE)
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                return await _read_body(headers, receive)
+                return await body.read()
         except TimeoutError:
             raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:g} s", _CLOSE) from None
+        except Refusal:
+            await body.drain()
+            raise
 
     def _authorised(self, headers: Headers) -> bool:
         given = [value for name, value in headers if name == b"authorization"]
@@ -173,22 +184,45 @@ class App:
         }
 
 
-async def _read_body(headers: Headers, receive: Receive) -> bytes:
-    """Return the whole body, whether its length was announced or not. Raises `Refusal` (413), `Disconnected`."""
-    announced = next((value for name, value in headers if name == b"content-length"), b"0")
-    received = bytearray()
-    more = True
-    while more:
-        if int(announced) > MAX_BODY_BYTES or len(received) > MAX_BODY_BYTES:
-            raise Refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes", _CLOSE)
-        message = await receive()
+class _Body:
+    """A request's body on its way in, whether its length was announced or not."""
+
+    def __init__(self, headers: Headers, receive: Receive) -> None:
+        self._receive = receive
+        self._announced = int(next((value for name, value in headers if name == b"content-length"), b"0"))
+        self._held_back = any(name == b"expect" for name, _ in headers)  # until we ask for it
+        self._complete = False
+
+    async def read(self) -> bytes:
+        """Return the whole body. Raises `Refusal` (413), `Disconnected`."""
+        received = bytearray()
+        while max(self._announced, len(received)) <= MAX_BODY_BYTES:
+            if self._complete:
+                return bytes(received)
+            received += await self._next()
+        raise Refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes", _CLOSE)
+
+    async def drain(self) -> None:
+        """Throw away what is still being sent: closing on it would reset the connection before our answer is read."""
+        drained = 0
+        with contextlib.suppress(TimeoutError, Disconnected):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while not (self._complete or self._held_back) and drained < MAX_DRAIN_BYTES:
+                    drained += len(await self._next())
+
+    async def _next(self) -> bytes:
+        message = await self._receive()
         if message["type"] == "http.disconnect":
             raise Disconnected
-        received += message.get("body", b"")
-        more = message.get("more_body", False)
-    if len(received) > MAX_BODY_BYTES:
-        raise Refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes", _CLOSE)
-    return bytes(received)
+        self._held_back = False
+        self._complete = not message.get("more_body", False)
+        body: bytes = message.get("body", b"")
+        return body
+
+
+async def _refuse(send: Send, refusal: Refusal) -> None:
+    problem = {"type": "about:blank", "title": refusal.title, "status": refusal.status}
+    await _answer(send, refusal.status, json.dumps(problem).encode(), _PROBLEM, *refusal.headers)
 
 
 async def _answer(send: Send, status: int, body: bytes = b"", *headers: tuple[bytes, bytes]) -> None:

@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from functions.events import ObjectCreated
+from functions.events import Malformed, ObjectCreated
 from functions.notify import Settled, Step, log, settle_one
 from functions.publisher import Outcome, Status
 from functions.routes import Routes, Skip
@@ -17,6 +17,7 @@ from infra.host.publisher import Flight, HostPublisher, QueueFull
 
 MEMORY_LIMIT = 50_000
 MEMORY_SECONDS = 24 * 3600.0
+REPEATED = "repeated"
 LOG_LINES_PER_KIND = 10
 LOG_WINDOW_SECONDS = 60.0
 MAX_LOG_KINDS = 1_000
@@ -95,13 +96,13 @@ class Bell:
             arrival = self._begin(step)
             if isinstance(arrival, Settled):
                 # Nobody will ask again at this door: what found no room is gone here.
-                self._account(Settled(step, "dropped", arrival.reason) if arrival.retriable else arrival, source)
+                self._account(replace(arrival, label="dropped") if arrival.retriable else arrival, source)
             elif arrival.began:
                 arrival.flight.done.add_done_callback(
                     lambda done, step=step: self._account(settle_one(step, done.result()), source)  # type: ignore[misc]  # the default binds this step
                 )
             else:
-                self._account(Settled(step, "repeated"), source)
+                self._account(Settled(step, REPEATED), source)
 
     def _begin(self, step: Step) -> Settled | _Joined:
         record, action = step.record, step.action
@@ -109,7 +110,7 @@ class Bell:
             return settle_one(step, None)
         identity = record.identity if isinstance(action, Skip) else action.identity
         if identity in self._memory:
-            return Settled(step, "repeated")
+            return Settled(step, REPEATED)
         if isinstance(action, Skip):
             self._memory.add(identity)
             return settle_one(step, None)
@@ -136,17 +137,20 @@ class Bell:
             return settle_one(step, Outcome(Status.UNCONFIRMED, reason, self._publisher.status.reason_code))
         outcome = done.result()
         if outcome.success and not joined.began:
-            return Settled(step, "repeated")
+            return Settled(step, REPEATED)
         return settle_one(step, outcome)
 
     def _account(self, settled: Settled, source: str) -> None:
-        """Count every record; log each kind a bounded number of times a minute."""
+        """Count every record; log each kind a bounded number of times a minute, and a repeat not at all."""
         self._telemetry.event(source, settled.label)
+        if settled.label == REPEATED:
+            return
         now = time.monotonic()
         if now - self._log_window_at > LOG_WINDOW_SECONDS or len(self._log_counts) > MAX_LOG_KINDS:
             self._log_window_at = now
             self._log_counts.clear()
         kind = (source, settled.label, settled.reason)
         self._log_counts[kind] += 1
-        if self._log_counts[kind] <= LOG_LINES_PER_KIND:
+        # One malformed event looks like the next; a failed publish names its file.
+        if self._log_counts[kind] <= (1 if isinstance(settled.step.record, Malformed) else LOG_LINES_PER_KIND):
             log(settled)

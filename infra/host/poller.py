@@ -15,7 +15,7 @@ from infra.host.bell import Bell
 
 LONG_POLL_SECONDS = 20  # SQS' own maximum
 MAX_MESSAGES = 10  # SQS' own maximum
-STOP_SECONDS = 1.0
+STOP_SECONDS = 0.5
 
 T = TypeVar("T")
 
@@ -32,6 +32,7 @@ class Poller:
         self._queue_url = queue_url
         self._bell = bell
         self._task: asyncio.Task[None] | None = None
+        self._batch: asyncio.Task[None] | None = None
         self._failures = 0
 
     async def start(self) -> None:
@@ -42,12 +43,14 @@ class Poller:
         """End; a batch in hand is finished first, within `STOP_SECONDS`."""
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait([self._task], timeout=STOP_SECONDS)
+            await asyncio.wait([self._task, self._batch] if self._batch else [self._task], timeout=STOP_SECONDS)
 
     async def _run(self) -> None:
         while True:
             try:
                 await self._once()
+                if self._failures:
+                    logger.info("the queue is polled again", extra={"failed_attempts": self._failures})
                 self._failures = 0
             except Exception as error:  # noqa: BLE001 - whatever ails the queue, events wait in it until it is well
                 self._failures += 1
@@ -63,7 +66,8 @@ class Poller:
         )
         messages = received.get("Messages", [])
         if messages:
-            await asyncio.shield(asyncio.create_task(self._settle(messages)))
+            self._batch = asyncio.create_task(self._settle(messages), name="sqs-batch")
+            await asyncio.shield(self._batch)
 
     async def _settle(self, messages: list[dict[str, str]]) -> None:
         records = [{"messageId": m["MessageId"], "body": m["Body"], "eventSource": "aws:sqs"} for m in messages]

@@ -19,12 +19,14 @@ from functions.connection import Connection, ConnectionFailure
 from functions.publisher import Outcome, Status, acknowledged, backoff_seconds, new_client_id, too_large
 from functions.routes import Notification
 from functions.settings import Broker
-from functions.telemetry import Telemetry
+from functions.telemetry import Telemetry, logger
 
 QUEUE_LIMIT = 10_000
 HOUSEKEEPING_SECONDS = 0.25
 LASTING_SECONDS = 10.0  # a connection that held for this long ends a row of failures
+MAX_ACK_AGE = 4  # publish time-outs: an acknowledgement that others overtook for so long will not come
 DEMAND_SECONDS = 1.0  # somebody waits for the broker: try this soon, whatever the back-off says
+OPENING_MARGIN_SECONDS = 0.5  # for the opening thread to tell of its own time-out
 FLUSH_SECONDS = 1.0  # at shutdown
 
 
@@ -41,8 +43,6 @@ class LinkStatus:
     since: float
     reason: str = ""
     reason_code: int | None = None
-    attempts: int = 0
-    """Failed attempts in a row."""
 
 
 class Flight:
@@ -145,8 +145,8 @@ class HostPublisher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         if self._connection is not None:
-            connection, self._connection = self._connection, None
-            connection.close()
+            self._connection.close()
+            self._connection = None
             self._became(connected=False, failure=ConnectionFailure("shut down"))
 
     # The link.
@@ -157,15 +157,21 @@ class HostPublisher:
             begun_at = time.monotonic()
             if failures:
                 self._telemetry.reconnect_attempt()
+            lasted = False
             try:
-                await self._connect(broker)
-                await self._until_lost()
-                failure = self._connection.failure if self._connection else None
+                connection = await self._connect(broker)
+                connected_at = time.monotonic()
+                await self._until_lost(connection)
+                lasted = time.monotonic() - connected_at >= LASTING_SECONDS
+                failure = connection.why("connection lost")
             except ConnectionFailure as error:
                 failure = error
-            self._lost(failure or ConnectionFailure(f"{broker.url}: connection lost"), failures + 1)
-            failures = 1 if time.monotonic() - begun_at >= LASTING_SECONDS else failures + 1
-            await self._back_off(failures, begun_at, refused=bool(failure and failure.refused))
+            except Exception as error:  # noqa: BLE001 - without this task nobody would ever connect again
+                logger.exception("mqtt link")
+                failure = ConnectionFailure(f"{broker.url}: {error!r}")
+            self._lost(failure)
+            failures = 1 if lasted else failures + 1
+            await self._back_off(failures, begun_at, refused=failure.refused)
 
     async def _back_off(self, failures: int, begun_at: float, *, refused: bool) -> None:
         delay_seconds = backoff_seconds(failures)
@@ -179,29 +185,16 @@ class HostPublisher:
             await asyncio.wait_for(self._demand.wait(), delay_seconds)
         await asyncio.sleep(max(0.0, min(DEMAND_SECONDS, delay_seconds) - (time.monotonic() - begun_at)))
 
-    async def _connect(self, broker: Broker) -> None:
+    async def _connect(self, broker: Broker) -> Connection:
         """Return with the broker's CONNACK. Raises `ConnectionFailure`."""
-        loop = asyncio.get_running_loop()
-        if self._opening is not None:
-            await asyncio.wait([self._opening])  # one thread at the most: the last one is still in the resolver
-        connection = Connection(broker, self._client_id, before_close=self._unregister)
-        self._opening = loop.create_future()
-        # paho's connect blocks for as long as TCP and TLS take: a thread for that, and for nothing after it.
-        # A daemon, since a resolver that hangs must not hold up the end of the process.
-        threading.Thread(
-            target=_open, args=(connection, broker.connect_timeout_seconds, loop, self._opening), daemon=True
-        ).start()
-        done, _ = await asyncio.wait([self._opening], timeout=broker.connect_timeout_seconds + 1.0)
-        if not done:
-            raise ConnectionFailure(f"{broker.url}: the name was not resolved in time")
-        if connection.failure is not None:
-            raise connection.failure
-        self._connection = connection
-        self._fd = connection.fileno()
+        deadline = time.monotonic() + broker.connect_timeout_seconds
+        connection = self._connection = await self._open(broker, deadline)
         self._changed.clear()
-        loop.add_reader(self._fd, self._on_readable)
+        self._fd = connection.fileno()
+        asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
+        self._watch_writable(connection)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(broker.connect_timeout_seconds):
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 while not connection.answered:
                     await self._changed.wait()
                     self._changed.clear()
@@ -210,43 +203,71 @@ class HostPublisher:
         self._became(connected=True)
         self._progress_at = time.monotonic()
         self._pump()
+        return connection
 
-    async def _until_lost(self) -> None:
-        while self._connection is not None and not self._connection.closed:
+    async def _open(self, broker: Broker, deadline: float) -> Connection:
+        """Return a connection whose CONNECT is on the wire. Raises `ConnectionFailure`."""
+        if self._opening is not None:  # one thread at the most: the last one may still be in the resolver
+            await asyncio.wait([self._opening], timeout=deadline - time.monotonic())
+            if not self._opening.done():
+                raise ConnectionFailure(f"{broker.url}: the name was not resolved in time")
+        connection = Connection(broker, self._client_id, before_close=lambda: self._unregister(connection))
+        opening = asyncio.get_running_loop().create_future()
+        # paho's connect blocks for as long as TCP and TLS take: a thread for that, and for nothing after it.
+        # A daemon, since a resolver that hangs must not hold up the end of the process.
+        threading.Thread(
+            target=_open,
+            args=(connection, broker.connect_timeout_seconds, asyncio.get_running_loop(), opening),
+            name="mqtt-open",
+            daemon=True,
+        ).start()
+        self._opening = opening
+        try:
+            await asyncio.wait([opening], timeout=deadline - time.monotonic() + OPENING_MARGIN_SECONDS)
+        finally:
+            if not opening.done():  # it may succeed yet, and nobody will want it then
+                opening.add_done_callback(lambda _: connection.discard())
+        if not opening.done():
+            raise ConnectionFailure(f"{broker.url}: the name was not resolved in time")
+        if connection.closed:
+            raise connection.why("connection lost")
+        return connection
+
+    async def _until_lost(self, connection: Connection) -> None:
+        while not connection.closed:
             await self._changed.wait()
             self._changed.clear()
 
-    def _lost(self, failure: ConnectionFailure, attempts: int) -> None:
+    def _lost(self, failure: ConnectionFailure) -> None:
         """Clear up after a connection; what is still in time goes back to the head of the queue."""
         if self._connection is not None:
             self._connection.discard()
             self._connection = None
         now = time.monotonic()
         in_flight, self._in_flight = list(self._in_flight.values()), {}
-        self._became(connected=False, failure=failure, attempts=attempts)
+        self._became(connected=False, failure=failure)
         for flight in reversed(in_flight):
             if flight.deadline > now and not self._stopping:
                 self._queue.appendleft(flight)
             else:
                 self._finish(flight, Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
 
-    def _became(self, *, connected: bool, failure: ConnectionFailure | None = None, attempts: int = 0) -> None:
+    def _became(self, *, connected: bool, failure: ConnectionFailure | None = None) -> None:
         self._telemetry.connection(connected=connected)
         self._telemetry.enabled(enabled=connected)
-        since = time.time() if connected or self.status.connected or not self.status.attempts else self.status.since
         self.status = LinkStatus(
             self.status.broker,
             connected,
-            since,
+            self.status.since if connected == self.status.connected else time.time(),
             failure.reason if failure else "",
             failure.reason_code if failure else None,
-            attempts,
         )
         self._on_change(self.status)
 
-    def _unregister(self) -> None:
+    def _unregister(self, connection: Connection) -> None:
         """Forget the descriptor while it is still ours: another thread may get the same number at once."""
-        if self._fd >= 0:
+        # A connection that the loop does not watch may end in any thread.
+        if connection is self._connection and self._fd >= 0:
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._fd)
             loop.remove_writer(self._fd)
@@ -309,7 +330,10 @@ class HostPublisher:
                     return
                 if connection.qos == 0:
                     self._take_acks(connection)
-        if connection.wants_write:
+        self._watch_writable(connection)
+
+    def _watch_writable(self, connection: Connection) -> None:
+        if connection.wants_write and not connection.closed:
             asyncio.get_running_loop().add_writer(self._fd, self._on_writable)
 
     def _finish(self, flight: Flight, outcome: Outcome) -> None:
@@ -331,24 +355,33 @@ class HostPublisher:
             self._finish(flight, Outcome(Status.UNCONFIRMED, reason))
 
     async def _keep_house(self) -> None:
-        """Withdraw what waited too long, keep the link alive, and discard it when it has gone silent."""
         while True:
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
-            now = time.monotonic()
-            while self._queue and self._queue[0].deadline <= now:
-                reason = self.status.reason or "withdrawn: not sent in time"
-                self._finish(self._queue.popleft(), Outcome(Status.UNCONFIRMED, reason, self.status.reason_code))
-            connection = self._connection
-            if connection is None or not connection.connected:
-                continue
-            connection.tick()
-            if self._in_flight and now - self._progress_at > self._ack_seconds:
-                connection.failure = ConnectionFailure(
-                    f"{self.status.broker}: no acknowledgement within {self._ack_seconds:g} s"
-                )
-                connection.discard()
-            if connection.closed:
-                self._changed.set()
+            try:
+                self._tidy_up(time.monotonic())
+            except Exception:  # noqa: BLE001 - without this task nothing would ever be withdrawn again
+                logger.exception("mqtt housekeeping")
+
+    def _tidy_up(self, now: float) -> None:
+        """Withdraw what waited too long, keep the link alive, and discard it when it has gone silent."""
+        while self._queue and self._queue[0].deadline <= now:
+            reason = self.status.reason or "withdrawn: not sent in time"
+            self._finish(self._queue.popleft(), Outcome(Status.UNCONFIRMED, reason, self.status.reason_code))
+        connection = self._connection
+        if connection is None or not connection.connected:
+            return
+        connection.tick()
+        self._watch_writable(connection)
+        oldest = next(iter(self._in_flight.values()), None)
+        if oldest is not None and (
+            now - self._progress_at > self._ack_seconds or now - oldest.begun_at > MAX_ACK_AGE * self._ack_seconds
+        ):
+            connection.failure = ConnectionFailure(
+                f"{self.status.broker}: no acknowledgement within {self._ack_seconds:g} s"
+            )
+            connection.discard()
+        if connection.closed:
+            self._changed.set()
 
 
 def _open(
@@ -364,5 +397,8 @@ def _open(
         pass  # it is in connection.failure
     except Exception as error:  # noqa: BLE001 - nobody else could see it
         connection.failure = ConnectionFailure(repr(error))
-    with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+        connection.discard()
+    try:
         loop.call_soon_threadsafe(done.set_result, None)
+    except RuntimeError:  # the loop has ended meanwhile
+        connection.discard()

@@ -39,13 +39,14 @@ class HeaderDeadline(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - uvicorn's own signature
         """A fresh connection has `HEADER_SECONDS` to say what it wants."""
         super().connection_made(transport)
-        self._deadline = self.loop.call_later(HEADER_SECONDS, transport.close)
+        self._arm()
 
-    def on_message_begin(self) -> None:
-        """So has each later request on it."""
-        super().on_message_begin()
-        self._disarm()
-        self._deadline = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+    def data_received(self, data: bytes) -> None:
+        """So has each later request on it, from its first byte on; whatever came ended uvicorn's own patience."""
+        super().data_received(data)
+        idle = self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
+        if idle and self.timeout_keep_alive_task is None:
+            self._arm()
 
     def on_headers_complete(self) -> None:
         """The application has a deadline of its own for the body."""
@@ -56,6 +57,10 @@ class HeaderDeadline(HttpToolsProtocol):
         """Nothing to wait for any more."""
         self._disarm()
         super().connection_lost(exc)
+
+    def _arm(self) -> None:
+        if self._deadline is None and not self.transport.is_closing():
+            self._deadline = self.loop.call_later(HEADER_SECONDS, self.transport.close)
 
     def _disarm(self) -> None:
         if self._deadline is not None:
@@ -79,15 +84,19 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: finish what is in flight. Second: leave at once."""
+        """Finish what is in flight; a second signal changes nothing.
+
+        It is soon over, and a terminal's Ctrl-C reaches the whole process group, whose leader then sends its own.
+        """
         del sig, frame
-        self.force_exit = self.should_exit
         self.should_exit = True
 
     async def startup(self, sockets: Any = None) -> None:  # noqa: ANN401 - uvicorn's own signature
         """Say where we listen: uvicorn's own words are for developers."""
         await super().startup(sockets)
-        logger.info("listening", extra={"url": f"http://{self.config.host}:{self.config.port}"})
+        if self.started:
+            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+            logger.info("listening", extra={"url": f"http://{host}:{self.config.port}"})
 
     async def shutdown(self, sockets: Any = None) -> None:  # noqa: ANN401 - uvicorn's own signature
         """Answer everybody who waits, then close."""
@@ -186,12 +195,12 @@ _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "color_message", "as
 
 
 def configure_logging(level: str) -> None:
-    """JSON lines as on Lambda; readable ones where stderr is a terminal."""
+    """JSON lines as on Lambda; readable ones where stdout is a terminal."""
     logger.setLevel(level)
     uvicorn_logger = logging.getLogger("uvicorn.error")
     uvicorn_logger.setLevel(logging.WARNING)
     handler = logger.registered_handler
-    if sys.stderr.isatty():
+    if sys.stdout.isatty():
         handler.setFormatter(_Lines())
     uvicorn_logger.handlers = [handler]
     uvicorn_logger.propagate = False
