@@ -1,0 +1,91 @@
+"""The parts that several measurements share: Mosquitto, MinIO with both doors on, the host."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from infra.connect.documents import Document, merge, wanted_rules
+from infra.connect.minio import Doors
+from infra.local.mosquitto import Mosquitto
+from infra.local.process import free_port
+from infra.local.stack import Host
+from infra.local.stores import Minio
+
+BUCKET = "bench"
+TOPIC = "iotsupport/updates/assets"
+TARGETS_SECONDS = 10.0
+LOOK_SECONDS = 0.1
+PREFIXES = {"configs": "configs/", "assets": "assets/"}
+
+
+class Rig:
+    """Broker, MinIO and host, set up as `bucketbell connect` says; started in that order, stopped in reverse."""
+
+    def __init__(self, directory: Path) -> None:
+        """Nothing is started yet. Raises `PartError` where a program is missing."""
+        host_port = free_port()
+        token = secrets.token_hex(24)
+        queue_directory = str(directory / "minio-events")
+        self.doors = Doors(
+            f"http://127.0.0.1:{host_port}", sure_only=False, queue_directory=queue_directory, token=token
+        )
+        self.broker = Mosquitto(directory / "mosquitto")
+        self.minio = Minio(directory / "minio", environment=self.doors.environment())
+        self.host = Host(
+            directory / "host",
+            host_port,
+            {
+                "MQTT_URL": self.broker.url,
+                "BUCKET": BUCKET,
+                "WEBHOOK_TOKENS": token,
+            },
+        )
+        self.s3: Any = self.minio.client()
+        self._parts = ExitStack()
+
+    def start(self) -> Self:
+        """Start all and make the bucket. Raises `PartError`."""
+        with ExitStack() as parts:
+            parts.enter_context(self.broker)
+            parts.enter_context(self.minio)
+            self.make_bucket(BUCKET, merge({}, wanted_rules(self.doors.targets, PREFIXES)))
+            parts.enter_context(self.host)
+            self._parts = parts.pop_all()
+        return self
+
+    def stop(self) -> None:
+        """Stop all. Idempotent."""
+        self._parts.close()
+
+    def make_bucket(self, name: str, rules: Document) -> None:
+        """Make a bucket with these notification rules."""
+        self.s3.create_bucket(Bucket=name)
+        until = time.monotonic() + TARGETS_SECONDS
+        while True:
+            try:
+                self.s3.put_bucket_notification_configuration(Bucket=name, NotificationConfiguration=rules)
+            except self.s3.exceptions.ClientError as error:
+                # MinIO says it is ready a moment before it knows its targets.
+                if error.response["Error"]["Code"] != "InvalidArgument" or time.monotonic() > until:
+                    raise
+                time.sleep(LOOK_SECONDS)
+            else:
+                return
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def asset_keys(stem: str, count: int) -> list[str]:
+    """Distinct keys that ring, in order."""
+    return [f"assets/{stem}-{number:05d}.bin" for number in range(count)]
