@@ -1,0 +1,171 @@
+"""The host as tests use it: the real process on a free port, events to post, and its loop for tests inside it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ParamSpec, Self
+from urllib.parse import quote_plus
+
+import httpx
+import uvloop
+from prometheus_client.parser import text_string_to_metric_families
+
+from infra.local.process import free_port
+
+TOKEN, NEXT_TOKEN = "t0ken-of-this-quarter", "t0ken-of-next-quarter"
+MAC_KEY = "configs/aa-bb-cc-dd-ee-ff.json"
+TOPICS = ("iotsupport/updates/configs", "iotsupport/updates/assets")
+START_SECONDS = 15.0
+TEST_SECONDS = 30.0
+EXIT_SECONDS = 3.0
+
+_numbers = itertools.count(1)
+_OURS = ("MQTT_", "AWS_", "WEBHOOK_", "SQS_", "TOPIC_", "BUCKET", "CONFIGS_", "ASSETS_", "LOG_", "SECRETS_")
+
+P = ParamSpec("P")
+
+
+def record(key: str = MAC_KEY, **changes: object) -> dict[str, Any]:
+    """One S3 record of MinIO's, of an upload that never was before; `changes` replace fields of its object."""
+    fields = {"key": quote_plus(key), "size": 16, "eTag": "4d22", "sequencer": f"18E9DDA5{next(_numbers):08X}"}
+    return {
+        "eventSource": "minio:s3",
+        "eventTime": "2026-11-20T21:20:28.873Z",
+        "eventName": "s3:ObjectCreated:Put",
+        "s3": {"bucket": {"name": "devices"}, "object": fields | changes},
+    }
+
+
+def event(*records: object) -> bytes:
+    """The body of a webhook with `records`, one new upload by default."""
+    return json.dumps({"Records": list(records) or [record()]}).encode()
+
+
+def upload(key: str = MAC_KEY) -> bytes:
+    """The body of a webhook that tells of a new upload to `key`."""
+    return event(record(key))
+
+
+def on_uvloop(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """Runs a test on the loop of production; it fails on what that loop would only have logged."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        unseen: list[dict[str, Any]] = []
+
+        async def scenario() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unseen.append(context))
+            async with asyncio.timeout(TEST_SECONDS):  # pytest's own time-out does not get through to this loop
+                await test(*args, **kwargs)
+            gc.collect()  # a task whose exception nobody took says so when it goes
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            assert not left
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(scenario())
+        assert not unseen
+
+    return run
+
+
+async def until(truth: Callable[[], object], timeout_seconds: float = 5.0) -> None:
+    """Returns as soon as `truth()` holds; TimeoutError otherwise."""
+    async with asyncio.timeout(timeout_seconds):
+        while not truth():  # noqa: ASYNC110 - what is waited for happens in another thread or process
+            await asyncio.sleep(0.01)
+
+
+def eventually(truth: Callable[[], object], timeout_seconds: float = 5.0) -> None:
+    """As `until`, outside of a loop."""
+    deadline = time.monotonic() + timeout_seconds
+    while not truth():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.02)
+
+
+class Host:
+    """`bucketbell host` as a child process, listening when entered; `http` is a client of it."""
+
+    def __init__(self, directory: Path, environment: Mapping[str, str], *, ready: bool = True, patch: str = "") -> None:
+        """With `ready`, entering also waits for the broker; `patch` is Python that the process runs first."""
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log_file = directory / f"host-{self.port}.log"
+        script = Path(sys.executable).with_name("bucketbell")
+        start = ["-c", f"{patch}\nfrom infra.cli import app\napp()"] if patch else [str(script)]
+        self._command = [sys.executable, *start, "host", "--port", str(self.port)]
+        self._ready = ready
+        self._directory = directory
+        self._environment = {n: v for n, v in os.environ.items() if not n.startswith(_OURS)} | dict(environment)
+        self._environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+        self.child: subprocess.Popen[bytes]
+        self.http = httpx.Client(base_url=self.url, timeout=10.0, trust_env=False)
+
+    def __enter__(self) -> Self:
+        with self.log_file.open("ab") as log:
+            self.child = subprocess.Popen(
+                self._command, cwd=self._directory, env=self._environment, stdout=log, stderr=log
+            )
+        try:
+            eventually(lambda: "listening" in self.log or self.child.poll() is not None, START_SECONDS)
+            assert self.child.poll() is None, self.log
+            if self._ready:
+                eventually(lambda: self.http.get("/readyz").status_code == 200)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.http.close()
+        self.child.kill()
+        self.child.wait(EXIT_SECONDS)
+
+    @property
+    def log(self) -> str:
+        """All that it has said so far."""
+        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def lines(self, level: str) -> list[dict[str, Any]]:
+        """Its log lines of `level`, as JSON objects."""
+        lines = [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        return [line for line in lines if line["level"] == level]
+
+    def post(self, body: bytes, door: str = "/events", token: str | None = TOKEN) -> httpx.Response:
+        """Posts one event as MinIO does."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return self.http.post(door, content=body, headers=headers | {"Content-Type": "application/json"})
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of that metric's samples with (at least) these labels; 0 where there are none."""
+        families = text_string_to_metric_families(self.http.get("/metrics").text)
+        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(s.value for s in samples if labels.items() <= s.labels.items())
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> float:
+        """Sends a signal and waits for exit status 0; returns the seconds that took."""
+        begun_at = time.monotonic()
+        self.child.send_signal(number)
+        assert self.child.wait(EXIT_SECONDS) == 0, self.log
+        return time.monotonic() - begun_at
+
+
+def environment(mqtt_url: str | None, **more: str) -> dict[str, str]:
+    """What a host needs to know, with short deadlines."""
+    known = {"WEBHOOK_TOKENS": f"{TOKEN},{NEXT_TOKEN}", "MQTT_PUBLISH_TIMEOUT_SECONDS": "1"}
+    return known | ({"MQTT_URL": mqtt_url} if mqtt_url else {}) | more
