@@ -1,4 +1,4 @@
-"""One MQTT connection, from CONNECT to its end: the only importer of paho. Nothing here waits, except `open`.
+"""One MQTT connection, from CONNECT to its end. Nothing here waits, except `open`.
 
 A connection is used once. When it fails it is discarded, never reconnected: paho keeps what it could not send and
 sends it later, behind the back of whoever retried meanwhile. Its owner moves the bytes: it asks for `fileno`, calls
@@ -8,40 +8,25 @@ sends it later, behind the back of whoever retried meanwhile. Its owner moves th
 from __future__ import annotations
 
 import contextlib
-import socket
 import ssl
-import struct
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from paho.mqtt.client import Client, ConnectFlags
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-
-from functions.packets import pack_properties, publish_bytes
+from functions.client import MAX_MID, MIN_REFUSAL, UNSUPPORTED_PROTOCOL, Client, Connack
+from functions.packets import publish_packet
 from functions.tls import TlsFileError, client_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from paho.mqtt.client import DisconnectFlags
-
     from functions.routes import Notification
     from functions.settings import Broker
 
-WINDOW = 20  # acknowledgements awaited at once; paho resends past its own limit after a reconnect (FACTS: paho 7)
-MIN_REFUSAL = 0x80  # MQTT 5 §2.4: reason codes from here on are errors
+WINDOW = 20  # acknowledgements awaited at once, and fewer where the broker's Receive Maximum asks for it
 NO_MATCHING_SUBSCRIBERS = 0x10  # MQTT 5 §3.4.2.1
 PACKET_TOO_LARGE = 0x95
-PUBREC_WITH_REASON_BYTES = 3  # packet identifier, reason code (MQTT 5 §3.5.2)
-UNACCEPTABLE_PROTOCOL = b"\x00\x01"  # MQTT 3.1.1 §3.2: a CONNACK's flags, and return code 1
-UNSUPPORTED_PROTOCOL, BAD_CREDENTIALS, NOT_AUTHORIZED = 0x84, 0x86, 0x87  # MQTT 5 §3.2.2.2
+BAD_CREDENTIALS, NOT_AUTHORIZED = 0x86, 0x87  # MQTT 5 §3.2.2.2
 HOSTNAME_MISMATCH, ADDRESS_MISMATCH = 62, 64  # OpenSSL's X509_V_ERR_…
-QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux only
-DISCARD_LINGER = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing drops what the kernel has not sent yet
 
 
 class ConnectionFailure(Exception):
@@ -55,110 +40,11 @@ class ConnectionFailure(Exception):
         super().__init__(reason)
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(NamedTuple):
     """What came back for one packet: at QoS 0 merely that it was written."""
 
     mid: int
     reason_code: int
-
-
-class _Packed(Properties):
-    """PUBLISH properties, encoded already: paho's own encoder costs more than the rest of a publish."""
-
-    packed: bytes
-
-    def __init__(self, packed: bytes) -> None:
-        object.__setattr__(self, "packed", packed)  # paho's own __setattr__ takes property names only
-
-    def pack(self) -> bytes:
-        return self.packed
-
-
-class _Client(Client):
-    """paho's client with what it lacks: one deadline for a connect, a ping, and refusals that it keeps to itself.
-
-    They use names that paho keeps private; its version is pinned, and a test covers each.
-    """
-
-    tls_alert = ""
-    """What the peer found wrong with our side of TLS: version 1.3 says so only after the handshake."""
-
-    def _create_socket(self) -> socket.socket:
-        """TCP and TLS within one `connect_timeout`, shared among the host's addresses; Nagle's delay off."""
-        deadline = time.monotonic() + self.connect_timeout
-        addresses = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        for left in range(len(addresses), 0, -1):
-            family, kind, protocol, _, address = addresses[-left]
-            sock = socket.socket(family, kind, protocol)
-            try:
-                sock.settimeout(max(0.001, (deadline - time.monotonic()) / left))
-                sock.connect(address)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                break
-            except OSError:
-                sock.close()
-                if left == 1:
-                    raise
-        if self._ssl_context is None:
-            return sock
-        try:
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
-            return self._ssl_context.wrap_socket(sock, server_hostname=self.host)
-        except BaseException:
-            sock.close()
-            raise
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        try:
-            return super()._sock_recv(bufsize)
-        except ssl.SSLError as error:
-            self.tls_alert = error.reason or str(error)
-            raise
-
-    def _handle_connack(self) -> MQTTErrorCode:
-        result = super()._handle_connack()
-        if self.protocol == MQTTProtocolVersion.MQTTv311 and self._in_packet["packet"] == UNACCEPTABLE_PROTOCOL:
-            reason = ReasonCode(PacketTypes.CONNACK, identifier=UNSUPPORTED_PROTOCOL)
-            self.on_connect(self, None, ConnectFlags(session_present=False), reason, None)  # type: ignore[misc, call-arg, arg-type]  # a union over paho's callback versions
-        return result
-
-    def _handle_pubrec(self) -> MQTTErrorCode:
-        packet = self._in_packet["packet"]
-        has_reason = self.protocol == MQTTProtocolVersion.MQTTv5 and len(packet) >= PUBREC_WITH_REASON_BYTES
-        # MQTT 5 §4.3.3: after a PUBREC of 0x80 or more the message is over, and no PUBREL follows.
-        if has_reason and packet[2] >= MIN_REFUSAL:
-            mid = int.from_bytes(packet[:2], "big")
-            if mid in self._out_messages:
-                reason = ReasonCode(PacketTypes.PUBREC, identifier=packet[2])
-                return self._do_on_publish(mid, reason, _Packed(b""))
-        return super()._handle_pubrec()
-
-    def acknowledge_at_once(self) -> None:
-        """Have the kernel confirm what arrives without its usual 40 ms delay; Linux forgets this again and again.
-
-        Mosquitto leaves Nagle's algorithm on: it holds a second PUBACK back until the first is confirmed.
-        """
-        sock = self._sock
-        if QUICK_ACK is not None and sock is not None:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, QUICK_ACK, 1)  # type: ignore[attr-defined]  # as in `discard`
-
-    def ping(self) -> None:
-        self._send_pingreq()
-
-    @property
-    def ping_unanswered(self) -> bool:
-        return self._ping_t > 0
-
-    def discard(self) -> None:
-        """Close without DISCONNECT; what the kernel still holds is dropped, not sent."""
-        sock = self.socket()
-        if sock is not None:
-            with contextlib.suppress(OSError, AttributeError):
-                # A real socket, since `_create_socket` made it.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DISCARD_LINGER)  # type: ignore[attr-defined]
-            self._sock_close()
 
 
 class Connection:
@@ -171,26 +57,20 @@ class Connection:
         """Prepare; nothing is sent before `open`. `before_close` is called while the socket is still open."""
         self._broker = broker
         self._acks: list[Ack] = []
+        self._outbox = bytearray()
+        self._written: list[int] = []
+        self._last_mid = 0
+        self._unacknowledged: set[int] = set()
         self.connected = False
         self.failure: ConnectionFailure | None = None
         self.window = WINDOW
         self.maximum_packet_size: int | None = None
         self.qos = broker.qos
         self.last_traffic_at = time.time()
-        version5 = broker.protocol == "5"
-        self._client = _Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=client_id,
-            protocol=MQTTProtocolVersion.MQTTv5 if version5 else MQTTProtocolVersion.MQTTv311,
-            # Otherwise paho answers some refusals with a blocking reconnect of its own from inside loop_read.
-            reconnect_on_failure=False,
-        )
+        self._client = Client(client_id, version5=broker.protocol == "5", listener=self)
         if broker.username is not None:
             password = broker.password.get_secret_value() if broker.password else None
             self._client.username_pw_set(broker.username, password)
-        self._client.on_connect = self._on_connect
-        self._client.on_disconnect = self._on_disconnect
-        self._client.on_publish = self._on_publish
         if before_close is not None:
             self._client.on_socket_close = lambda *_: before_close()
 
@@ -258,16 +138,16 @@ class Connection:
     def read(self) -> None:
         """Take in what has arrived. Call when the socket is readable; it may be closed afterwards."""
         self._client.acknowledge_at_once()
-        before = self.fileno()
         self._guard(self._client.loop_read)
-        # A TLS record may hold more packets than loop_read takes: the socket will not become readable for them.
-        while not self.closed and self.fileno() == before and self._pending():
+        # Neither for what is buffered here nor for the rest of a TLS record will the socket become readable.
+        while not self.closed and self._client.pending:
             self._guard(self._client.loop_read)
         self.last_traffic_at = time.time()
 
     def write(self) -> None:
         """Send on. Call when the socket is writable and `wants_write`."""
         self._guard(self._client.loop_write)
+        self._note_written()
 
     def tick(self) -> None:
         """Keep the link alive, and notice a dead one. Call about once a second where there is time to."""
@@ -277,25 +157,31 @@ class Connection:
         """Send PINGREQ: `ping_unanswered` until its answer is read."""
         self._guard(self._client.ping)
 
-    def send(self, notification: Notification) -> int:
-        """Hand one message to the socket and return its packet identifier. Raises `ConnectionFailure`.
+    def send(self, notification: Notification) -> int | None:
+        """Put one message into the outbox for `flush`, and return its packet identifier.
 
-        The owner keeps at most `window` unacknowledged and has asked `fits` before.
+        None: it is larger than the broker's Maximum Packet Size (MQTT 5 §3.2.2.3.6), and sending it would cost the
+        connection. The owner keeps at most `window` unacknowledged.
         """
-        properties = _Packed(pack_properties(notification)) if self._broker.protocol == "5" else None
-        try:
-            info = self._client.publish(notification.topic, notification.payload, self.qos, properties=properties)
-        except Exception as error:  # noqa: BLE001 - whatever paho raises, this connection cannot be trusted any more
-            self._fail(f"publish failed: {error!r}")
+        mid = self._new_mid()
+        packet = publish_packet(notification, mid, self.qos, properties=self._broker.protocol == "5")
+        if self.maximum_packet_size is not None and len(packet) > self.maximum_packet_size:
+            return None
+        self._outbox += packet
+        if self.qos:
+            self._unacknowledged.add(mid)
         else:
-            if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
-                return info.mid
-            self._fail(f"connection lost: {info.rc.name}")
-        raise self.why("connection lost")
+            self._written.append(mid)
+        return mid
 
-    def fits(self, notification: Notification) -> bool:
-        """Whether the whole PUBLISH packet is within the broker's Maximum Packet Size (MQTT 5 §3.2.2.3.6)."""
-        return self.maximum_packet_size is None or publish_bytes(notification, self.qos) <= self.maximum_packet_size
+    def flush(self) -> None:
+        """Put the outbox on the wire, in one piece. Raises `ConnectionFailure`."""
+        if self._outbox:
+            packets, self._outbox = bytes(self._outbox), bytearray()
+            self._guard(lambda: self._client.publish_packets(packets))
+            if self.closed:
+                raise self.why("connection lost")
+            self._note_written()
 
     def why(self, otherwise: str) -> ConnectionFailure:
         """Return the failure, or one that says `otherwise` where the connection has noticed none."""
@@ -317,9 +203,34 @@ class Connection:
         self._client.discard()
         self.connected = False
 
-    def _pending(self) -> bool:
-        sock = self._client.socket()
-        return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
+    # What the client hears.
+
+    def connack(self, connack: Connack) -> None:
+        """See `Listener.connack`."""
+        if connack.reason_code >= MIN_REFUSAL:
+            hint = ""
+            if connack.reason_code in {BAD_CREDENTIALS, NOT_AUTHORIZED}:
+                hint = ": check MQTT_USERNAME and MQTT_PASSWORD"
+            elif connack.reason_code == UNSUPPORTED_PROTOCOL:
+                hint = f": set MQTT_PROTOCOL={'3.1.1' if self._broker.protocol == '5' else '5'}"
+            words = f"{self._broker.url}: refused: {connack.reason}{hint}"
+            self.failure = ConnectionFailure(words, reason_code=connack.reason_code, refused=True)
+            return
+        self.window = min(WINDOW, connack.receive_maximum)
+        self.maximum_packet_size = connack.maximum_packet_size
+        self.qos = min(self._broker.qos, connack.maximum_qos)
+        self.connected = True
+
+    def disconnected(self, reason: str, reason_code: int) -> None:
+        """See `Listener.disconnected`."""
+        words = f"{self._broker.url}: disconnected by the broker: {reason}"
+        self.failure = self.failure or ConnectionFailure(words, reason_code=reason_code)
+
+    def acknowledged(self, mid: int, reason_code: int) -> None:
+        """See `Listener.acknowledged`."""
+        if mid in self._unacknowledged:
+            self._unacknowledged.remove(mid)
+            self._acks.append(Ack(mid, reason_code))
 
     def _guard(self, step: Callable[[], object]) -> None:
         """Run one step of paho; a peer that makes it raise (bad packets do) has ended the connection."""
@@ -348,43 +259,15 @@ class Connection:
         self.failure = self.failure or ConnectionFailure(f"{self._broker.url}: {reason}")
         self.discard()
 
-    def _on_connect(
-        self,
-        _client: Client,
-        _userdata: object,
-        _flags: ConnectFlags,
-        reason: ReasonCode,
-        properties: Properties | None,
-    ) -> None:
-        if reason.is_failure:
-            hint = ""
-            if reason.value in {BAD_CREDENTIALS, NOT_AUTHORIZED}:
-                hint = ": check MQTT_USERNAME and MQTT_PASSWORD"
-            elif reason.value == UNSUPPORTED_PROTOCOL:
-                hint = f": set MQTT_PROTOCOL={'3.1.1' if self._broker.protocol == '5' else '5'}"
-            words = f"{self._broker.url}: refused: {reason.getName()}{hint}"
-            self.failure = ConnectionFailure(words, reason_code=reason.value, refused=True)
-            return
-        self.window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
-        self.maximum_packet_size = getattr(properties, "MaximumPacketSize", None)
-        self.qos = min(self._broker.qos, getattr(properties, "MaximumQoS", 2))
-        self.connected = True
+    def _note_written(self) -> None:
+        # At QoS 0 a message is over when it is written.
+        if self._written and not self.wants_write:
+            self._acks += [Ack(mid, 0) for mid in self._written]
+            self._written.clear()
 
-    def _on_disconnect(
-        self,
-        _client: Client,
-        _userdata: object,
-        flags: DisconnectFlags,
-        reason: ReasonCode,
-        _properties: Properties | None,
-    ) -> None:
-        if flags.is_disconnect_packet_from_server and self.failure is None:
-            self.failure = ConnectionFailure(
-                f"{self._broker.url}: disconnected by the broker: {reason.getName()}",
-                reason_code=reason.value,
-            )
-
-    def _on_publish(
-        self, _client: Client, _userdata: object, mid: int, reason: ReasonCode, _properties: Properties
-    ) -> None:
-        self._acks.append(Ack(mid, reason.value))
+    def _new_mid(self) -> int:
+        """The next packet identifier that is not in use (MQTT 5 §2.2.1)."""
+        while True:
+            self._last_mid = self._last_mid % MAX_MID + 1
+            if self._last_mid not in self._unacknowledged:
+                return self._last_mid

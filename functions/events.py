@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 MAX_WRAPPERS = 4
+MAX_RECORDS = 1_000  # senders put one into a document; reading a megabyte of them would hold everybody else up
 """Wrappers around a record that are opened; the deepest known is SQS, SNS and a CloudEvent: three."""
 
 _NO_BODY = "null"  # a JSON text that is no event, see `sqs_messages`
@@ -116,6 +117,9 @@ def _read_document(document: object, depth: int, out: list[Record]) -> None:
     elif isinstance(records := document.get("Records"), list):
         if not records:
             out.append(Ignored("empty"))
+        elif len(records) > MAX_RECORDS:
+            out.append(Malformed("too_many", f"{len(records)} records"))
+            return
         for record in records:
             _read_record(record, depth, out)
     else:

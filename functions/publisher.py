@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from functions.client import MIN_REFUSAL
 from functions.connection import (
-    MIN_REFUSAL,
     NO_MATCHING_SUBSCRIBERS,
     PACKET_TOO_LARGE,
     Connection,
@@ -313,11 +313,13 @@ class _Batch:
                 return
             while waiting and len(in_flight) < connection.window and not connection.wants_write:
                 message = waiting.pop()
-                if connection.fits(message):
-                    self._begun_at.setdefault(message, time.monotonic())
-                    in_flight[connection.send(message)] = message
-                else:
+                mid = connection.send(message)
+                if mid is None:
                     self.resolve(message, too_large(connection))
+                else:
+                    self._begun_at.setdefault(message, time.monotonic())
+                    in_flight[mid] = message
+            connection.flush()
             # At QoS 0 sending was all. Otherwise wait, and collect before sending more: should that fail, what has been
             # acknowledged must not go out again.
             if not self._collect(connection, in_flight) and (in_flight or connection.wants_write):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,14 +13,24 @@ if TYPE_CHECKING:
 MAX_FILENAME_BYTES = 1024  # S3: "The name for a key is a sequence of Unicode characters … at most 1,024 bytes"
 CONTENT_TYPE = "application/json"
 
-_CONFIG_NAME = re.compile(r"(?:[0-9A-Fa-f]{2}-){5}[0-9A-Fa-f]{2}\.json")
-# What MQTT 5 §1.5.4 forbids or advises against in a string, and Mosquitto answers by closing the connection:
-# C0 and C1 controls, surrogates, and the non-characters U+FDD0..U+FDEF and U+nFFFE, U+nFFFF. And U+FEFF: it is legal,
-# but a device built on paho closes its connection over it.
-_NOT_IN_A_STRING = re.compile(
-    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufeff"
-    + "".join(chr(plane * 0x10000 + low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
-    + "]"
+CONFIG_SUFFIX = ".json"
+MAC_PAIRS = 6
+
+_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
+# What MQTT 5 §1.5.4 forbids or advises against in a string, and Mosquitto answers by closing the connection: C0 and C1
+# controls, and the non-characters U+FDD0..U+FDEF and U+nFFFE, U+nFFFF. And U+FEFF: it is legal, but a device built on
+# paho closes its connection over it.
+_NOT_IN_A_STRING = frozenset(
+    map(
+        chr,
+        (
+            *range(0x20),
+            *range(0x7F, 0xA0),
+            *range(0xFDD0, 0xFDF0),
+            0xFEFF,
+            *(plane << 16 | low for plane in range(17) for low in (0xFFFE, 0xFFFF)),
+        ),
+    )
 )
 
 
@@ -98,14 +107,24 @@ class Routes:
 
 def is_config_name(filename: str) -> bool:
     """Whether this is `<mac>.json`: six hex pairs joined by dashes, any case."""
-    return _CONFIG_NAME.fullmatch(filename) is not None
+    name, suffix = filename[: -len(CONFIG_SUFFIX)], filename[-len(CONFIG_SUFFIX) :]
+    pairs = name.split("-")
+    return (
+        suffix == CONFIG_SUFFIX
+        and len(pairs) == MAC_PAIRS
+        and all(len(pair) == len("ff") and _HEX_DIGITS.issuperset(pair) for pair in pairs)
+    )
 
 
 def is_asset_path(path: str) -> bool:
     """Whether a device may join this path to a folder: relative, without empty, `.` or `..` segment or controls."""
+    try:
+        size_bytes = len(path.encode())
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
     return (
-        _NOT_IN_A_STRING.search(path) is None
-        and len(path.encode()) <= MAX_FILENAME_BYTES
+        size_bytes <= MAX_FILENAME_BYTES
+        and _NOT_IN_A_STRING.isdisjoint(path)
         and not any(segment in {"", ".", ".."} for segment in path.split("/"))
     )
 

@@ -139,6 +139,7 @@ class App:
         headers: Headers = scope["headers"]
         body = _Body(headers, receive)
         if self._tokens and not self._authorised(headers):
+            self._bell.turn_away("fast" if scope["path"].endswith("/fast") else "sure")
             await body.drain()
             raise Refusal(401, "a bearer token of WEBHOOK_TOKENS is needed", (b"www-authenticate", b"Bearer"), _CLOSE)
         try:

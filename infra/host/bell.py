@@ -12,7 +12,7 @@ from functions.events import Malformed, ObjectCreated
 from functions.notify import Settled, Step, log, settle_one
 from functions.publisher import Outcome, Status
 from functions.routes import Routes, Skip
-from functions.telemetry import Telemetry
+from functions.telemetry import Telemetry, logger
 from infra.host.publisher import Flight, HostPublisher, QueueFull
 
 MEMORY_LIMIT = 50_000
@@ -67,6 +67,7 @@ class Bell:
         self._telemetry = telemetry
         self._patience_seconds = patience_seconds
         self._memory = Memory()
+        self._refused = Memory()
         self._flights: dict[bytes, Flight] = {}
         self._log_counts: Counter[tuple[str, str, str]] = Counter()
         self._log_window_at = 0.0
@@ -78,10 +79,10 @@ class Bell:
 
     async def ring(self, steps: Sequence[Step], source: str) -> list[Settled]:
         """Publish what is to be published, and return each step's fate within the patience."""
-        arrivals = [self._begin(step) for step in steps]
+        arrivals = [self._begin(step, source) for step in steps]
         waiting = [arrival.flight.done for arrival in arrivals if isinstance(arrival, _Joined)]
-        if waiting:
-            await asyncio.wait(waiting, timeout=self._patience_seconds)
+        if waiting and not await _all_done(waiting, self._patience_seconds):
+            self._publisher.withdraw_late()
         settled = [
             arrival if isinstance(arrival, Settled) else self._verdict(step, arrival)
             for step, arrival in zip(steps, arrivals, strict=True)
@@ -93,7 +94,7 @@ class Bell:
     def ring_soon(self, steps: Sequence[Step], source: str) -> None:
         """Put what is to be published on its way, and return at once."""
         for step in steps:
-            arrival = self._begin(step)
+            arrival = self._begin(step, source)
             if isinstance(arrival, Settled):
                 # Nobody will ask again at this door: what found no room is gone here.
                 self._account(replace(arrival, label="dropped") if arrival.retriable else arrival, source)
@@ -104,12 +105,20 @@ class Bell:
             else:
                 self._account(Settled(step, REPEATED), source)
 
-    def _begin(self, step: Step) -> Settled | _Joined:
+    def turn_away(self, source: str) -> None:
+        """Count an event that came without a valid token, and say so once a minute: its store may well stay silent."""
+        self._telemetry.event(source, "unauthorised")
+        if self._may_log((source, "unauthorised", ""), 1):
+            words = "a store came without a valid token: compare its token with WEBHOOK_TOKENS"
+            logger.warning(words, extra={"door": source})
+
+    def _begin(self, step: Step, source: str) -> Settled | _Joined:
         record, action = step.record, step.action
         if not isinstance(record, ObjectCreated):
             return settle_one(step, None)
         identity = record.identity if isinstance(action, Skip) else action.identity
-        if identity in self._memory:
+        # A queue asks again on purpose, perhaps after a person has corrected the broker's rules.
+        if identity in self._memory or (identity in self._refused and source != "sqs"):
             return Settled(step, REPEATED)
         if isinstance(action, Skip):
             self._memory.add(identity)
@@ -127,8 +136,10 @@ class Bell:
 
     def _landed(self, identity: bytes, outcome: Outcome) -> None:
         self._flights.pop(identity, None)
-        if not outcome.retriable:
+        if outcome.success:
             self._memory.add(identity)
+        elif not outcome.retriable:
+            self._refused.add(identity)
 
     def _verdict(self, step: Step, joined: _Joined) -> Settled:
         done = joined.flight.done
@@ -145,12 +156,40 @@ class Bell:
         self._telemetry.event(source, settled.label)
         if settled.label == REPEATED:
             return
+        # One malformed event looks like the next; a failed publish names its file.
+        lines = 1 if isinstance(settled.step.record, Malformed) else LOG_LINES_PER_KIND
+        if self._may_log((source, settled.label, settled.reason), lines):
+            log(settled)
+
+    def _may_log(self, kind: tuple[str, str, str], lines: int) -> bool:
         now = time.monotonic()
         if now - self._log_window_at > LOG_WINDOW_SECONDS or len(self._log_counts) > MAX_LOG_KINDS:
             self._log_window_at = now
             self._log_counts.clear()
-        kind = (source, settled.label, settled.reason)
         self._log_counts[kind] += 1
-        # One malformed event looks like the next; a failed publish names its file.
-        if self._log_counts[kind] <= (1 if isinstance(settled.step.record, Malformed) else LOG_LINES_PER_KIND):
-            log(settled)
+        return self._log_counts[kind] <= lines
+
+
+async def _all_done(futures: Sequence[asyncio.Future[Outcome]], seconds: float) -> bool:
+    """Return whether all were done within `seconds`: asyncio.wait at a fraction of its cost."""
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[bool] = loop.create_future()
+    left = len(futures)
+
+    def end(all_done: bool) -> None:  # noqa: FBT001 - the only word it has to say
+        if not waiter.done():
+            waiter.set_result(all_done)
+
+    def count(_future: asyncio.Future[Outcome]) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            end(True)  # noqa: FBT003 - as above
+
+    timer = loop.call_later(seconds, end, False)  # noqa: FBT003 - as above
+    for future in futures:
+        future.add_done_callback(count)
+    try:
+        return await waiter
+    finally:
+        timer.cancel()

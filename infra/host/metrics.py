@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -25,10 +27,8 @@ class PrometheusTelemetry:
         """Register into `registry`, or into one of its own: two in one process do not collide."""
         self.registry = registry or CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._publish = Counter(
-            "mqtt_publish_total", "Attempted publishes.", ["topic", "status"], registry=self.registry
-        )
-        self._duration = Histogram(
+        publish = Counter("mqtt_publish_total", "Attempted publishes.", ["topic", "status"], registry=self.registry)
+        duration = Histogram(
             "mqtt_publish_duration_seconds",
             "From taking a notification to the broker's answer, or to giving up.",
             ["topic"],
@@ -47,18 +47,22 @@ class PrometheusTelemetry:
         )
         self._errors = Counter("mqtt_publish_errors_total", "Failed publishes.", registry=self.registry)
         self._messages = Counter("mqtt_messages_published_total", "Published messages.", registry=self.registry)
-        self._no_subscribers = Counter(
+        no_subscribers = Counter(
             "mqtt_no_subscribers_total",
             "Messages that the broker took, saying that nobody listens.",
             ["topic"],
             registry=self.registry,
         )
-        self._events = Counter(
+        events = Counter(
             "events_total",
             "Records that arrived, and what became of them.",
             ["source", "outcome"],
             registry=self.registry,
         )
+
+        # Looking a label up costs more than counting; there are a handful of each.
+        self._publish, self._duration = cache(publish.labels), cache(duration.labels)
+        self._no_subscribers, self._events = cache(no_subscribers.labels), cache(events.labels)
 
     def enabled(self, *, enabled: bool) -> None:
         """`mqtt_enabled`."""
@@ -75,15 +79,15 @@ class PrometheusTelemetry:
 
     def published(self, topic: str, *, success: bool, no_subscribers: bool, duration_seconds: float) -> None:
         """`mqtt_publish_total` and its companions."""
-        self._publish.labels(topic, "success" if success else "failure").inc()
+        self._publish(topic, "success" if success else "failure").inc()
         (self._messages if success else self._errors).inc()
         if no_subscribers:
-            self._no_subscribers.labels(topic).inc()
-        self._duration.labels(topic).observe(duration_seconds)
+            self._no_subscribers(topic).inc()
+        self._duration(topic).observe(duration_seconds)
 
     def event(self, source: str, outcome: str) -> None:
         """`events_total`."""
-        self._events.labels(source, outcome).inc()
+        self._events(source, outcome).inc()
 
     def exposition(self) -> bytes:
         """Return every metric in Prometheus' text format 0.0.4."""

@@ -22,9 +22,10 @@ from functions.settings import Settings, SettingsError
 from functions.telemetry import logger
 from infra.host.app import App
 from infra.host.bell import Bell
+from infra.host.link import LinkStatus
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.poller import LONG_POLL_SECONDS, Poller
-from infra.host.publisher import HostPublisher, LinkStatus
+from infra.host.publisher import HostPublisher
 
 HEADER_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 75  # longer than MinIO's pause between two attempts: its connection stays warm

@@ -22,10 +22,12 @@ from functions.notify import Step
 from functions.publisher import MAX_BACKOFF_SECONDS, Status, backoff_seconds
 from functions.routes import Notification, Routes
 from functions.settings import load
+from infra.host import link as link_module
 from infra.host import publisher as publisher_module
 from infra.host.bell import Bell
+from infra.host.link import LinkStatus
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.publisher import HostPublisher, LinkStatus, QueueFull
+from infra.host.publisher import HostPublisher, QueueFull
 from infra.local.mosquitto import Mosquitto
 from infra.subscriber import Subscriber
 from tests.fakes.broker import GARBAGE, Behaviour, FakeBroker
@@ -585,7 +587,7 @@ async def test_without_a_broker_nothing_happens() -> None:
 @on_uvloop
 async def test_messages_flow_through_reconnects_without_a_lost_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty connections cut in a row under traffic: each message still gets exactly one outcome."""
-    monkeypatch.setattr(publisher_module, "DEMAND_SECONDS", 0.02)
+    monkeypatch.setattr(link_module, "DEMAND_SECONDS", 0.02)
     with FakeBroker() as broker:
         async with publishing(broker.url, MQTT_PUBLISH_TIMEOUT_SECONDS="5") as case:
             flights = []

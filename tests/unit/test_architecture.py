@@ -20,12 +20,12 @@ MAX_LINES = 400
 
 ENTRIES = {"notify"}
 PURE = {"addresses", "events", "dialects", "routes", "packets"}
-ADAPTERS = {"connection", "tls", "publisher", "storage", "telemetry"}
+ADAPTERS = {"client", "connection", "tls", "publisher", "storage", "telemetry"}
 
 # Each driver, and who may import it.
 DRIVERS = {
     "paho": {
-        "functions.connection",
+        "functions.client",
         "infra.subscriber",  # the other end of the line: hears what the connection says
         "infra.bench.sides",  # what our connection is compared with
     },

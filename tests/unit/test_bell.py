@@ -15,8 +15,9 @@ from functions.publisher import Outcome, Status
 from functions.routes import Notification, Routes
 from infra.host import bell as bell_module
 from infra.host.bell import MEMORY_LIMIT, Bell, Memory
+from infra.host.link import LinkStatus
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.publisher import Flight, HostPublisher, LinkStatus, QueueFull
+from infra.host.publisher import Flight, HostPublisher, QueueFull
 from tests.hosts import on_uvloop, record
 
 DELIVERED = Outcome(Status.DELIVERED)
@@ -33,6 +34,9 @@ class Publisher:
     def __init__(self) -> None:
         self.flights: list[Flight] = []
         self.room = 1_000_000
+
+    def withdraw_late(self) -> None:
+        """As `HostPublisher.withdraw_late`: nothing here is unsent."""
 
     def submit(self, notification: Notification) -> Flight:
         """As `HostPublisher.submit`."""

@@ -12,8 +12,9 @@ from functions.settings import SettingsError, load
 from functions.telemetry import logger
 from infra.host.app import App
 from infra.host.bell import Bell
+from infra.host.link import LinkStatus
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.publisher import HostPublisher, LinkStatus
+from infra.host.publisher import HostPublisher
 from infra.host.server import LinkLog, build, is_loopback, serve
 from tests.hosts import TOKEN, on_uvloop
 

@@ -1,0 +1,201 @@
+"""paho's client with what it lacks: the only importer of paho.
+
+Its network loop, CONNECT and keep alive are paho's. Messages go past paho's bookkeeping, which is there to send them
+again after its own reconnect: we never reconnect. All this uses names that paho keeps private; its version is pinned,
+and tests on a real broker cover each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import struct
+import time
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+
+from functions.packets import PUBLISH
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import DisconnectFlags
+    from paho.mqtt.properties import Properties
+    from paho.mqtt.reasoncodes import ReasonCode
+
+MIN_REFUSAL = 0x80  # MQTT 5 §2.4: reason codes from here on are errors
+MIN_ACK_BYTES = 2  # packet identifier; a reason code may follow (MQTT 5 §3.4.2)
+MAX_MID = 65535
+RECEIVE_BYTES = 4096
+UNACCEPTABLE_PROTOCOL = b"\x00\x01"  # MQTT 3.1.1 §3.2: a CONNACK's flags, and return code 1
+UNSUPPORTED_PROTOCOL = 0x84  # MQTT 5 §3.2.2.2
+QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux only
+DISCARD_LINGER = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing drops what the kernel has not sent yet
+
+
+class Connack(NamedTuple):
+    """The broker's answer to CONNECT (MQTT 5 §3.2); codes of MQTT 3.1.1 are translated."""
+
+    reason_code: int
+    reason: str
+    receive_maximum: int = MAX_MID
+    maximum_packet_size: int | None = None
+    maximum_qos: int = 2
+
+
+class Listener(Protocol):
+    """Hears what the broker says, from within `loop_read` and `loop_write`."""
+
+    def connack(self, connack: Connack) -> None:
+        """CONNECT is answered, well or ill."""
+
+    def disconnected(self, reason: str, reason_code: int) -> None:
+        """The broker has sent DISCONNECT."""
+
+    def acknowledged(self, mid: int, reason_code: int) -> None:
+        """A message above QoS 0 is over."""
+
+
+class Client(paho.Client):
+    """One client for one connection."""
+
+    def __init__(self, client_id: str, *, version5: bool, listener: Listener) -> None:
+        super().__init__(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            protocol=MQTTProtocolVersion.MQTTv5 if version5 else MQTTProtocolVersion.MQTTv311,
+            # Otherwise paho answers some refusals with a blocking reconnect of its own from inside loop_read.
+            reconnect_on_failure=False,
+        )
+        self._listener = listener
+        self._pubrec_codes: dict[int, int] = {}
+        self.on_connect = self._tell_connack
+        self.on_disconnect = self._tell_disconnect
+        self.unread = b""  # received and not yet taken by paho: the socket will not become readable for it
+        self.tls_alert = ""  # what the peer found wrong with our side of TLS: 1.3 says so only after the handshake
+
+    @property
+    def pending(self) -> bool:
+        """Whether something can be read although the socket does not become readable for it."""
+        sock = self.socket()
+        return bool(self.unread) or (isinstance(sock, ssl.SSLSocket) and sock.pending() > 0)
+
+    def _create_socket(self) -> socket.socket:
+        """TCP and TLS within one `connect_timeout`, shared among the host's addresses; Nagle's delay off."""
+        deadline = time.monotonic() + self.connect_timeout
+        addresses = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        for left in range(len(addresses), 0, -1):
+            family, kind, protocol, _, address = addresses[-left]
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.settimeout(max(0.001, (deadline - time.monotonic()) / left))
+                sock.connect(address)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                break
+            except OSError:
+                sock.close()
+                if left == 1:
+                    raise
+        if self._ssl_context is None:
+            return sock
+        try:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
+            return self._ssl_context.wrap_socket(sock, server_hostname=self.host)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        """As much as there is, at once: paho asks for a packet in three pieces."""
+        if not self.unread:
+            try:
+                self.unread = super()._sock_recv(RECEIVE_BYTES)
+            except ssl.SSLError as error:
+                self.tls_alert = error.reason or str(error)
+                raise
+        piece, self.unread = self.unread[:bufsize], self.unread[bufsize:]
+        return piece
+
+    def _handle_connack(self) -> MQTTErrorCode:
+        result = super()._handle_connack()
+        # paho keeps this one to itself, because it would try again with MQTT 3.1.
+        if self.protocol == MQTTProtocolVersion.MQTTv311 and self._in_packet["packet"] == UNACCEPTABLE_PROTOCOL:
+            self._listener.connack(Connack(UNSUPPORTED_PROTOCOL, "Unsupported protocol version"))
+        return result
+
+    def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
+        del cmd
+        mid, reason_code = self._acknowledgement()
+        # What PUBREC said holds when PUBCOMP says merely success.
+        self._listener.acknowledged(mid, max(reason_code, self._pubrec_codes.pop(mid, 0)))
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _handle_pubrec(self) -> MQTTErrorCode:
+        mid, reason_code = self._acknowledgement()
+        # MQTT 5 §4.3.3: after a PUBREC of 0x80 or more the message is over, and no PUBREL follows.
+        if reason_code >= MIN_REFUSAL:
+            self._listener.acknowledged(mid, reason_code)
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        if reason_code:
+            self._pubrec_codes[mid] = reason_code
+        return self._send_pubrel(mid)
+
+    def _acknowledgement(self) -> tuple[int, int]:
+        """Packet identifier and reason code of the packet in hand (MQTT 5 §3.4.2): none means success."""
+        packet = self._in_packet["packet"]
+        if len(packet) < MIN_ACK_BYTES:
+            raise ValueError("an acknowledgement without a packet identifier")
+        return packet[0] << 8 | packet[1], packet[2] if len(packet) > MIN_ACK_BYTES else 0
+
+    def publish_packets(self, packets: bytes) -> None:
+        """Put whole PUBLISH packets on the wire in one piece, behind what waits already."""
+        # A QoS above 0, or paho would want a callback of its own for it.
+        self._packet_queue(PUBLISH, packets, 0, 1)
+
+    def acknowledge_at_once(self) -> None:
+        """Have the kernel confirm what arrives without its usual 40 ms delay; Linux forgets this again and again.
+
+        Mosquitto leaves Nagle's algorithm on: it holds a second PUBACK back until the first is confirmed.
+        """
+        sock = self._sock
+        if QUICK_ACK is not None and sock is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, QUICK_ACK, 1)  # type: ignore[attr-defined]  # as in `discard`
+
+    def ping(self) -> None:
+        """Send PINGREQ."""
+        self._send_pingreq()
+
+    @property
+    def ping_unanswered(self) -> bool:
+        """Whether PINGRESP is due."""
+        return self._ping_t > 0
+
+    def discard(self) -> None:
+        """Close without DISCONNECT; what the kernel still holds is dropped, not sent."""
+        sock = self.socket()
+        if sock is not None:
+            with contextlib.suppress(OSError, AttributeError):
+                # A real socket, since `_create_socket` made it.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DISCARD_LINGER)  # type: ignore[attr-defined]
+            self._sock_close()
+
+    def _tell_connack(
+        self, _client: paho.Client, _data: object, _flags: object, reason: ReasonCode, properties: Properties | None
+    ) -> None:
+        self._listener.connack(
+            Connack(
+                reason.value,
+                reason.getName(),
+                getattr(properties, "ReceiveMaximum", MAX_MID),
+                getattr(properties, "MaximumPacketSize", None),
+                getattr(properties, "MaximumQoS", 2),
+            )
+        )
+
+    def _tell_disconnect(
+        self, _client: paho.Client, _data: object, flags: DisconnectFlags, reason: ReasonCode, _properties: object
+    ) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self._listener.disconnected(reason.getName(), reason.value)
