@@ -150,8 +150,13 @@ class Client(paho.Client):
 
     def publish_packets(self, packets: bytes) -> None:
         """Put whole PUBLISH packets on the wire in one piece, behind what waits already."""
-        # A QoS above 0, or paho would want a callback of its own for it.
-        self._packet_queue(PUBLISH, packets, 0, 1)
+        if not self.want_write():
+            with contextlib.suppress(OSError):  # no room (BlockingIOError), or an end: paho meets either again below
+                packets = packets[self._sock_send(packets) :]
+                self._last_msg_out = time.monotonic()
+        if packets:
+            # A QoS above 0, or paho would want a callback of its own for it.
+            self._packet_queue(PUBLISH, packets, 0, 1)
 
     def acknowledge_at_once(self) -> None:
         """Have the kernel confirm what arrives without its usual 40 ms delay; Linux forgets this again and again.

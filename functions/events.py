@@ -6,8 +6,7 @@ the wrappers (SQS, SNS, CloudEvents, EventBridge, in any sensible nesting); `dia
 
 import binascii
 import json
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from functions.dialects import (
     Ignored,
@@ -40,8 +39,7 @@ MAX_RECORDS = 1_000  # senders put one into a document; reading a megabyte of th
 _NO_BODY = "null"  # a JSON text that is no event, see `sqs_messages`
 
 
-@dataclass(frozen=True, slots=True)
-class SqsMessage:
+class SqsMessage(NamedTuple):
     """One message of an SQS batch; `body` goes to `parse_body`."""
 
     message_id: str

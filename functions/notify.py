@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import atexit
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from functions.events import Ignored, Malformed, Record, parse, parse_body, sqs_messages
 from functions.publisher import InlinePublisher, Outcome
@@ -24,8 +23,7 @@ ANSWER_MARGIN_SECONDS = 0.5  # kept of the invocation's time, to answer and to l
 MAX_EXCERPT_CHARACTERS = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One record of an event, and what is to be done about it: publish, or nothing for a reason."""
 
     record: Record
@@ -34,8 +32,7 @@ class Step:
     """The SQS message that the record came in."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """A step after publishing. `label` is its `outcome` in `events_total`."""
 
     step: Step

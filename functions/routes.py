@@ -33,6 +33,8 @@ _NOT_IN_A_STRING = frozenset(
     )
 )
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one each time
+
 
 @dataclass(frozen=True, slots=True)
 class Notification:
@@ -95,13 +97,14 @@ class Routes:
             return Skip("bad_config_name")
         if not is_config and not is_asset_path(filename):
             return Skip("bad_asset_name")
+        identity = created.identity
         return Notification(
             topic=self.topics[0] if is_config else self.topics[1],
             filename=filename,
-            payload=json.dumps({"filename": filename}, ensure_ascii=False).encode(),
-            identity=created.identity,
+            payload=_encode({"filename": filename}).encode(),
+            identity=identity,
             time=created.event_time,
-            user_properties=_cloud_event(created),
+            user_properties=_cloud_event(created, identity),
         )
 
 
@@ -129,11 +132,11 @@ def is_asset_path(path: str) -> bool:
     )
 
 
-def _cloud_event(created: ObjectCreated) -> tuple[tuple[str, str], ...]:
+def _cloud_event(created: ObjectCreated, identity: bytes) -> tuple[tuple[str, str], ...]:
     """Describe the event as CloudEvents 1.0 attributes (MQTT binding §3.1; type and source: its AWS S3 adapter)."""
     pairs = [
         ("specversion", "1.0"),
-        ("id", created.identity.hex()),
+        ("id", identity.hex()),
         ("source", f"s3://{created.bucket}"),
         ("type", f"com.amazonaws.s3.{created.event_name}"),
         ("subject", created.object_key),

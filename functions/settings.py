@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic_settings
 from dotenv import dotenv_values
@@ -287,8 +287,7 @@ class _Variables(EnvSettingsSource):
         return {name.lower(): value for name, value in self._variables.items() if name == name.upper()}
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """Valid settings, and for each field that was set, the name of the source it came from."""
 
     settings: Settings
@@ -338,8 +337,7 @@ def _problem(detail: ErrorDetails) -> tuple[str, str]:
     return variable, message[:1].lower() + message[1:]
 
 
-@dataclass(frozen=True, slots=True)
-class LambdaRuntime:
+class LambdaRuntime(NamedTuple):
     """What the Lambda service says of the process that it started us in."""
 
     snap_start: bool

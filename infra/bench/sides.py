@@ -26,7 +26,7 @@ from infra.host.app import App
 from infra.host.bell import Bell
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.publisher import HostPublisher
-from infra.host.server import HeaderDeadline
+from infra.host.server import uvicorn_config
 
 THREADS = 64
 PATIENCE_SECONDS = 5.0
@@ -84,17 +84,7 @@ def serve(side: str, port: int, mqtt_port: int, token: str) -> None:
         else ParsingBell(publisher, routes, telemetry, patience_seconds=PATIENCE_SECONDS)
     )
     app = App(bell, publisher, telemetry, tokens=[SecretStr(token)])
-    uvicorn.run(
-        app,
-        port=port,
-        loop="uvloop",
-        http=HeaderDeadline,
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-    )
+    uvicorn.Server(uvicorn_config(app, "127.0.0.1", port)).run()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # SQS: "changes can take up to 60 seconds to propagate" (SetQueueAttributes), and S3 tries the queue at once.
 PROPAGATION_SECONDS = 75.0
+MINIO_START_SECONDS = 2.0
+MINIO_POLL_SECONDS = 0.2
 PROPAGATION_POLL_SECONDS = 3.0
 
 Store = Literal["minio", "sqs"]
@@ -242,15 +244,19 @@ def _write_rules(s3: S3Client, wish: Wish, found: queues.Queue | None) -> None:
 def _write_patiently(
     s3: S3Client, plan: Plan, found: queues.Queue | None, say: Callable[[str], None], *, wait_seconds: float
 ) -> None:
-    deadline = time.monotonic() + wait_seconds
+    is_minio = plan.store == "minio"
+    deadline = time.monotonic() + (MINIO_START_SECONDS if is_minio else wait_seconds)
     while True:
         try:
             _write_rules(s3, plan.wish, found)
         except ConnectError as error:
-            if error.code == "InvalidArgument" and plan.store == "minio":
-                raise _unknown_target(plan, error) from None
-            if error.code != "InvalidArgument" or time.monotonic() >= deadline:
+            if error.code != "InvalidArgument":
                 raise
+            if time.monotonic() >= deadline:
+                raise (_unknown_target(plan, error) if is_minio else error) from None
+            if is_minio:  # it answers a moment before it knows its targets
+                time.sleep(MINIO_POLL_SECONDS)
+                continue
             say("S3 may not send to the queue yet (its new policy takes up to a minute); trying again …")
             time.sleep(PROPAGATION_POLL_SECONDS)
         else:

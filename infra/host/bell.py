@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from functions.events import Malformed, ObjectCreated
 from functions.notify import Settled, Step, log, settle_one
@@ -97,7 +97,7 @@ class Bell:
             arrival = self._begin(step, source)
             if isinstance(arrival, Settled):
                 # Nobody will ask again at this door: what found no room is gone here.
-                self._account(replace(arrival, label="dropped") if arrival.retriable else arrival, source)
+                self._account(arrival._replace(label="dropped") if arrival.retriable else arrival, source)
             elif arrival.began:
                 arrival.flight.done.add_done_callback(
                     lambda done, step=step: self._account(settle_one(step, done.result()), source)  # type: ignore[misc]  # the default binds this step

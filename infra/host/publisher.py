@@ -85,7 +85,7 @@ class HostPublisher:
             self._housekeeping = asyncio.create_task(self._keep_house(), name="mqtt-housekeeping")
 
     def submit(self, notification: Notification) -> Flight:
-        """Put one notification on its way: it goes out with all others of the same turn of the event loop.
+        """Put one notification on its way: at once when nothing else is, else with all others of this turn of the loop.
 
         Raises `QueueFull`. While shutting down its outcome is *unconfirmed* at once.
         """
@@ -99,7 +99,9 @@ class HostPublisher:
         else:
             self._queue.append(flight)
             self._link.demand()
-            if not self._pumping:
+            if not self._in_flight:
+                self._pump()
+            elif not self._pumping:  # busy: what this turn of the loop brings goes out in one write
                 self._pumping = True
                 loop.call_soon(self._pump)
         return flight
