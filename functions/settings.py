@@ -111,6 +111,27 @@ class Settings(BaseSettings):
         description="Bearer tokens that a store may present, comma-separated (two at once while rotating). "
         "Unset: the host starts on loopback only.",
     )
+    device_token_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="Keys of the device tokens, comma-separated: `<kid>:<base64 of at least 32 bytes>`, the latter "
+        "e.g. from `openssl rand -base64 32`. The first signs, all verify.",
+    )
+    device_tokens_revoked: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Ids (`jti`) of device tokens that are no longer valid, comma-separated."
+    )
+    admin_tokens: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(), description="Bearer tokens that may fetch every file, comma-separated."
+    )
+    s3_public_endpoint_url: str | None = Field(
+        default=None,
+        description="The store as *devices* reach it: download URLs are signed for it. Unset: the S3 endpoint.",
+    )
+    url_ttl_seconds: int = Field(
+        default=900, ge=60, le=604_800, description="How long a download URL stays valid, in seconds (at most 7 days)."
+    )
+    device_requests_per_minute: int = Field(
+        default=120, ge=0, le=60_000, description="What the host grants each token; 0 for no limit."
+    )
     sqs_queue_url: str | None = Field(
         default=None, description="The host also polls this queue for the bucket's events."
     )
@@ -223,27 +244,31 @@ class Settings(BaseSettings):
             raise ValueError("must not overlap CONFIGS_PREFIX (S3 refuses such rules), e.g. configs/ and assets/")
         return assets
 
-    @field_validator("sqs_queue_url", "aws_endpoint_url", "aws_endpoint_url_s3", "aws_endpoint_url_sqs")
+    @field_validator(
+        "sqs_queue_url", "s3_public_endpoint_url", "aws_endpoint_url", "aws_endpoint_url_s3", "aws_endpoint_url_sqs"
+    )
     @classmethod
     def _http_url(cls, url: str | None) -> str | None:
         if url is not None and not is_http_url(url):
             raise ValueError("must be an http:// or https:// URL without credentials, e.g. http://127.0.0.1:9000")
         return url
 
-    @field_validator("webhook_tokens", mode="before")
+    @field_validator("webhook_tokens", "admin_tokens", "device_token_keys", "device_tokens_revoked", mode="before")
     @classmethod
-    def _tokens(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        tokens = tuple(token.strip() for token in value.split(","))
+    def _list(cls, value: object) -> object:
+        return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("webhook_tokens", "admin_tokens")
+    @classmethod
+    def _tokens(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         # One word: MinIO sends a token of two words verbatim and none at all for anything else (FACTS: webhook).
-        for token in tokens:
+        for token in (secret.get_secret_value() for secret in secrets):
             if len(token) < MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable() or " " in token:
                 raise ValueError(
                     f"each token must be one word of at least {MIN_TOKEN_CHARACTERS} ASCII characters, "
                     "e.g. from `openssl rand -hex 24`"
                 )
-        return tokens
+        return secrets
 
     @field_validator("secrets_dir")
     @classmethod

@@ -1,22 +1,30 @@
-"""Makes clients of S3 and SQS; the only importer of boto3 and botocore, and not before a client is asked for."""
+"""Makes clients of S3 and SQS, signs URLs; the only importer of boto3 and botocore, and not before their first use."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, overload
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from functions.settings import Settings
 
 if TYPE_CHECKING:
+    from boto3.session import Session
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_sqs.client import SQSClient
 
 CONNECT_TIMEOUT_SECONDS = 2.0
 READ_TIMEOUT_SECONDS = 10.0
 MAX_ATTEMPTS = 2
+POOLED_CONNECTIONS = 10  # botocore's own default
+
+SESSION_PROMISE_SECONDS = 900
+"""What a URL is promised to last when it is signed with a session token that hides its end, as Lambda's does: the
+shortest session that STS gives (STS, AssumeRole, DurationSeconds). A URL dies with the session it was signed in."""
 
 # Codes of our own, beside those of the services, which hold no space.
 UNREACHABLE = "not reachable"
@@ -46,8 +54,11 @@ def client(
     settings: Settings,
     *,
     endpoint_url: str | None = None,
+    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
     read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
     attempts: int = MAX_ATTEMPTS,
+    connections: int = POOLED_CONNECTIONS,
+    session: Session | None = None,
 ) -> S3Client: ...
 @overload
 def client(
@@ -55,24 +66,30 @@ def client(
     settings: Settings,
     *,
     endpoint_url: str | None = None,
+    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
     read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
     attempts: int = MAX_ATTEMPTS,
+    connections: int = POOLED_CONNECTIONS,
+    session: Session | None = None,
 ) -> SQSClient: ...
 def client(
     service: Literal["s3", "sqs"],
     settings: Settings,
     *,
     endpoint_url: str | None = None,
+    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
     read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
     attempts: int = MAX_ATTEMPTS,
+    connections: int = POOLED_CONNECTIONS,
+    session: Session | None = None,
 ) -> Any:
     """A boto3 client with `settings`' endpoint, credentials and region; what they leave open, boto3 looks up.
 
     `endpoint_url` goes before the settings' own. A long poll needs a `read_timeout_seconds` above its wait.
-    `attempts` counts the first one too. Raises StorageError for credentials or an endpoint that cannot be used.
+    `attempts` counts the first one too; `connections` are kept open at most. Clients of one `open_session` share its
+    credentials. Raises StorageError for credentials or an endpoint that cannot be used.
     """
     # Half a second (FACTS, "Import cost") that a function which never asks S3 need not pay.
-    import boto3  # noqa: PLC0415 - see above
     from botocore.config import Config  # noqa: PLC0415 - see above
 
     endpoint = endpoint_url or configured_endpoint(service, settings)
@@ -81,23 +98,123 @@ def client(
         signature_version="s3v4" if service == "s3" else None,
         # A store at an address of its own has no wildcard DNS name for its buckets.
         s3={"addressing_style": "path"} if endpoint else None,
-        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        connect_timeout=connect_timeout_seconds,
         read_timeout=read_timeout_seconds,
+        max_pool_connections=connections,
         retries={"total_max_attempts": attempts, "mode": "standard"},
         # A proxy named in the environment cannot reach this machine's loopback. None: as the environment says.
         proxies={} if endpoint and is_loopback(endpoint) else None,
     )
-    secret, token = settings.aws_secret_access_key, settings.aws_session_token
+    key_id, secret, token = _credentials(settings)
     with storage_errors():
-        return boto3.session.Session().client(
+        return (open_session(settings) if session is None else session).client(
             service,
             endpoint_url=endpoint,
             region_name=settings.aws_region,
-            aws_access_key_id=settings.aws_access_key_id,
-            aws_secret_access_key=secret.get_secret_value() if secret else None,
-            aws_session_token=token.get_secret_value() if token else None,
+            aws_access_key_id=key_id,
+            aws_secret_access_key=secret,
+            aws_session_token=token,
             config=config,
         )
+
+
+def open_session(settings: Settings) -> Session:
+    """A boto3 session with `settings`' credentials, or with those that boto3 finds."""
+    import boto3  # noqa: PLC0415 - as in `client`
+    import botocore.session  # noqa: PLC0415 - as in `client`
+
+    core = botocore.session.get_session()
+    # dateutil takes most of the time of reading a LIST.
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+    key_id, secret, token = _credentials(settings)
+    if key_id and secret:
+        core.set_credentials(key_id, secret, token)
+    return boto3.session.Session(botocore_session=core)
+
+
+def _credentials(settings: Settings) -> tuple[str | None, str | None, str | None]:
+    secret, token = settings.aws_secret_access_key, settings.aws_session_token
+    return (
+        settings.aws_access_key_id,
+        secret.get_secret_value() if secret else None,
+        token.get_secret_value() if token else None,
+    )
+
+
+def _timestamp(value: str) -> datetime:
+    """Read a timestamp of an answer, most quickly the form that S3's XML has."""
+    from botocore.utils import parse_timestamp  # noqa: PLC0415 - as in `client`
+
+    if str(value).endswith("Z"):  # whatever its type stubs say, botocore hands on numbers too
+        try:
+            return datetime.fromisoformat(value)
+        except ValueError:
+            pass
+    return parse_timestamp(value)
+
+
+class Signer:
+    """Presigns GETs of one bucket by botocore's own signer, past the rest of boto3's machinery, to the same bytes.
+
+    Where the bucket's URLs begin, and for which region and service they are signed, is read off one URL that boto3
+    itself presigned. Thread-safe. Raises StorageError without credentials, or where boto3 would not sign SigV4.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        bucket: str,
+        *,
+        expires_seconds: int,
+        endpoint_url: str | None = None,
+        session: Session | None = None,
+    ) -> None:
+        """Ask boto3 once; `endpoint_url` is the one that devices see, and goes before the settings' own."""
+        from botocore.auth import S3SigV4QueryAuth  # noqa: PLC0415 - as in `client`
+        from botocore.awsrequest import AWSRequest  # noqa: PLC0415 - as in `client`
+
+        # At DEBUG it logs each signature.
+        logging.getLogger("botocore.auth").setLevel(logging.INFO)
+        session = session or open_session(settings)
+        with storage_errors():
+            sample = client("s3", settings, endpoint_url=endpoint_url, session=session).generate_presigned_url(
+                "get_object", Params={"Bucket": bucket, "Key": "k"}, ExpiresIn=expires_seconds
+            )
+            credentials = session.get_credentials()
+        if credentials is None:
+            raise StorageError(NO_CREDENTIALS, "boto3 found none")
+        self._credentials = credentials
+        base, _, query = sample.partition("?")
+        signed = {name: values[0] for name, values in parse_qs(query).items()}
+        if signed.get("X-Amz-Algorithm") != "AWS4-HMAC-SHA256" or not base.endswith("/k"):
+            raise StorageError(BAD_REQUEST, "boto3 does not sign this bucket's URLs with SigV4")
+        self._base = base.removesuffix("k")
+        _, _, self._region, self._service, _ = signed["X-Amz-Credential"].rsplit("/", 4)
+        self._expires_seconds = expires_seconds
+        self._auth, self._request = S3SigV4QueryAuth, AWSRequest
+        # The signer would take the same host apart from each URL, twice.
+        unsigned = AWSRequest("GET", self._base)
+        auth = S3SigV4QueryAuth(credentials, self._service, self._region)
+        self._host = auth.headers_to_sign(unsigned)["host"]
+
+    def sign(self, key: str, parameters: Mapping[str, str]) -> tuple[str, datetime]:
+        """A URL for GET of `key` with these query parameters, and when it ends; `parameters` keep their order."""
+        with storage_errors():  # temporary credentials may have to be fetched anew
+            credentials = self._credentials.get_frozen_credentials()
+        # `safe` as in botocore's serialiser of S3 keys
+        url = self._base + quote(key, safe="/~")
+        request = self._request("GET", url, headers={"host": self._host}, params=dict(parameters))
+        self._auth(credentials, self._service, self._region, expires=self._expires_seconds).add_auth(request)
+        signed_at = datetime.fromisoformat(request.context["timestamp"])
+        return str(request.url), self._end(signed_at, hidden=bool(credentials.token))
+
+    def _end(self, signed_at: datetime, *, hidden: bool) -> datetime:
+        end = signed_at + timedelta(seconds=self._expires_seconds)
+        # botocore tells by no public name when credentials that it refreshes will end.
+        session_end: datetime | None = getattr(self._credentials, "_expiry_time", None)
+        if session_end is not None:
+            return min(end, session_end.astimezone(UTC))
+        return min(end, signed_at + timedelta(seconds=SESSION_PROMISE_SECONDS)) if hidden else end
 
 
 def configured_endpoint(service: Literal["s3", "sqs"], settings: Settings) -> str | None:

@@ -18,6 +18,9 @@ from pydantic import SecretStr
 from functions.settings import Loaded, Settings, SettingsError, load
 from infra.connect.command import EPILOG as CONNECT_EPILOG
 from infra.connect.command import connect
+from infra.device.command import EPILOG as DEVICE_EPILOG
+from infra.device.command import device
+from infra.token_command import token
 
 if TYPE_CHECKING:
     from functions.settings import Broker
@@ -115,6 +118,8 @@ def _check_free(host: str, port: int) -> None:
 
 
 app.command(epilog=CONNECT_EPILOG)(connect)
+app.command(epilog=DEVICE_EPILOG)(device)
+app.add_typer(token)
 
 
 @app.command(

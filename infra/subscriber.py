@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ _PROTOCOLS = {
     "3.1.1": MQTTProtocolVersion.MQTTv311,
 }
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
+_UNIFORM = random.SystemRandom().uniform
 
 
 class SubscriberError(Exception):
@@ -69,9 +71,13 @@ class Subscriber:
     """Hears `topics` on the broker at `url` (`mqtt://` or `mqtts://`), reconnecting by itself once started.
 
     What arrived is taken once, by `next`, `wait_for`, `drain` or `silence`, from any thread; `messages` keeps
-    all. `protocol` is 5 or "3.1.1". With `session_expiry_seconds` above 0 the broker keeps the session under
-    `client_id` (3.1.1: for as long as it likes). paho watches the socket with select(), which fails from file
-    descriptor 1,024 on.
+    all. With `on_message` none is kept: it is given each instead, before the broker gets its acknowledgement.
+    `on_state` is given None whenever the broker has confirmed the subscriptions, so again after each reconnection,
+    and the reason whenever it could not listen. Both are called in the subscriber's own thread.
+    `presence_topic` gets a retained `online` while it listens, and `offline` at the end or, as the last will, when
+    the connection is lost. `protocol` is 5 or "3.1.1". With `session_expiry_seconds` above 0 the broker keeps the
+    session under `client_id` (3.1.1: for as long as it likes). paho watches the socket with select(), which fails
+    from file descriptor 1,024 on.
     """
 
     def __init__(
@@ -88,6 +94,9 @@ class Subscriber:
         client_id: str = "",
         protocol: int | str = 5,
         session_expiry_seconds: int = 0,
+        presence_topic: str | None = None,
+        on_message: Callable[[Message], None] | None = None,
+        on_state: Callable[[SubscriberError | None], None] | None = None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
@@ -102,6 +111,9 @@ class Subscriber:
         self._where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         self._topics = tuple(topics)
         self._qos = qos
+        self._presence_topic = presence_topic
+        self._take_message = on_message
+        self._take_state = on_state
         self._news = threading.Condition()
         self._unread: deque[Message] = deque()
         self._all: list[Message] = []
@@ -140,11 +152,7 @@ class Subscriber:
         """Returns once the broker has confirmed every subscription; SubscriberError says why it did not."""
         if self._thread is not None:
             return self
-        self._client.connect_timeout = timeout_seconds
-        self._aim()
-        # A daemon: a connection attempt that hangs must not hold up the end of the process.
-        self._thread = threading.Thread(target=self._run, name="subscriber", daemon=True)
-        self._thread.start()
+        self.begin(timeout_seconds)
         with self._news:
             self._news.wait_for(lambda: self._subscribed or self._error is not None, timeout_seconds)
             error = self._error
@@ -152,6 +160,19 @@ class Subscriber:
                 return self
         self.stop()
         raise error or SubscriberError(f"{self._where} confirmed no subscription within {timeout_seconds:g} s")
+
+    def begin(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> None:
+        """Starts to listen without waiting for it; while it cannot, `last_error` says why, and it tries on.
+
+        The time-out is that of one connection attempt. Idempotent.
+        """
+        if self._thread is not None:
+            return
+        self._client.connect_timeout = timeout_seconds
+        self._aim()
+        # A daemon: a connection attempt that hangs must not hold up the end of the process.
+        self._thread = threading.Thread(target=self._run, name="subscriber", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Disconnects and stops listening. Idempotent; what has arrived can still be taken."""
@@ -199,6 +220,8 @@ class Subscriber:
             # MQTT 5 has Clean Start instead, and paho refuses the old name there.
             clean_session=None if protocol is MQTTProtocolVersion.MQTTv5 else not session_expiry_seconds,
         )
+        if self._presence_topic is not None:
+            client.will_set(self._presence_topic, b"offline", qos=1, retain=True)
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
@@ -223,24 +246,29 @@ class Subscriber:
                         break
                 else:
                     self._lost()
-            self._stopping.wait(retry_seconds)
+            # Jitter: when a broker comes back, its clients must not come back at once.
+            self._stopping.wait(_UNIFORM(retry_seconds / 2, retry_seconds))
             retry_seconds = min(2 * retry_seconds, LONGEST_RETRY_SECONDS)
+        if self._presence_topic is not None and self._subscribed:
+            self._client.publish(self._presence_topic, b"offline", retain=True)  # DISCONNECT annuls the will
         self._client.disconnect()
         self._subscribed = False
 
     def _lost(self) -> None:
-        with self._news:
-            # A refusal closes the connection too: keep its reason.
-            if self._subscribed or self._error is None:
-                self._subscribed = False
-                self._error = SubscriberError(f"{self._where} closed the connection")
-            self._news.notify_all()
+        # A refusal closes the connection too: keep its reason.
+        if self._subscribed or self._error is None:
+            self._fail(f"{self._where} closed the connection")
 
     def _fail(self, message: str, reason_code: int | None = None) -> None:
+        self._enter(SubscriberError(message, reason_code))
+
+    def _enter(self, error: SubscriberError | None) -> None:
         with self._news:
-            self._subscribed = False
-            self._error = SubscriberError(message, reason_code)
+            self._subscribed = error is None
+            self._error = error
             self._news.notify_all()
+        if self._take_state is not None:
+            self._take_state(error)
 
     def _on_connect(
         self, client: paho.Client, _data: object, _flags: object, reason: ReasonCode, _properties: object
@@ -261,10 +289,9 @@ class Subscriber:
                 )
                 client.disconnect()
                 return
-        with self._news:
-            self._subscribed = True
-            self._error = None
-            self._news.notify_all()
+        if self._presence_topic is not None:
+            client.publish(self._presence_topic, b"online", qos=1, retain=True)
+        self._enter(None)
 
     def _on_message(self, _client: paho.Client, _data: object, arrived: paho.MQTTMessage) -> None:
         received_at, received_wall = time.monotonic(), time.time()
@@ -279,6 +306,9 @@ class Subscriber:
             received_at=received_at,
             received_wall=received_wall,
         )
+        if self._take_message is not None:
+            self._take_message(message)
+            return
         with self._news:
             self._all.append(message)
             self._unread.append(message)

@@ -1,4 +1,4 @@
-"""The ASGI application: two doors for events, health, readiness and metrics."""
+"""The ASGI application: two doors for events, the way to the files, health, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from functions.notify import plan_body
 from functions.telemetry import logger
 from infra.host.bell import Bell
+from infra.host.gateway import Gateway
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.publisher import HostPublisher
 
@@ -59,14 +60,16 @@ class App:
         telemetry: PrometheusTelemetry,
         *,
         tokens: Sequence[SecretStr] = (),
+        gateway: Gateway | None = None,
         on_start: Sequence[Callable[[], Awaitable[None]]] = (),
         on_stop: Sequence[Callable[[], Awaitable[None]]] = (),
     ) -> None:
-        """Without `tokens` anybody who can connect may post: bind to loopback then."""
+        """Without `tokens` anybody who can connect may post: bind to loopback then. `gateway` answers devices."""
         self._bell = bell
         self._publisher = publisher
         self._telemetry = telemetry
         self._tokens = tuple(token.get_secret_value().encode() for token in tokens)
+        self._gateway = gateway
         self._on_start = on_start
         self._on_stop = on_stop
         self._routes: dict[str, tuple[tuple[str, ...], Callable[[Scope, Receive, Send], Awaitable[None]]]] = {
@@ -93,6 +96,9 @@ class App:
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._routes.get(scope["path"])
+        if route is None and self._gateway is not None and self._gateway.takes(scope["path"]):
+            await self._gateway(scope, send)
+            return
         if route is None:
             raise Refusal(404, "there is nothing here: see /healthz, /readyz, /metrics; events are posted to /events")
         methods, endpoint = route

@@ -18,11 +18,14 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from functions.download import Downloads, respond
 from functions.routes import Routes
 from functions.settings import Settings, SettingsError
 from functions.telemetry import logger
+from functions.tokens import KeyringError
 from infra.host.app import App
 from infra.host.bell import Bell
+from infra.host.gateway import Gateway
 from infra.host.link import LinkStatus
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.poller import LONG_POLL_SECONDS, Poller
@@ -129,8 +132,25 @@ def build(settings: Settings) -> tuple[App, HostPublisher]:
         poller = Poller(client, settings.sqs_queue_url, bell)
         on_start.append(poller.start)
         on_stop.insert(0, poller.stop)
-    app = App(bell, publisher, telemetry, tokens=settings.webhook_tokens, on_start=on_start, on_stop=on_stop)
+    downloads = _downloads(settings)
+    gateway = Gateway(
+        lambda event, context: respond(downloads, event, context),
+        requests_per_minute=settings.device_requests_per_minute,
+    )
+    on_stop.append(gateway.close)
+    if settings.bucket and (settings.device_token_keys or settings.admin_tokens):
+        on_start.append(lambda: gateway.warm_up(downloads.warm_up))
+    app = App(
+        bell, publisher, telemetry, tokens=settings.webhook_tokens, gateway=gateway, on_start=on_start, on_stop=on_stop
+    )
     return app, publisher
+
+
+def _downloads(settings: Settings) -> Downloads:
+    try:
+        return Downloads.of(settings)
+    except KeyringError as error:
+        raise SettingsError((("DEVICE_TOKEN_KEYS", str(error).removeprefix("DEVICE_TOKEN_KEYS: ")),)) from None
 
 
 def uvicorn_config(app: App, host: str, port: int) -> uvicorn.Config:

@@ -4,6 +4,7 @@ import gzip
 import itertools
 import json
 import os
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from infra.device import fetch, loop, web
+from infra.device.jobs import ONCE_ATTEMPTS
+from infra.local.certificates import make_certificates
 from infra.local.process import free_port
 from tests.fakes.device_rig import DeviceRig
 from tests.fakes.slow_store import Behaviour, SlowStore, listed
@@ -96,7 +99,7 @@ def test_a_dropped_connection_is_resumed(world: SlowStore, rig: DeviceRig) -> No
 
 def test_what_an_earlier_process_had_is_used(world: SlowStore, tmp_path: Path) -> None:
     """A run that gives up leaves its bytes to the next one; a complete part needs no request at all."""
-    world.script = [Behaviour(cut_after_bytes=1000)] + [Behaviour(status=503)] * loop.ONCE_ATTEMPTS
+    world.script = [Behaviour(cut_after_bytes=1000)] + [Behaviour(status=503)] * ONCE_ATTEMPTS
     with DeviceRig(tmp_path, world.url) as rig:
         assert not rig.once()
         assert not (tmp_path / FILE).exists()
@@ -135,8 +138,8 @@ def test_a_fresh_url_that_is_refused_is_not_asked_for_hot(world: SlowStore, rig:
     """A store that refuses every URL gets a bounded number of requests, each after a pause."""
     world.script = [Behaviour(status=403)] * 100
     assert not rig.once()
-    assert rig.reasons() == ["expired"] * loop.ONCE_ATTEMPTS
-    assert len(world.downloads()) == loop.ONCE_ATTEMPTS
+    assert rig.reasons() == ["expired"] * ONCE_ATTEMPTS
+    assert len(world.downloads()) == ONCE_ATTEMPTS
     assert [spread for spread in rig.spreads if spread[0] > 0] == [(0.25, 0.5), (0.5, 1), (1, 2), (2, 4)]
 
 
@@ -200,7 +203,7 @@ def test_a_wrong_answer_of_the_store_never_becomes_the_file(
 ) -> None:
     """The old file stays, the attempts end, and a right answer later is still taken."""
     have_old(world, rig)
-    world.script = [does] * loop.ONCE_ATTEMPTS
+    world.script = [does] * ONCE_ATTEMPTS
     assert not rig.once()
     assert set(rig.reasons()) == {reason}
     assert rig.named("failed")[-1]["retry_in_ms"] is None
@@ -247,11 +250,11 @@ def test_an_etag_that_is_no_md5_is_not_taken_for_one(world: SlowStore, rig: Devi
     ("answer", "reason", "attempts"),
     [
         ((401, {}), "unauthorized", 1),
-        ((429, {"Retry-After": "7"}), "rate_limited", loop.ONCE_ATTEMPTS),
-        ((503, {"Retry-After": "7"}), "unavailable", loop.ONCE_ATTEMPTS),
-        ((503, {"Retry-After": "soon"}), "unavailable", loop.ONCE_ATTEMPTS),
-        ((404, {}), "protocol", loop.ONCE_ATTEMPTS),
-        ((302, {"Location": "/manifest2"}), "protocol", loop.ONCE_ATTEMPTS),
+        ((429, {"Retry-After": "7"}), "rate_limited", ONCE_ATTEMPTS),
+        ((503, {"Retry-After": "7"}), "unavailable", ONCE_ATTEMPTS),
+        ((503, {"Retry-After": "soon"}), "unavailable", ONCE_ATTEMPTS),
+        ((404, {}), "protocol", ONCE_ATTEMPTS),
+        ((302, {"Location": "/manifest2"}), "protocol", ONCE_ATTEMPTS),
     ],
 )
 def test_what_the_server_refuses_is_told(
@@ -318,6 +321,41 @@ def test_a_ticket_that_makes_no_sense_is_refused(world: SlowStore, rig: DeviceRi
     assert world.downloads() == []
 
 
+def test_names_that_a_gateway_would_spoil_are_asked_for_by_query(world: SlowStore, rig: DeviceRig) -> None:
+    """A percent or question mark in a name goes where no gateway decodes it; other names are paths."""
+    names = ["50%.bin", "what?.bin", "%2e%2e", "a b+c&d=e#f/é.bin"]
+    for name in names:
+        world.put(f"assets/{name}", name.encode())
+    assert rig.once()
+    for name in names:
+        assert rig.content(f"assets/{name}") == name.encode()
+    assert sorted(seen.path for seen in world.asked("/assets")) == [
+        "/assets/a%20b%2Bc%26d%3De%23f/%C3%A9.bin",
+        "/assets/firmware.bin",
+        "/assets?filename=%252e%252e",
+        "/assets?filename=50%25.bin",
+        "/assets?filename=what%3F.bin",
+    ]
+
+
+def test_private_authorities_are_trusted_when_named(tmp_path: Path) -> None:
+    """A server whose certificate nobody vouches for is refused; DEVICE_CA_FILE vouches."""
+    certificates = make_certificates(tmp_path / "certificates")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.server_cert, certificates.server_key)
+    with SlowStore(tls=context) as world:
+        world.put(FILE, NEW)
+        for ca_file in (None, certificates.stranger_ca_file):
+            with DeviceRig(tmp_path / "device", world.url, ca_file=ca_file) as rig:
+                assert not rig.once()
+                assert set(rig.reasons()) == {"unreachable"}
+                assert "certificate" in rig.named("failed")[0]["detail"]
+        assert world.seen == []
+        with DeviceRig(tmp_path / "device", world.url, ca_file=certificates.ca_file) as rig:
+            assert rig.once()
+            assert rig.content(FILE) == NEW
+
+
 def test_hostile_names_in_manifest_and_messages_write_nothing(world: SlowStore, rig: DeviceRig, tmp_path: Path) -> None:
     """The good file beside them is fetched; nothing else appears anywhere."""
     hostile = ["../evil", "/etc/evil", "a/../../evil", "a\\..\\evil", "x" * 300, "", "a//b", "a\0b", "a\ud800"]
@@ -367,13 +405,13 @@ def test_of_two_versions_the_newer_wins(world: SlowStore, rig: DeviceRig) -> Non
     older = world.put(FILE, OLD * 10)
     newest = NEW[::-1]
     heard = threading.Event()
-    world.script = [Behaviour(stall_after_bytes=500_000, at_stop=lambda: heard.wait(5))]
+    world.script = [Behaviour(stall_after_bytes=500_000, go_on=True, at_stop=lambda: heard.wait(5))]
     rig.announce(FILE, etag=older.etag, event_id="1")
     rig.wait_for("downloading", 2)
     rig.announce(FILE, etag=world.put(FILE, newest).etag, event_id="2")
     heard.set()
     world.release.set()
-    rig.wait_for("verified", 2)
+    assert rig.wait_for("verified", 2)["etag"] == world.objects[FILE].etag
     assert rig.content(FILE) == newest
 
 
@@ -450,7 +488,7 @@ def test_a_server_that_is_away_is_tried_again(world: SlowStore, tmp_path: Path) 
     """`--once` gives up after its attempts; the running device goes on trying."""
     with DeviceRig(tmp_path, f"http://127.0.0.1:{free_port()}") as rig:
         assert not rig.once()
-        assert rig.reasons() == ["unreachable"] * loop.ONCE_ATTEMPTS
+        assert rig.reasons() == ["unreachable"] * ONCE_ATTEMPTS
     world.server_answers = [(503, {})] * 8
     with DeviceRig(tmp_path, world.url) as rig:
         rig.start()
@@ -466,6 +504,10 @@ def test_stopping_is_quick_and_keeps_what_is_there(world: SlowStore, tmp_path: P
     with DeviceRig(tmp_path, world.url) as rig:
         rig.start()
         assert sent.wait(5)
+        deadline = time.monotonic() + 5
+        parts = (tmp_path / ".bucketbell").glob
+        while sum(part.stat().st_size for part in parts("*.part")) < 2_000_000 and time.monotonic() < deadline:
+            time.sleep(0.005)
         rig.device.stop()
         world.release.set()
     assert rig.reasons() == []
@@ -473,4 +515,4 @@ def test_stopping_is_quick_and_keeps_what_is_there(world: SlowStore, tmp_path: P
     with DeviceRig(tmp_path, world.url) as rig:
         assert rig.once()
         assert rig.content(FILE) == NEW * 10
-        assert rig.wait_for("verified")["resumed_bytes"] > 0
+        assert rig.wait_for("verified")["resumed_bytes"] == 2_000_000

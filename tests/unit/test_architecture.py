@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[2]
 IMPORT_DEADLINE_SECONDS = 30.0
 MAX_LINES = 400
 
-ENTRIES = {"notify"}
-PURE = {"addresses", "events", "dialects", "routes", "packets"}
-ADAPTERS = {"client", "connection", "tls", "publisher", "storage", "telemetry"}
+ENTRIES = {"notify", "download"}
+PURE = {"addresses", "events", "dialects", "routes", "packets", "web"}
+ADAPTERS = {"manifest", "objects", "tokens", "client", "connection", "tls", "publisher", "storage", "telemetry"}
 
 # Each driver, and who may import it.
 DRIVERS = {
@@ -33,7 +33,10 @@ DRIVERS = {
     "botocore": {"functions.storage"},
     "pydantic_settings": {"functions.settings"},
     "dotenv": {"functions.settings"},
-    "aws_lambda_powertools": {"functions.telemetry", "functions.notify"},  # notify: the type of Lambda's context
+    # notify: the type of Lambda's context; download: its routes
+    "aws_lambda_powertools": {"functions.telemetry", "functions.notify", "functions.download"},
+    "jwt": {"functions.tokens"},
+    "urllib3": {"infra.device.web"},
     "uvicorn": {"infra.host.server", "infra.bench.sides"},  # sides: what our host is compared with
     "prometheus_client": {"infra.host.metrics", "infra.host.app"},  # app: the content type of /metrics
 }

@@ -1,0 +1,285 @@
+"""One bucket's objects: what is there now, page by page, and URLs to fetch it with; every call within a deadline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from datetime import datetime
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import quote
+
+from functions.storage import UNREACHABLE, Signer, StorageError, client, open_session, storage_errors
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+    from functions.settings import Settings
+
+S3_CONNECT_TIMEOUT_SECONDS = 1.0
+S3_READ_TIMEOUT_SECONDS = 2.0
+S3_DEADLINE_SECONDS = S3_CONNECT_TIMEOUT_SECONDS + S3_READ_TIMEOUT_SECONDS
+"""A store that says nothing for so long is down. One attempt: a device that is told so comes again by itself."""
+
+S3_CONNECTIONS = 32  # as many as the host has threads for these calls
+MAX_PAGE_OBJECTS = 1000  # S3's own limit for one LIST
+MAX_SAVED_NAME_BYTES = 255  # a file name on ext4, NTFS, APFS
+NULL_VERSION = "null"  # S3's name for the version of an object that has none
+
+_ABSENT = frozenset({400, 404, 405})
+"""HEAD has no body to say why: 404; 405 is a delete marker asked for by version; 400 a version id S3 cannot read."""
+_NO_VERSIONS = frozenset({400, 403, 404, 405, 501})
+"""A store without ListObjectVersions, or a policy without s3:ListBucketVersions; ListObjectsV2 then tells the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object as it is now. `etag` is unquoted; `version_id` is "" in a bucket without versions."""
+
+    object_key: str
+    etag: str
+    size: int
+    last_modified: datetime
+    version_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Presigned:
+    """A URL for GET alone (S3 answers HEAD with 403), and the moment from which it is dead."""
+
+    url: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Objects in S3's order (UTF-8 bytes), maybe fewer than asked for; `next_start_after` is "" on the last page."""
+
+    objects: tuple[ObjectInfo, ...]
+    next_start_after: str = ""
+
+
+class Objects:
+    """One bucket, as devices see it. Thread-safe; boto3 is imported and asked for clients at the first call.
+
+    Every method raises StorageError; against a silent store within S3_DEADLINE_SECONDS.
+    """
+
+    def __init__(
+        self, settings: Settings, bucket: str, *, url_ttl_seconds: int, public_endpoint_url: str | None = None
+    ) -> None:
+        """URLs live for `url_ttl_seconds` and name `public_endpoint_url`, or else the endpoint that we use."""
+        self._settings = settings
+        self._bucket = bucket
+        self._url_ttl_seconds = url_ttl_seconds
+        self._public_endpoint_url = public_endpoint_url
+        self._lock = Lock()
+        self._tools: tuple[S3Client, Signer] | None = None
+        self._heads: Flights[tuple[str, str], ObjectInfo | None] = Flights(2 * S3_DEADLINE_SECONDS)
+        self._lists_versions = True
+
+    @property
+    def client(self) -> S3Client:
+        """The boto3 client that HEAD and LIST use."""
+        return self._open()[0]
+
+    def warm_up(self) -> None:
+        """Import boto3 and make the client and the signer; asks no store."""
+        self._open()
+
+    def head(self, key: str, version_id: str = "") -> ObjectInfo | None:
+        """What `key` is now, or was at that version; None where there is no such object or version.
+
+        Callers that ask the same at the same moment share a call, which begins after each of them asked.
+        """
+        return self._heads.fly((key, version_id), lambda: self._head(key, version_id))
+
+    def presign(self, key: str, *, version_id: str = "", filename: str) -> Presigned:
+        """A URL that downloads `key`, and makes a browser save it under the last part of `filename`."""
+        parameters = {"response-content-disposition": content_disposition(filename)}
+        if version_id:
+            parameters["versionId"] = version_id
+        return Presigned(*self._open()[1].sign(key, parameters))
+
+    def list_page(self, prefix: str, *, start_after: str = "", limit: int = MAX_PAGE_OBJECTS) -> Page:
+        """The objects below `prefix` after the key `start_after`, by one LIST of at most `limit` entries.
+
+        Older versions and delete markers are entries too, so a page can hold fewer objects, or none.
+        """
+        if self._lists_versions:
+            try:
+                page = self._list_versions(prefix, start_after, limit)
+            except StorageError as error:
+                if error.status not in _NO_VERSIONS or error.code == "NoSuchBucket":
+                    raise
+                page = None
+            if page is not None:
+                return page
+        page = self._list_objects(prefix, start_after, limit)
+        self._lists_versions = False
+        return page
+
+    def _open(self) -> tuple[S3Client, Signer]:
+        with self._lock:  # boto3 makes clients on one thread at a time only
+            if self._tools is None:
+                session = open_session(self._settings)
+                s3 = client(
+                    "s3",
+                    self._settings,
+                    connect_timeout_seconds=S3_CONNECT_TIMEOUT_SECONDS,
+                    read_timeout_seconds=S3_READ_TIMEOUT_SECONDS,
+                    attempts=1,
+                    connections=S3_CONNECTIONS,
+                    session=session,
+                )
+                signer = Signer(
+                    self._settings,
+                    self._bucket,
+                    expires_seconds=self._url_ttl_seconds,
+                    endpoint_url=self._public_endpoint_url,
+                    session=session,
+                )
+                self._tools = s3, signer
+            return self._tools
+
+    def _head(self, key: str, version_id: str) -> ObjectInfo | None:
+        version: dict[str, Any] = {"VersionId": version_id} if version_id else {}
+        s3 = self.client
+        try:
+            with storage_errors():
+                found = s3.head_object(Bucket=self._bucket, Key=key, **version)
+        except StorageError as error:
+            if error.status in (_ABSENT if version_id else {404}):
+                return None
+            raise
+        return ObjectInfo(
+            key,
+            unquoted(found["ETag"]),
+            found["ContentLength"],
+            found["LastModified"],
+            _version(found.get("VersionId")),
+        )
+
+    def _list_versions(self, prefix: str, start_after: str, limit: int) -> Page | None:
+        """A page with version ids; None from a store that begins *at* the marker, as Versity Gateway does."""
+        s3 = self.client
+        # A marker without a version: what is left of that key's history is passed over. None on the first page: moto
+        # loses an object to a marker that is no key.
+        marker: dict[str, Any] = {"KeyMarker": start_after} if start_after not in {"", prefix} else {}
+        with storage_errors():
+            found = s3.list_object_versions(Bucket=self._bucket, Prefix=prefix, MaxKeys=limit, **marker)
+        versions, deleted = found.get("Versions", []), found.get("DeleteMarkers", [])
+        newest = [entry for entry in versions if entry["IsLatest"]]
+        # Not NextKeyMarker, which S3's manual takes for the first key that is *not* on the page. Each key's newest
+        # entry comes first, so whatever the page was cut in, its last key has been dealt with.
+        last = max((entries[-1]["Key"] for entries in (versions, deleted) if entries), key=str.encode, default="")
+        after = start_after.encode()
+        if any(entry["Key"].encode() <= after for entry in newest if marker):
+            return None
+        if found["IsTruncated"] and last.encode() <= after:
+            return None
+        objects = tuple(
+            ObjectInfo(
+                entry["Key"],
+                unquoted(entry["ETag"]),
+                entry["Size"],
+                entry["LastModified"],
+                _version(entry["VersionId"]),
+            )
+            for entry in newest
+        )
+        return Page(objects, last if found["IsTruncated"] else "")
+
+    def _list_objects(self, prefix: str, start_after: str, limit: int) -> Page:
+        s3 = self.client
+        with storage_errors():
+            found = s3.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=limit, StartAfter=start_after)
+        objects = tuple(
+            ObjectInfo(entry["Key"], unquoted(entry["ETag"]), entry["Size"], entry["LastModified"])
+            for entry in found.get("Contents", [])
+        )
+        return Page(objects, objects[-1].object_key if found["IsTruncated"] and objects else "")
+
+
+def unquoted(etag: str) -> str:
+    """An entity tag without its quotes, as S3's events name it."""
+    return etag.strip('"')
+
+
+def _version(version_id: str | None) -> str:
+    return "" if version_id is None or version_id == NULL_VERSION else version_id
+
+
+_NOT_QUOTED = re.compile(r"[^ !#$&'()+,\-.0-9;=@A-Z\[\]^_`a-z{}~]")  # `%` too: browsers disagree on it (RFC 6266 D)
+
+
+def content_disposition(filename: str) -> str:
+    """`Content-Disposition` to save the last part of `filename` (RFC 6266; RFC 8187 for what ASCII cannot say)."""
+    name = filename.rpartition("/")[2]
+    encoded = name.encode(errors="replace")
+    if len(encoded) > MAX_SAVED_NAME_BYTES:  # no file system takes it, and it would treble a long URL
+        return "attachment"
+    plain = _NOT_QUOTED.sub("_", name)
+    header = f'attachment; filename="{plain}"'
+    return header if plain == name else f"{header}; filename*=UTF-8''{quote(encoded, safe='')}"
+
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Flights(Generic[Key, Value]):
+    """Lets callers who want the same share a call, which begins after each of them asked: nothing is ever stale.
+
+    Whoever comes while a call is out waits for the next one together. A call that failed fails those who wait too:
+    when the store is down, nobody waits for it twice.
+    """
+
+    def __init__(self, deadline_seconds: float) -> None:
+        """Nobody waits longer than `deadline_seconds` for another's call."""
+        self._deadline_seconds = deadline_seconds
+        self._lock = Lock()
+        self._out: dict[Key, Future[Value]] = {}
+        self._next: dict[Key, Future[Value]] = {}
+
+    def fly(self, key: Key, call: Callable[[], Value]) -> Value:
+        """The value of `call()`, or of an equal caller's. Raises what it raised, StorageError past the deadline."""
+        with self._lock:
+            ahead = self._out.get(key)
+            waiting = self._next.get(key)
+            if ahead is None:
+                mine = self._out[key] = Future()
+            elif waiting is None:
+                mine = self._next[key] = Future()
+        if ahead is not None and waiting is not None:
+            return self._wait(waiting)
+        try:
+            if ahead is not None:
+                self._wait(ahead)
+            value = call()
+        except BaseException as error:
+            self._land(key, mine)
+            mine.set_exception(error)
+            raise
+        self._land(key, mine)
+        mine.set_result(value)
+        return value
+
+    def _land(self, key: Key, flight: Future[Value]) -> None:
+        """Let the next flight go out, before anybody hears of this one."""
+        with self._lock:
+            if self._next.get(key) is flight:  # it gave up waiting for the one ahead
+                del self._next[key]
+            elif (following := self._next.pop(key, None)) is not None:
+                self._out[key] = following
+            else:
+                del self._out[key]
+
+    def _wait(self, flight: Future[Value]) -> Value:
+        try:
+            return flight.result(self._deadline_seconds)
+        except FutureTimeout:
+            raise StorageError(UNREACHABLE, "another caller's request is not answered") from None

@@ -1,0 +1,240 @@
+"""Device tokens: JWTs that say which device asks; the only importer of PyJWT.
+
+A key of DEVICE_TOKEN_KEYS is one of
+
+- `kid:<base64>`: HS256, at least 32 bytes, e.g. `2026:` and the output of `openssl rand -base64 32`;
+- `kid:ed25519:<base64>`: EdDSA, the 32 bytes of a private key, which signs and verifies;
+- `kid:ed25519-public:<base64>`: EdDSA, the 32 bytes of a public key, which verifies only (what a server needs that
+  mints elsewhere). Both need the package `cryptography`.
+
+Each key has one algorithm, whatever a token's header says (RFC 8725 §3.1).
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import jwt
+from jwt.types import Options
+
+VARIABLE = "DEVICE_TOKEN_KEYS"
+AUDIENCE = "bucketbell"
+YEAR_SECONDS = 365 * 24 * 3600
+LEEWAY_SECONDS = 30  # between the clocks of who minted and who verifies
+MIN_SECRET_BYTES = 32  # RFC 7518 §3.2: as long as the hash
+ED25519_BYTES = 32
+MAX_TOKEN_CHARACTERS = 2048  # ours have about 300
+
+_REQUIRED = ["sub", "aud", "exp", "iat", "jti"]
+_CLAIMS_UNCHECKED: Options = {
+    "verify_exp": False,
+    "verify_nbf": False,
+    "verify_iat": False,
+    "verify_aud": False,
+    "verify_sub": False,
+    "verify_jti": False,
+}
+_KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MAC = re.compile(r"([0-9A-Fa-f]{2})([:-]?)" + r"([0-9A-Fa-f]{2})\2" * 4 + r"([0-9A-Fa-f]{2})")
+_SUBJECT = re.compile(r"(?:[0-9A-Fa-f]{2}-){5}[0-9A-Fa-f]{2}")
+
+# Most special first. What is not here was not worth a word of its own.
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (jwt.ExpiredSignatureError, "expired"),
+    (jwt.ImmatureSignatureError, "not_yet_valid"),
+    (jwt.MissingRequiredClaimError, "missing_claim"),
+    (jwt.InvalidAudienceError, "wrong_audience"),
+    (jwt.InvalidAlgorithmError, "wrong_algorithm"),
+    (jwt.InvalidSignatureError, "bad_signature"),
+)
+
+
+class KeyringError(ValueError):
+    """DEVICE_TOKEN_KEYS cannot be used. The message names the variable and the entry's place, never its content."""
+
+
+class TokenError(Exception):
+    """A token is worth nothing. `reason` is a slug; `kid` and `jti` are set where a key of ours vouches for them."""
+
+    def __init__(self, reason: str, *, kid: str = "", jti: str = "") -> None:
+        """Keep the parts as data. Nothing here comes from an unsigned token."""
+        self.reason = reason
+        self.kid = kid
+        self.jti = jti
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceToken:
+    """What a valid token says. `mac` is spelled as it was minted: six hex pairs joined by dashes."""
+
+    mac: str
+    jti: str
+    expires_at: datetime
+    kid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A token taken apart, true or not: `reason` is "" for a valid one. Its signature is left out."""
+
+    header: Mapping[str, Any]
+    claims: Mapping[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    kid: str
+    algorithm: str
+    verifying: Any = field(repr=False)
+    signing: Any = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring:
+    """The keys: the first that can sign does, all verify. `revoked` holds the `jti` of tokens that are out."""
+
+    keys: tuple[_Key, ...]
+    revoked: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(cls, entries: Iterable[str], *, revoked: Iterable[str] = ()) -> Keyring:
+        """Read DEVICE_TOKEN_KEYS' entries; none make a keyring that knows nobody. Raises KeyringError."""
+        keys = tuple(_parse_key(entry, place) for place, entry in enumerate(entries, 1))
+        if len({key.kid for key in keys}) < len(keys):
+            raise KeyringError(f"{VARIABLE}: two keys have the same id: give each its own")
+        return cls(keys, frozenset(revoked))
+
+    def mint(self, mac: str, *, expires_seconds: float = YEAR_SECONDS, now: float | None = None) -> str:
+        """A token for the device `mac`, its letters kept as they are. Raises ValueError for no MAC, KeyringError."""
+        key = next((key for key in self.keys if key.signing is not None), None)
+        if key is None:
+            raise KeyringError(f"{VARIABLE}: holds no key that can sign, e.g. 2026:$(openssl rand -base64 32)")
+        issued_at = int(time.time() if now is None else now)
+        claims = {
+            "sub": normalise_mac(mac),
+            "aud": AUDIENCE,
+            "iat": issued_at,
+            "exp": issued_at + int(expires_seconds),
+            "jti": uuid.uuid4().hex,
+        }
+        return jwt.encode(claims, key.signing, algorithm=key.algorithm, headers={"kid": key.kid})
+
+    def verify(self, token: str) -> DeviceToken:
+        """What `token` says, if it is one of ours and in force; raises TokenError otherwise."""
+        if len(token) > MAX_TOKEN_CHARACTERS:
+            raise TokenError("too_long")
+        if not token.isascii():
+            raise TokenError("malformed")
+        kid = ""
+        try:
+            key = self._key(jwt.get_unverified_header(token))
+            kid = key.kid
+            claims = jwt.decode(
+                token,
+                key.verifying,
+                algorithms=[key.algorithm],
+                audience=AUDIENCE,
+                leeway=LEEWAY_SECONDS,
+                options={"require": _REQUIRED},
+            )
+            expires_at = datetime.fromtimestamp(claims["exp"], UTC)
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, OSError, RecursionError) as error:
+            reason = next((slug for kind, slug in _REASONS if isinstance(error, kind)), "malformed")
+            raise TokenError(reason, kid=kid, jti=self._signed_id(token, kid)) from None
+        mac, jti = claims["sub"], claims["jti"]
+        if _SUBJECT.fullmatch(mac) is None:
+            raise TokenError("bad_subject", kid=kid, jti=jti)
+        if jti in self.revoked:
+            raise TokenError("revoked", kid=kid, jti=jti)
+        return DeviceToken(mac, jti, expires_at, kid)
+
+    def inspect(self, token: str) -> Inspection:
+        """Take `token` apart for a person; raises TokenError("malformed") where there is nothing to see."""
+        try:
+            parts = jwt.decode_complete(token, options={"verify_signature": False})
+        except (jwt.PyJWTError, ValueError, RecursionError):
+            raise TokenError("malformed") from None
+        try:
+            self.verify(token)
+        except TokenError as error:
+            return Inspection(parts["header"], parts["payload"], error.reason)
+        return Inspection(parts["header"], parts["payload"], "")
+
+    def _key(self, header: Mapping[str, Any]) -> _Key:
+        for key in self.keys:
+            if key.kid == header.get("kid"):
+                return key
+        raise TokenError("unknown_kid")
+
+    def _signed_id(self, token: str, kid: str) -> str:
+        """The `jti` of a token with a good signature and bad claims, for the log."""
+        for key in self.keys:
+            if key.kid == kid:
+                try:
+                    claims = jwt.decode(token, key.verifying, algorithms=[key.algorithm], options=_CLAIMS_UNCHECKED)
+                except (jwt.PyJWTError, ValueError, RecursionError):
+                    return ""
+                jti = claims.get("jti")
+                return jti if isinstance(jti, str) else ""
+        return ""
+
+
+def normalise_mac(text: str) -> str:
+    """Six hex pairs joined by dashes, from `aa:bb:cc:dd:ee:ff`, `aa-bb-…` or `aabbcc…`; letters keep their case.
+
+    Raises ValueError.
+    """
+    found = _MAC.fullmatch(text.strip())
+    if found is None:
+        raise ValueError("a MAC address is six pairs of hex digits, e.g. aa:bb:cc:dd:ee:ff")
+    return "-".join(found.group(1, 3, 4, 5, 6, 7))
+
+
+def config_name(mac: str) -> str:
+    """The name of a device's config below CONFIGS_PREFIX."""
+    return f"{mac}.json"
+
+
+def _parse_key(entry: str, place: int) -> _Key:
+    kid, _, rest = entry.strip().partition(":")
+    kind, separator, encoded = rest.rpartition(":")
+    where = f"{VARIABLE}: entry {place}"
+    if _KID.fullmatch(kid) is None or (separator and kind not in {"ed25519", "ed25519-public"}):
+        raise KeyringError(
+            f"{where} must be an id of letters, digits, dots and dashes, a colon, and base64, "
+            "e.g. 2026:$(openssl rand -base64 32); before an Ed25519 key's base64 write ed25519: or ed25519-public:"
+        )
+    material = _decode(encoded)
+    if not kind:
+        if len(material) < MIN_SECRET_BYTES:
+            raise KeyringError(f"{where} must hold at least {MIN_SECRET_BYTES} bytes in base64 after its id")
+        return _Key(kid, "HS256", material, material)
+    if len(material) != ED25519_BYTES:
+        raise KeyringError(f"{where} must hold the {ED25519_BYTES} bytes of an Ed25519 key in base64")
+    try:
+        # Optional: only those who want EdDSA install it.
+        from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415 - see above
+    except ImportError:
+        raise KeyringError(f"{where} is an Ed25519 key: install the package `cryptography`") from None
+    if kind == "ed25519":
+        private = ed25519.Ed25519PrivateKey.from_private_bytes(material)
+        return _Key(kid, "EdDSA", private.public_key(), private)
+    return _Key(kid, "EdDSA", ed25519.Ed25519PublicKey.from_public_bytes(material), None)
+
+
+def _decode(encoded: str) -> bytes:
+    """The bytes of base64, the URL's alphabet and missing padding allowed; b"" for anything else."""
+    text = encoded.replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError:
+        return b""

@@ -1,0 +1,142 @@
+"""Pure: an API Gateway event becomes a request, and what is answered a value; problems are RFC 9457's.
+
+The event is that of an HTTP API (payload format 2.0), from AWS or from the host, which builds the same. What AWS puts
+there (captures of a live gateway in github.com/hotsock/voker, `ingress-paths.json` and `apigwv2-request.json`, 2026):
+
+- `rawPath` is percent-*decoded*, whatever its name says: `%20` is a space there, `%2F` a slash. It is decoded as often
+  as twice: `%252F` is a slash as well, `%25` before anything but a hex pair gets the client a 400 of AWS's own, and at
+  `%3F` the path ends. So AWS cannot be asked by path for a name with `%` or `?` in it.
+  What becomes of `+` there, nobody has captured.
+- `rawQueryString` is as the client sent it: a name in it, encoded once, arrives on every host.
+- Repeated headers are joined by commas; header names are in lower case.
+
+So nothing here decodes the path again; the host decodes it exactly once. `Host` and `X-Forwarded-*` are never read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from urllib.parse import parse_qsl
+
+MAX_QUERY_FIELDS = 20
+MAX_IF_NONE_MATCH_CHARACTERS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a request asks: all of it that is ever looked at. `path` is decoded, `query` is not."""
+
+    method: str
+    path: str
+    query: str = ""
+    authorization: str = ""
+    accept: str = ""
+    if_none_match: str = ""
+
+    def parameters(self, *known: str) -> dict[str, str]:
+        """Those of `known` that the query string has. Raises Problem (400) for one that is there twice."""
+        try:
+            pairs = parse_qsl(self.query, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS, errors="strict")
+        except ValueError:
+            raise malformed("bad_query", "The query string is not percent-encoded UTF-8.") from None
+        found = [(name, value) for name, value in pairs if name in known]
+        if len(dict(found)) < len(found):
+            raise malformed("repeated_parameter", "A query parameter is given twice.")
+        return dict(found)
+
+    @property
+    def bearer(self) -> str:
+        """The bearer token (RFC 6750 §2.1), "" without one."""
+        scheme, _, token = self.authorization.strip().partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else ""
+
+    @property
+    def wants_json(self) -> bool:
+        """Whether the client names JSON among what it accepts; `*/*` does not."""
+        ranges = ([part.strip().lower() for part in one.split(";")] for one in self.accept.split(","))
+        return any(media == "application/json" and not {"q=0", "q=0.0"} & set(rest) for media, *rest in ranges)
+
+    def has(self, etag: str) -> bool:
+        """Whether the client holds this (unquoted) entity tag already: RFC 9110 §13.1.2, weak comparison."""
+        if len(self.if_none_match) > MAX_IF_NONE_MATCH_CHARACTERS:
+            return False
+        held = {tag.strip().removeprefix("W/") for tag in self.if_none_match.split(",")}
+        return bool({"*", f'"{etag}"'} & held)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What is answered."""
+
+    status: HTTPStatus
+    headers: Mapping[str, str]
+    body: str = ""
+    content_type: str = "application/json"
+
+
+class Problem(Exception):
+    """An answer other than the one asked for. `reason` is a slug for the log; `kid` and `jti` name the token."""
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        reason: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        kid: str = "",
+        jti: str = "",
+    ) -> None:
+        """`detail` is for the client: it repeats nothing that the client or a store said."""
+        self.status = status
+        self.reason = reason
+        self.detail = detail
+        self.headers = dict(headers or {})
+        self.kid = kid
+        self.jti = jti
+        super().__init__(reason)
+
+    @property
+    def reply(self) -> Reply:
+        """The problem as an answer."""
+        body = as_json({"title": self.status.phrase, "status": self.status.value, "detail": self.detail})
+        headers = {"Cache-Control": "no-store", **self.headers}
+        return Reply(self.status, headers, body, "application/problem+json")
+
+
+def malformed(reason: str, detail: str) -> Problem:
+    """A 400: nobody could fulfil this request."""
+    return Problem(HTTPStatus.BAD_REQUEST, reason, detail)
+
+
+def absent() -> Problem:
+    """A 404, the same for what is not there and for what is not the asker's to know."""
+    return Problem(HTTPStatus.NOT_FOUND, "not_found", "There is no such file for this token.")
+
+
+def unauthorised(reason: str, *, kid: str = "", jti: str = "") -> Problem:
+    """A 401 that asks for a bearer token (RFC 6750 §3); `reason` "no_token" when none was sent."""
+    challenge = 'Bearer realm="bucketbell"' + ("" if reason == "no_token" else ', error="invalid_token"')
+    detail = "A valid bearer token is needed: Authorization: Bearer <device token>."
+    headers = {"WWW-Authenticate": challenge}
+    return Problem(HTTPStatus.UNAUTHORIZED, reason, detail, headers=headers, kid=kid, jti=jti)
+
+
+def unavailable(reason: str, detail: str, *, retry_after_seconds: int) -> Problem:
+    """A 503, and when to come again."""
+    headers = {"Retry-After": str(retry_after_seconds)}
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, reason, detail, headers=headers)
+
+
+def as_json(document: object) -> str:
+    """Compact JSON, the same for equal documents."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def iso(moment: datetime) -> str:
+    """UTC to the second, e.g. `2026-11-20T12:00:00Z`: what HEAD and LIST both know (RFC 3339)."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

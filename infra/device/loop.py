@@ -1,0 +1,309 @@
+"""The device: hears, waits its turn, fetches; after each (re)connection catches up by the manifest.
+
+One file at a time, as a microcontroller would. All state that matters is on disk, so there is nothing to save when
+the process ends.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Protocol
+
+from infra.device.fetch import fetch
+from infra.device.jobs import STALE, Job
+from infra.device.names import FOLDERS, Kind, Name, UnsafeName, is_own, parse_payload, safe
+from infra.device.server import Server
+from infra.device.store import Store
+from infra.device.trouble import Trouble
+from infra.device.web import Web
+from infra.subscriber import Message
+
+FIRST_CATCH_UP_SECONDS = 5.0  # the broker's time to confirm the subscription; without it we catch up all the same
+REMEMBERED_IDS = 1024
+MAX_WAITING = 10_000  # files; beyond that one catch-up replaces them
+
+_UNIFORM = random.SystemRandom().uniform
+
+
+class Report(Protocol):
+    """Takes each event as it happens, from any thread."""
+
+    def __call__(self, event: str, /, **fields: object) -> None:
+        """`event` is one of those in docs/devices.md; the fields are plain JSON values."""
+
+
+class Device:
+    """One device: its own config and every asset, kept up to date in one folder.
+
+    `hear` and `listening` belong to a subscriber's thread, `run` to the caller's, `stop` to anybody. `topics` says
+    which topic means which kind. `clock` (monotonic seconds) and `uniform` (a random number between two) are for
+    tests and for benchmarks of many devices in one process.
+    """
+
+    def __init__(
+        self,
+        mac: str,
+        topics: Mapping[str, Kind],
+        *,
+        web: Web,
+        server: Server,
+        store: Store,
+        report: Report,
+        spread_seconds: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[float, float], float] = _UNIFORM,
+    ) -> None:
+        """`mac` is as `names.parse_mac` gives it. Nothing is asked or written yet."""
+        self._mac = mac
+        self._topics = topics
+        self._web = web
+        self._server = server
+        self._store = store
+        self._report = report
+        self._spread_seconds = spread_seconds
+        self._clock = clock
+        self._uniform = uniform
+        self._changed = threading.Condition()
+        self._jobs: dict[Name | None, Job] = {}
+        self._running: Job | None = None
+        self._seen_ids: OrderedDict[str, None] = OrderedDict()
+        self._stopping = False
+
+    def hear(self, message: Message) -> None:
+        """Take a notification: due after a random part of the spread, unless there is no need for it."""
+        kind = self._topics.get(message.topic)
+        if kind is None:
+            return
+        said = dict(message.user_properties)
+        try:
+            name = safe(kind, parse_payload(message.payload))
+        except UnsafeName as unsafe:
+            self._report("skipped", reason="unsafe_name", kind=kind, detail=str(unsafe))
+            return
+        etag = said.get("etag", "").strip('"') or None
+        about: dict[str, object] = {"kind": kind, "filename": name.filename, "etag": etag, "id": said.get("id")}
+        if not is_own(name, self._mac):
+            self._report("skipped", reason="not_ours", **about)
+        elif self._is_repeat(said.get("id")):
+            self._report("skipped", reason="repeat", **about)
+        elif etag is not None and self._store.holds(name, etag):
+            self._report("skipped", reason="unchanged", **about)
+        elif self._is_coming(name, etag):
+            self._report("skipped", reason="in_progress", **about)
+        else:
+            age_ms = _age_ms(said.get("time"), message.received_wall)
+            wait_seconds = self._uniform(0, self._spread_seconds)
+            self._report("heard", **about, event_age_ms=age_ms, wait_ms=_ms(wait_seconds))
+            self._want(name, etag, wait_seconds)
+
+    def listening(self) -> None:
+        """The broker has confirmed the subscription, once more: what was announced before is in the manifest."""
+        with self._changed:
+            self._want_manifest(self._uniform(0, self._spread_seconds))
+
+    def stop(self) -> None:
+        """End `run` after the present chunk; the rest is resumed by the next run."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def run(self, *, once: bool = False) -> bool:
+        """Work until `stop`; with `once`, until all of the manifest is here or given up. True if nothing failed."""
+        with self._changed:
+            self._want_manifest((0 if once else FIRST_CATCH_UP_SECONDS) + self._uniform(0, self._spread_seconds))
+        well = True
+        while (job := self._next(once=once)) is not None:
+            well &= self._do(job, once=once)
+        return well
+
+    def _is_repeat(self, event_id: str | None) -> bool:
+        with self._changed:
+            if event_id is None:
+                return False
+            if event_id in self._seen_ids:
+                return True
+            self._seen_ids[event_id] = None
+            if len(self._seen_ids) > REMEMBERED_IDS:
+                self._seen_ids.popitem(last=False)
+            return False
+
+    def _is_coming(self, name: Name, etag: str | None) -> bool:
+        """Whether this very version is being downloaded."""
+        with self._changed:
+            job = self._running
+            return job is not None and job.name == name and job.ticket is not None and job.ticket.etag == etag
+
+    def _want(self, name: Name, etag: str | None, wait_seconds: float) -> None:
+        now = self._clock()
+        with self._changed:
+            job = self._jobs.get(name)
+            if job is not None:
+                # One download for one file: what waits asks for the newest anyway, what runs is told.
+                job.etag, job.again = etag, job is self._running
+                if not job.again:
+                    job.ticket = None
+            elif len(self._jobs) >= MAX_WAITING:
+                self._want_manifest(wait_seconds)
+            else:
+                self._jobs[name] = Job(name, now + wait_seconds, now, etag)
+            self._changed.notify_all()
+
+    def _want_manifest(self, wait_seconds: float) -> None:
+        now = self._clock()
+        job = self._jobs.get(None)
+        if job is None:
+            self._jobs[None] = Job(None, now + wait_seconds, now)
+        elif job is self._running:
+            job.again = True
+        else:
+            job.due_at = min(job.due_at, now + wait_seconds)
+        self._changed.notify_all()
+
+    def _next(self, *, once: bool) -> Job | None:
+        """Wait for the next job that is due; None to end."""
+        with self._changed:
+            while not self._stopping:
+                job = min(self._jobs.values(), key=lambda job: job.due_at, default=None)
+                if job is None and once:
+                    return None
+                wait_seconds = None if job is None else job.due_at - self._clock()
+                if job is not None and wait_seconds is not None and wait_seconds <= 0:
+                    self._running = job
+                    return job
+                self._changed.wait(wait_seconds)
+        return None
+
+    def _do(self, job: Job, *, once: bool) -> bool:
+        """One attempt at a job, and what follows from how it ended. False when it is given up."""
+        trouble = None
+        try:
+            self._attempt(job)
+        except Trouble as caught:
+            trouble = caught
+        with self._changed:
+            self._running = None
+            if job.again:
+                now = self._clock()
+                self._jobs[job.name] = Job(job.name, now, now, job.etag)
+                return True
+            if trouble is None or trouble.reason == "gone" or self._stopping:
+                del self._jobs[job.name]
+                return True
+            retry_seconds = job.failed(trouble, self._uniform, once=once)
+            if retry_seconds is None:
+                del self._jobs[job.name]
+            else:
+                job.due_at = self._clock() + retry_seconds
+        self._report(
+            "failed",
+            **_about(job.name),
+            reason=trouble.reason,
+            detail=str(trouble),
+            retry_in_ms=None if retry_seconds is None else _ms(retry_seconds),
+        )
+        return retry_seconds is not None
+
+    def _attempt(self, job: Job) -> None:
+        if job.name is None:
+            self._catch_up()
+            return
+        try:
+            self._update(job, job.name)
+        except Trouble as trouble:
+            if trouble.reason == "gone":
+                self._store.drop(job.name)
+                self._report("gone", **_about(job.name))
+            raise
+
+    def _catch_up(self) -> None:
+        """Want whatever of the manifest is not here. A file that it does not list stays where it is."""
+        listed = self._server.manifest()
+        unchanged = wanted = 0
+        for entry in listed:
+            if entry.kind not in FOLDERS:  # of a newer server
+                continue
+            try:
+                name = safe(entry.kind, entry.filename)
+            except UnsafeName as unsafe:
+                self._report("skipped", reason="unsafe_name", kind=entry.kind, detail=str(unsafe))
+                continue
+            if not is_own(name, self._mac):
+                continue
+            if self._store.holds(name, entry.etag):
+                unchanged += 1
+                continue
+            wanted += 1
+            with self._changed:
+                now = self._clock()
+                self._jobs.setdefault(name, Job(name, now, now, entry.etag))
+        self._report("caught_up", listed=len(listed), unchanged=unchanged, wanted=wanted)
+
+    def _update(self, job: Job, name: Name) -> None:
+        """Bring one file up to date, with the URL of an earlier attempt if there is one."""
+        job.moved = False
+        had_ticket = job.ticket is not None
+        try:
+            self._fetch(job, name)
+        except Trouble as trouble:
+            if trouble.reason not in STALE or not had_ticket:
+                raise
+            job.ticket = None
+            self._report("renewing", **_about(name), reason=trouble.reason)
+            self._fetch(job, name)
+
+    def _fetch(self, job: Job, name: Name) -> None:
+        began_at = self._clock()
+        if job.ticket is None:
+            job.ticket, job.furthest = self._server.locate(name), 0
+        ticket = job.ticket
+        asked_at = self._clock()
+        about = {**_about(name), "etag": ticket.etag, "size": ticket.size}
+        if self._store.holds(name, ticket.etag):
+            self._report("skipped", reason="unchanged", **about)
+            return
+        self._report("downloading", **about)
+
+        def progress(length: int, resumed_bytes: int) -> None:
+            if self._stopping:
+                raise Trouble("stopped", "asked to stop")
+            if job.again and job.etag not in {None, ticket.etag}:
+                raise Trouble("obsolete", "a newer version was announced")
+            if length > max(resumed_bytes, job.furthest):
+                job.furthest, job.moved = length, True
+            self._report("progress", **about, length=length)
+
+        fetched = fetch(self._web, self._store, name, ticket, progress)
+        self._report(
+            "verified",
+            **about,
+            by=fetched.by,
+            resumed_bytes=fetched.resumed_bytes,
+            waited_ms=_ms(began_at - job.since),
+            asked_ms=_ms(asked_at - began_at),
+            downloaded_ms=_ms(fetched.download_seconds),
+            verified_ms=_ms(fetched.verify_seconds),
+            placed_ms=_ms(fetched.place_seconds),
+            total_ms=_ms(self._clock() - job.since),
+        )
+
+
+def _about(name: Name | None) -> dict[str, object]:
+    """Which file an event is about; the manifest is none."""
+    return {"kind": "manifest"} if name is None else {"kind": name.kind, "filename": name.filename}
+
+
+def _age_ms(time_text: str | None, received_wall: float) -> float | None:
+    """How long after the store's time stamp the message came, by two clocks."""
+    try:
+        return _ms(received_wall - datetime.fromisoformat(time_text or "").timestamp())
+    except ValueError:
+        return None
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)

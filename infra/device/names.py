@@ -1,0 +1,94 @@
+"""Pure: a name from the network → where its file belongs below the device's folder, or why it belongs nowhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from functions.routes import is_asset_path, is_config_name
+
+Kind = Literal["config", "asset"]
+
+FOLDERS: dict[Kind, str] = {"config": "configs", "asset": "assets"}
+MAX_SEGMENT_BYTES = 255  # NAME_MAX of every common file system
+MAX_PAYLOAD_BYTES = 8 * 1024  # 1,024 bytes of name, each escaped as \u00XX, and room to spare
+
+_MAC = re.compile("[0-9a-f]{12}")
+
+
+class UnsafeName(ValueError):
+    """The name has no place on this device; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A file by the name that it has for everybody: what `safe` has let through."""
+
+    kind: Kind
+    filename: str
+
+    @property
+    def path(self) -> str:
+        """`configs/<mac>.json` or `assets/<path>`: on the server, and below the device's folder."""
+        return f"{FOLDERS[self.kind]}/{self.filename}"
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The folders to walk down, and last the file."""
+        return tuple(self.path.split("/"))
+
+    @property
+    def digest(self) -> str:
+        """What the device's own notes about this file are called: hex, so that no name can collide with them."""
+        return hashlib.sha256(self.path.encode()).hexdigest()[:40]
+
+
+def parse_mac(text: str) -> str:
+    """Six hex pairs, however they are joined, as `a1-b2-c3-d4-e5-f6`; ValueError otherwise."""
+    digits = text.strip().translate({ord(":"): None, ord("-"): None}).lower()
+    if _MAC.fullmatch(digits) is None:
+        raise ValueError("a MAC address is six hex pairs, e.g. a1-b2-c3-d4-e5-f6")
+    return "-".join(digits[at : at + 2] for at in range(0, len(digits), 2))
+
+
+def parse_payload(payload: bytes) -> str:
+    """The filename of a notification, still to be judged by `safe`. UnsafeName when it is no notification."""
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise UnsafeName(f"a notification is at most {MAX_PAYLOAD_BYTES:,} bytes")
+    try:
+        document = json.loads(payload)
+    except (ValueError, RecursionError):
+        raise UnsafeName("the payload is not JSON") from None
+    filename = document.get("filename") if isinstance(document, dict) else None
+    if not isinstance(filename, str):
+        raise UnsafeName('the payload is not {"filename": …}')
+    return filename
+
+
+def safe(kind: Kind, filename: str) -> Name:
+    """Judge a name that anybody may have chosen. UnsafeName when its file could land outside of the folder.
+
+    Beyond the server's own rules: no backslash, which is a separator elsewhere, and no segment that a file system
+    cannot hold. Links inside the folder are the store's to refuse, since only walking down meets them.
+    """
+    try:
+        filename.encode()
+    except UnicodeEncodeError:  # JSON may hold half of a surrogate pair
+        raise UnsafeName("the name is not Unicode text") from None
+    if kind == "config" and not is_config_name(filename):
+        raise UnsafeName("a config is called <mac>.json")
+    if not is_asset_path(filename):
+        raise UnsafeName("the name would leave the folder, or holds what no name may")
+    if "\\" in filename:
+        raise UnsafeName("the name holds a backslash")
+    if any(len(segment.encode()) > MAX_SEGMENT_BYTES for segment in filename.split("/")):
+        raise UnsafeName(f"a part of the name is longer than the {MAX_SEGMENT_BYTES} bytes that a file system takes")
+    return Name(kind, filename)
+
+
+def is_own(name: Name, mac: str) -> bool:
+    """Whether this is for the device of that MAC (as `parse_mac` gives it): any asset, no other's config."""
+    return name.kind == "asset" or name.filename.lower() == f"{mac}.json"
