@@ -23,10 +23,10 @@ setup: $(STAMP) ## .venv with everything, pinned by hash (PYTHON=/path/to/python
 	@:
 
 run: $(STAMP) ## the whole thing on this machine: object store, Mosquitto, host
-	@$(BIN)/python -m infra.local.stack run $(ARGS)
+	@$(BIN)/python -m infra.local.demo run $(ARGS)
 
 demo: $(STAMP) ## the same, with an upload and a device that hears of it; then stops
-	@$(BIN)/python -m infra.local.stack demo $(ARGS)
+	@$(BIN)/python -m infra.local.demo demo $(ARGS)
 
 test: $(STAMP) ## the tests (ARGS="tests/unit -k topic" for some of them)
 	@$(BIN)/python -m pytest $(ARGS)

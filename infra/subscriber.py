@@ -253,6 +253,8 @@ class Subscriber:
             self._client.publish(self._presence_topic, b"offline", retain=True)  # DISCONNECT annuls the will
         self._client.disconnect()
         self._subscribed = False
+        # paho leaves the pair of sockets that `loop` makes to the garbage collector, which warns of them.
+        self._client._reset_sockets(sockpair_only=True)  # noqa: SLF001 - there is no other way to it
 
     def _lost(self) -> None:
         # A refusal closes the connection too: keep its reason.

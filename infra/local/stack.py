@@ -1,44 +1,39 @@
-"""`make run` and `make demo`: the whole way on this machine, with real parts, before your eyes.
+"""The parts of `make run`: broker, store, host and a device, as a person would set them up.
 
-Everything listens on free ports of 127.0.0.1, lives in one temporary folder, and is gone at the end.
+Everything listens on free ports of 127.0.0.1 and lives in one folder.
 """
 
 from __future__ import annotations
 
-import argparse
+import base64
 import contextlib
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
+from functions.tokens import Keyring
 from infra.connect.documents import default_queue_name
 from infra.connect.minio import Doors
-from infra.local.install import InstallError, ensure_mosquitto, find_minio
+from infra.local.install import find_minio
 from infra.local.mosquitto import Mosquitto
-from infra.local.process import PartError, Process, free_port
+from infra.local.process import Process, free_port
 from infra.local.stores import Minio, MotoServer, Store
-from infra.subscriber import Subscriber, SubscriberError
+from infra.subscriber import Subscriber
 
 BUCKET = "devices"
 TOPICS = ("iotsupport/updates/configs", "iotsupport/updates/assets")
-CONFIG_KEY = "configs/a1-b2-c3-d4-e5-f6.json"
-ASSET_KEY = "assets/firmware-1.0.bin"
-ASSET_BYTES = 256 * 1024
-HEAR_SECONDS = 10.0
-SILENCE_SECONDS = 1.5
+MAC = "a1-b2-c3-d4-e5-f6"
 CONNECT_SECONDS = 30.0
 STOP_SECONDS = 2.5
 LAST_WORDS_CHARACTERS = 1500
@@ -76,6 +71,42 @@ class Host(Process):
         return False
 
 
+class Device(Process):
+    """`bucketbell device`: hears, pulls, verifies, and tells of it in JSON lines."""
+
+    def __init__(self, directory: Path, environment: dict[str, str]) -> None:
+        """`environment` is all it knows: broker, server, MAC, token."""
+        self.files = directory / "files"
+        super().__init__(
+            "device",
+            [BUCKETBELL, "device", "--json", "--spread-seconds", "0"],
+            directory,
+            environment={**environment, "DEVICE_DIRECTORY": str(self.files)},
+            without=(*OURS, "DEVICE_"),
+            working_directory=directory,
+            ready=lambda: self._told("listening") is not None,
+        )
+
+    def verified(self, key: str, *, seconds: float) -> dict[str, Any]:
+        """Wait for the line which says that this object's file is in place. Raises `DemoError`."""
+        filename = key.split("/", 1)[1]
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if (line := self._told("verified", filename)) is not None:
+                return line
+            time.sleep(0.01)
+        raise DemoError(
+            f"the device did not pull {key} within {seconds:g} s:\n{self.new_log_text()[-LAST_WORDS_CHARACTERS:]}"
+        )
+
+    def _told(self, event: str, filename: str | None = None) -> dict[str, Any] | None:
+        for text in self.new_log_text().splitlines():
+            line = json.loads(text) if text.startswith("{") and text.endswith("}") else {}
+            if line.get("event") == event and filename in {None, line.get("filename")}:
+                return dict(line)
+        return None
+
+
 class Stack:
     """Broker, store and host, started in that order; `stop` ends all of them at once."""
 
@@ -83,6 +114,7 @@ class Stack:
         """Nothing is started yet."""
         self.directory = directory
         self.token = secrets.token_hex(24)
+        self.token_key = f"demo:{base64.b64encode(secrets.token_bytes(32)).decode()}"
         host_port = free_port()
         self.broker = Mosquitto(directory / "mosquitto")
         self.doors = Doors(
@@ -98,6 +130,16 @@ class Stack:
             self.store = MotoServer(directory / "moto")
         self.host = Host(directory / "host", host_port, {})
         self.subscriber = Subscriber(self.broker.url, TOPICS)
+        self.device = Device(directory / "device", self.device_environment(MAC))
+
+    def device_environment(self, mac: str) -> dict[str, str]:
+        """What a device is given."""
+        return {
+            "MQTT_URL": self.broker.url,
+            "DEVICE_MAC": mac,
+            "DEVICE_TOKEN": Keyring.parse([self.token_key]).mint(mac),
+            "DEVICE_SERVER": self.host.url,
+        }
 
     @property
     def credentials(self) -> dict[str, str]:
@@ -119,18 +161,19 @@ class Stack:
         step("object store", self.store.start, what)
         step("bucket", self._connect, f"{BUCKET}, set up by `bucketbell connect`")
         step("host", self._start_host, f"{self.host.url} is ready")
-        step("subscriber", self.subscriber.start, "listens as a device would")
+        step("subscriber", self.subscriber.start, "hears what is published")
+        step("device", self.device.start, f"`bucketbell device` {MAC} listens")
 
     def stop(self) -> None:
         """End everything within `STOP_SECONDS`; idempotent."""
         with contextlib.suppress(Exception):
             self.subscriber.stop()
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda part: part.stop(STOP_SECONDS), (self.host, self.store, self.broker)))
+            list(pool.map(lambda part: part.stop(STOP_SECONDS), (self.device, self.host, self.store, self.broker)))
 
     def last_words(self) -> str:
         """Return the ends of the logs, for a person who has to find out what went wrong."""
-        parts = (self.broker, self.store, self.host)
+        parts = (self.broker, self.store, self.host, self.device)
         return "\n".join(f"--- {part.name}\n{part.log_text()[-LAST_WORDS_CHARACTERS:]}" for part in parts)
 
     def _connect(self) -> None:
@@ -150,7 +193,13 @@ class Stack:
             raise DemoError(f"`bucketbell connect` failed:\n{done.stdout}{done.stderr}")
 
     def _start_host(self) -> None:
-        environment = {"MQTT_URL": self.broker.url, "BUCKET": BUCKET, "WEBHOOK_TOKENS": self.token, **self.credentials}
+        environment = {
+            "MQTT_URL": self.broker.url,
+            "BUCKET": BUCKET,
+            "WEBHOOK_TOKENS": self.token,
+            "DEVICE_TOKEN_KEYS": self.token_key,
+            **self.credentials,
+        }
         if isinstance(self.store, MotoServer):
             queue = self.store.client("sqs").get_queue_url(QueueName=default_queue_name(BUCKET))
             environment["SQS_QUEUE_URL"] = queue["QueueUrl"]
@@ -164,121 +213,3 @@ def step(name: str, work: Callable[[], object], result: str) -> None:
     with console.status(f"{name} …"):
         work()
     console.print(f"[green]✓[/] {name:<13} {result}  [dim]{time.monotonic() - begun_at:.1f} s[/]")
-
-
-def show_upload(stack: Stack, s3: Any, key: str, body: bytes, topic: str) -> None:  # noqa: ANN401 - boto3 makes its clients at run time
-    """Upload one object and show the message that it rang. Raises `DemoError` when another or none is heard."""
-    began_at = time.monotonic()
-    s3.put_object(Bucket=BUCKET, Key=key, Body=body)
-    uploaded_at = time.monotonic()
-    try:
-        message = stack.subscriber.next(HEAR_SECONDS)
-    except TimeoutError:
-        raise DemoError(
-            f"nothing was heard within {HEAR_SECONDS:g} s of uploading {key}:\n{stack.last_words()}"
-        ) from None
-    filename = key.split("/", 1)[1]
-    if (message.topic, json.loads(message.payload)) != (topic, {"filename": filename}):
-        raise DemoError(f"heard something else after uploading {key}: {message}")
-    console.print(f"\n[bold]upload[/]  {key}  ({len(body):,} bytes, {(uploaded_at - began_at) * 1e3:.1f} ms)")
-    console.print(
-        f"[bold green]  rang[/]  {message.topic}  [cyan]{message.payload.decode()}[/]  "
-        f"[bold]{(message.received_at - began_at) * 1e3:.1f} ms[/] after the upload began",
-        soft_wrap=True,
-    )
-
-
-def show_silence(stack: Stack, s3: Any, key: str) -> None:  # noqa: ANN401 - as above
-    """Delete one object and show that nothing rings. Raises `DemoError` when something does."""
-    s3.delete_object(Bucket=BUCKET, Key=key)
-    console.print(f"\n[bold]delete[/]  {key}")
-    with console.status("listening …"):
-        heard = stack.subscriber.silence(SILENCE_SECONDS)
-    if heard:
-        raise DemoError(f"a deletion rang: {heard[0]}")
-    console.print(f"[bold green]silent[/]  no message within {SILENCE_SECONDS:g} s: deletions never ring")
-
-
-def demonstrate(stack: Stack) -> None:
-    """Show that an upload rings and a deletion does not."""
-    s3 = stack.store.client("s3")
-    show_upload(stack, s3, CONFIG_KEY, b'{"interval_seconds": 30}\n', TOPICS[0])
-    show_upload(stack, s3, ASSET_KEY, secrets.token_bytes(ASSET_BYTES), TOPICS[1])
-    show_silence(stack, s3, CONFIG_KEY)
-
-
-def invite(stack: Stack) -> None:
-    """Print what to paste to try it oneself."""
-    store, broker, host = stack.store, stack.broker, stack.host
-    python = f"""import boto3; boto3.client("s3").upload_file("README.md", "{BUCKET}", "assets/README.md")"""
-    mc = f"mc alias set bell {store.endpoint_url} {store.access_key} {store.secret_key}"
-    exports = " ".join(f"{name}={value}" for name, value in stack.credentials.items())
-    lines = (
-        ("In another terminal", ""),
-        ("  the store's address and keys", f"export {exports}"),
-        ("  upload with boto3", f"{sys.executable} -c '{python}'"),
-        ("  … with aws", f"aws s3 cp README.md s3://{BUCKET}/assets/README.md"),
-        ("  … with mc", f"{mc} && mc cp README.md bell/{BUCKET}/assets/"),
-        ("  hear it", f"mosquitto_sub -h 127.0.0.1 -p {broker.port} -t 'iotsupport/updates/#' -v"),
-        ("  … with all properties", f"MQTT_URL={broker.url} {BUCKETBELL} listen --json"),
-        ("  is it ready?", f"curl {host.url}/readyz"),
-        ("  metrics", f"curl {host.url}/metrics"),
-        ("  logs", str(stack.directory)),
-    )
-    console.print()
-    for what, command in lines:
-        console.print(f"[bold]{what}[/]")
-        if command:
-            console.print(f"      {command}", soft_wrap=True, style="cyan")
-    console.print("\nEverything that rings is shown here. [bold]Ctrl-C[/] stops it all.\n")
-
-
-def show_what_rings(stack: Stack) -> NoReturn:
-    """Print each message until interrupted. Raises `DemoError` when a part ends by itself."""
-    while True:
-        for part in (stack.broker, stack.store, stack.host):
-            if not part.running:
-                raise DemoError(f"{part.name} has ended:\n{stack.last_words()}")
-        with contextlib.suppress(TimeoutError):
-            message = stack.subscriber.next(1.0)
-            moment = time.strftime("%H:%M:%S", time.localtime(message.received_wall))
-            console.print(f"{moment}  [bold green]rang[/]  {message.topic}  [cyan]{message.payload.decode()}[/]")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the stack; 0 when every step was seen (`demo`) or the person stopped it (`run`)."""
-    parser = argparse.ArgumentParser(prog="python -m infra.local.stack", description=__doc__)
-    parser.add_argument("mode", choices=("run", "demo"), help="`run` stays up until Ctrl-C; `demo` ends by itself")
-    mode = parser.parse_args(arguments).mode
-    # SIGTERM ends it in the same orderly way as Ctrl-C, which a shell's background job would ignore.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.default_int_handler)
-    begun_at = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="bucketbell-") as directory:
-        stack = None
-        try:
-            ensure_mosquitto(console.print)
-            stack = Stack(Path(directory))
-            stack.start()
-            console.print(f"[dim]ready in {time.monotonic() - begun_at:.1f} s[/]")
-            demonstrate(stack)
-            if mode == "run":
-                invite(stack)
-                show_what_rings(stack)
-        except KeyboardInterrupt:
-            console.print("\nstopping …")
-            return 0 if mode == "run" else 130
-        except (DemoError, InstallError, PartError, SubscriberError) as error:
-            Console(stderr=True, highlight=False).print(f"[bold red]failed[/] {error}", soft_wrap=True)
-            return 1
-        finally:
-            # A second Ctrl-C must not leave half of it running.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            if stack is not None:
-                stack.stop()
-    console.print("\n[bold green]every step was seen[/]")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
