@@ -18,7 +18,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from infra.bench import imports, latency, lost, slow_link, thaw, throughput
+from infra.bench import (
+    downloads,
+    fleet,
+    imports,
+    latency,
+    listing,
+    lost,
+    presign,
+    pull,
+    slow_link,
+    thaw,
+    throughput,
+)
 from infra.bench.figures import Bench, Figure
 
 MEASUREMENTS: dict[str, tuple[Callable[[Bench], list[Figure]], str]] = {
@@ -29,6 +41,11 @@ MEASUREMENTS: dict[str, tuple[Callable[[Bench], list[Figure]], str]] = {
     "thaw": (thaw.measure, "the inline publisher after a freeze"),
     "throughput": (throughput.measure, "requests a second, against parsing only and threads"),
     "import": (imports.measure, "import time of functions.notify"),
+    "presign": (presign.measure, "presigning a URL, against boto3's own"),
+    "downloads": (downloads.measure, "GET /assets/x, against the same server answering a constant 307"),
+    "pull": (pull.measure, "upload to the verified file on a device's disk, leg by leg"),
+    "listing": (listing.measure, "a manifest of 10,000 objects, against a bare LIST"),
+    "fleet": (fleet.measure, "200 devices told of one asset"),
 }
 
 
@@ -101,8 +118,8 @@ def _show(results: Sequence[Result]) -> None:
         if result.problem:
             table.add_row("  could not be measured", "", "", "[red]?[/]", result.problem)
         for figure in result.figures:
-            mark = "[green]pass[/]" if figure.passed else "[red]FAIL[/]"
-            target = f"{figure.sense} {_number(figure.target)} {figure.unit}"
+            mark = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: ""}[figure.passed]
+            target = "" if figure.target is None else f"{figure.sense} {_number(figure.target)} {figure.unit}"
             table.add_row(f"  {figure.what}", f"{_number(figure.value)} {figure.unit}", target, mark, figure.detail)
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -1,4 +1,4 @@
-"""Events as MinIO posts them, 1 KB each, all different."""
+"""Events as MinIO posts them, 1 KB each, all different; and the requests for them and for files."""
 
 from __future__ import annotations
 
@@ -30,3 +30,10 @@ def post(path: str, port: int, token: str, body: bytes) -> bytes:
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: bench\r\nAuthorization: Bearer {token}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
+
+
+def get(path: str, port: int, token: str) -> bytes:
+    """The whole HTTP/1.1 request that asks for `path`."""
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: bench\r\nAuthorization: Bearer {token}\r\n\r\n"
+    ).encode()

@@ -30,18 +30,23 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the table. `detail` gives the numbers behind a ratio, with their units."""
+    """One line of the table. `detail` gives the numbers behind a ratio, with their units.
+
+    One without `sense` and `target` is only reported.
+    """
 
     what: str
     value: float
-    sense: Literal["≤", "≥", "="]
-    target: float
+    sense: Literal["≤", "≥", "="] | None = None
+    target: float | None = None
     unit: str = ""
     detail: str = ""
 
     @property
-    def passed(self) -> bool:
-        """Whether the value meets the target."""
+    def passed(self) -> bool | None:
+        """Whether the value meets the target, None where there is none."""
+        if self.target is None:
+            return None
         if self.sense == "=":
             return self.value == self.target
         return self.value <= self.target if self.sense == "≤" else self.value >= self.target

@@ -1,6 +1,7 @@
-"""Posts events as fast as they are answered: plain sockets on uvloop in a process of its own, so that it keeps ahead.
+"""Posts events, or gets a file, as fast as it is answered: plain sockets on uvloop in a process of its own.
 
-A subscriber that throws everything away is connected meanwhile, as cheap as can be: the broker has somebody to send to.
+While it posts, a subscriber that throws everything away is connected, as cheap as can be: the broker has somebody to
+send to.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import cast
 import uvloop
 
 from infra.bench.child import obey
-from infra.bench.events import minio_event, post
+from infra.bench.events import get, minio_event, post
 from infra.bench.rig import BUCKET, TOPIC
 
 CONNECT_SECONDS = 5.0
@@ -22,7 +23,10 @@ NUMBERS = 10_000_000  # an order's events are numbered from a multiple of this
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to do: `connections` to `port`, `warm_seconds` unmeasured, then `seconds`; `round_number` makes keys new."""
+    """What to do: `connections` to `port`, `warm_seconds` unmeasured, then `seconds`; `round_number` makes keys new.
+
+    With `path` it is asked for, and answered by a redirect; without, events are posted, and a broker is at `mqtt_port`.
+    """
 
     port: int
     mqtt_port: int
@@ -31,6 +35,7 @@ class Order:
     connections: int
     warm_seconds: float
     seconds: float
+    path: str = ""
 
 
 class _Drain(asyncio.Protocol):
@@ -80,27 +85,33 @@ class _Run:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._number = order.round_number * NUMBERS
+        self._get = get(order.path, order.port, order.token)
+        self._good_head = b"HTTP/1.1 307" if order.path else b"HTTP/1.1 200"
         self.over = False
         self.good = self.bad = 0
 
     def request(self) -> bytes:
-        self._number += 1
         order = self._order
+        if order.path:
+            return self._get
+        self._number += 1
         return post("/events", order.port, order.token, minio_event(BUCKET, "load", self._number))
 
     def answered(self, head: bytes) -> None:
-        if head.startswith(b"HTTP/1.1 200"):
+        if head.startswith(self._good_head):
             self.good += 1
         else:
             self.bad += 1
 
 
 async def fulfil(order: Order) -> tuple[float, int]:
-    """Answers of 200 a second, and how many others came."""
+    """Good answers a second, and how many others came."""
     loop = asyncio.get_running_loop()
     run = _Run(order)
+    drain: asyncio.WriteTransport | None = None
     async with asyncio.timeout(CONNECT_SECONDS):
-        drain, _ = await loop.create_connection(_Drain, "127.0.0.1", order.mqtt_port)
+        if not order.path:
+            drain, _ = await loop.create_connection(_Drain, "127.0.0.1", order.mqtt_port)
         clients = [
             (await loop.create_connection(lambda: _Client(run), "127.0.0.1", order.port))[1]
             for _ in range(order.connections)
@@ -113,7 +124,8 @@ async def fulfil(order: Order) -> tuple[float, int]:
     await asyncio.sleep(order.warm_seconds)  # what is under way is answered
     for client in clients:
         client.close()
-    drain.abort()
+    if drain is not None:
+        drain.abort()
     return rate, run.bad
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
 import time
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from functions.tokens import Keyring
 from infra.connect.documents import Document, merge, wanted_rules
 from infra.connect.minio import Doors
 from infra.local.mosquitto import Mosquitto
@@ -21,6 +23,7 @@ TOPIC = "iotsupport/updates/assets"
 TARGETS_SECONDS = 10.0
 LOOK_SECONDS = 0.1
 PREFIXES = {"configs": "configs/", "assets": "assets/"}
+DEVICE_TOKEN_KEYS = f"bench:{base64.b64encode(secrets.token_bytes(32)).decode()}"
 
 
 class Rig:
@@ -84,6 +87,29 @@ class Rig:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def download_variables(minio: Minio) -> dict[str, str]:
+    """What the host needs to hand out this MinIO's files, to `device_token`'s holders, as often as they ask."""
+    return {
+        "BUCKET": BUCKET,
+        "AWS_ENDPOINT_URL_S3": minio.endpoint_url,
+        "AWS_ACCESS_KEY_ID": minio.access_key,
+        "AWS_SECRET_ACCESS_KEY": minio.secret_key,
+        "AWS_REGION": minio.region,
+        "DEVICE_TOKEN_KEYS": DEVICE_TOKEN_KEYS,
+        "DEVICE_REQUESTS_PER_MINUTE": "0",
+    }
+
+
+def mac_address(number: int) -> str:
+    """The MAC address of a bench's device."""
+    return "-".join(f"{byte:02x}" for byte in (0x02BE0000_0000 + number).to_bytes(6, "big"))
+
+
+def device_token(number: int) -> str:
+    """A token for the device of that `mac_address`."""
+    return Keyring.parse([DEVICE_TOKEN_KEYS]).mint(mac_address(number))
 
 
 def asset_keys(stem: str, count: int) -> list[str]:

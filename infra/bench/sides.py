@@ -1,6 +1,7 @@
-"""The sides that the host's throughput is compared with: its own application, with another bell inside.
+"""The sides that the host's throughput is compared with: its own application, with another bell or handler inside.
 
-`python -m infra.bench.sides parse|threads <port> <mqtt port> <token>` serves one of them as the host is served.
+`python -m infra.bench.sides parse|threads|constant <port> <mqtt port> <token>` serves one of them as the host is
+served: `parse` and `threads` take events, `constant` answers devices with one and the same redirect.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import paho.mqtt.client as paho
 import uvicorn
@@ -24,12 +26,25 @@ from functions.settings import Broker
 from infra.bench.rig import BUCKET
 from infra.host.app import App
 from infra.host.bell import Bell
+from infra.host.gateway import Event, Gateway
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.publisher import HostPublisher
 from infra.host.server import uvicorn_config
 
 THREADS = 64
 PATIENCE_SECONDS = 5.0
+
+# As long as the host's own, which names a file, its disposition and a signature.
+REDIRECT = {
+    "statusCode": 307,
+    "headers": {
+        "Cache-Control": "no-store",
+        "Location": f"http://127.0.0.1:9000/{BUCKET}/assets/x.bin?{'x' * 360}",
+        "ETag": f'"{"0" * 32}"',
+    },
+    "body": "",
+    "isBase64Encoded": False,
+}
 
 
 class ParsingBell(Bell):
@@ -71,6 +86,11 @@ class WaitingBell(Bell):
         return Outcome(Status.DELIVERED if info.is_published() else Status.UNCONFIRMED)
 
 
+def _redirect(event: Event, context: object) -> dict[str, Any]:
+    del event, context
+    return REDIRECT
+
+
 def serve(side: str, port: int, mqtt_port: int, token: str) -> None:
     """Serve until SIGTERM, with the server that the host has."""
     telemetry = PrometheusTelemetry()
@@ -83,7 +103,8 @@ def serve(side: str, port: int, mqtt_port: int, token: str) -> None:
         if side == "threads"
         else ParsingBell(publisher, routes, telemetry, patience_seconds=PATIENCE_SECONDS)
     )
-    app = App(bell, publisher, telemetry, tokens=[SecretStr(token)])
+    gateway = Gateway(_redirect, requests_per_minute=0)
+    app = App(bell, publisher, telemetry, tokens=[SecretStr(token)], gateway=gateway)
     uvicorn.Server(uvicorn_config(app, "127.0.0.1", port)).run()
 
 

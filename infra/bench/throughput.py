@@ -37,13 +37,13 @@ def measure(bench: Bench) -> list[Figure]:
         variables = {"MQTT_URL": broker.url, "BUCKET": BUCKET, "WEBHOOK_TOKENS": TOKEN}
         parts.enter_context(Host(bench.directory / "host", ports["host"], variables))
         for side in ("parse", "threads"):
-            parts.enter_context(_side(bench.directory / side, side, ports[side], broker.port))
+            parts.enter_context(side_process(bench.directory / side, side, ports[side], broker.port))
         load = parts.enter_context(Child("infra.bench.load"))
         for number in range(rounds):
             bench.say(f"round {number + 1} of {rounds}")
             for side in SIDES if number % 2 else reversed(SIDES):
                 order = Order(ports[side], broker.port, TOKEN, number, CONNECTIONS, WARM_SECONDS, SECONDS)
-                rates[side].append(_rate(load, order))
+                rates[side].append(rate(load, order))
     medians = {side: statistics.median(values) for side, values in rates.items()}
     return [
         Figure(
@@ -61,9 +61,10 @@ def measure(bench: Bench) -> list[Figure]:
     ]
 
 
-def _side(directory: Path, side: str, port: int, mqtt_port: int) -> Process:
-    command = [sys.executable, "-m", "infra.bench.sides", side, str(port), str(mqtt_port), TOKEN]
-    return Process(side, command, directory, ready=lambda: _answers(port))
+def side_process(directory: Path, name: str, port: int, mqtt_port: int) -> Process:
+    """One of `infra.bench.sides`, to be started."""
+    command = [sys.executable, "-m", "infra.bench.sides", name, str(port), str(mqtt_port), TOKEN]
+    return Process(name, command, directory, ready=lambda: _answers(port))
 
 
 def _answers(port: int) -> bool:
@@ -72,11 +73,11 @@ def _answers(port: int) -> bool:
     return False
 
 
-def _rate(load: Child, order: Order) -> float:
+def rate(load: Child, order: Order) -> float:
     """Requests a second. Raises `NotMeasuredError` where any was not confirmed: that costs less than confirming."""
-    rate, failed = load.ask(asdict(order), ANSWER_SECONDS)
+    good_rate, failed = load.ask(asdict(order), ANSWER_SECONDS)
     if failed:
-        raise NotMeasuredError(f"{failed} requests were not answered with 200")
-    if not rate:
+        raise NotMeasuredError(f"{failed} requests were not answered as they should be")
+    if not good_rate:
         raise NotMeasuredError(f"no request was answered on port {order.port}")
-    return float(rate)
+    return float(good_rate)

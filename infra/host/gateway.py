@@ -5,27 +5,34 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import threading
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any
+from http import HTTPStatus
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
 
 from functions.telemetry import logger
+from functions.web import Request, as_json
 
 PREFIXES = ("/configs/", "/assets", "/manifest")
 THREADS = 16
 MAX_WAITING = 256
-HANDLER_SECONDS = 10.0  # the handler's own deadlines are shorter
+HANDLER_SECONDS = 10.0  # the handler's own deadlines are shorter, but it may have to wait for a thread
 BUSY_RETRY_SECONDS = 1
 MAX_CALLERS = 50_000
 REFUSALS_PER_MINUTE = 30  # of one address: guessing tokens is not worth it
+ROUNDING_SECONDS = 1e-4  # sums of intervals are not exact, and nobody should wait for that
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Event = dict[str, Any]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +63,52 @@ class RateLimit:
 
     def wait_seconds(self, key: bytes) -> float:
         """How long until `key` has a share left: 0 means now."""
-        return max(0.0, self._whole_at.get(key, 0.0) + self._interval_seconds - self._clock() - 60.0)
+        wait_seconds = self._whole_at.get(key, 0.0) + self._interval_seconds - self._clock() - 60.0
+        return wait_seconds if wait_seconds > ROUNDING_SECONDS else 0.0
 
     def take(self, key: bytes) -> None:
         """Use one share."""
         self._whole_at[key] = max(self._whole_at.get(key, 0.0), self._clock()) + self._interval_seconds
         self._whole_at.move_to_end(key)
-        while len(self._whole_at) > MAX_CALLERS:
+        if len(self._whole_at) > MAX_CALLERS:
             self._whole_at.popitem(last=False)
+
+
+class Daemons(Executor):
+    """Threads that the process does not wait for at its end, unlike ThreadPoolExecutor's: a store may hang."""
+
+    def __init__(self, threads: int) -> None:
+        """Start none yet: each is started when it is needed."""
+        self._limit = threads
+        self._threads = 0
+        self._idle = threading.Semaphore(0)
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+
+    def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run `call` in a thread; belongs to one thread, the loop's."""
+        future: Future[T] = Future()
+        self._work.put((future, lambda: call(*args, **kwargs)))
+        if not self._idle.acquire(blocking=False) and self._threads < self._limit:
+            self._threads += 1
+            threading.Thread(target=self._run, name=f"gateway-{self._threads}", daemon=True).start()
+        return future
+
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = True) -> None:  # noqa: FBT001, FBT002 - Executor's
+        """Let threads end after what they are at; waits for nothing and cancels nothing."""
+        del wait, cancel_futures
+        for _ in range(self._threads):
+            self._work.put(None)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            future, call = work
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:  # noqa: BLE001 - handed to whoever awaits
+                    future.set_exception(error)
+            del work, future, call  # nothing of a request outlives it here
+            self._idle.release()
 
 
 class Gateway:
@@ -72,10 +117,11 @@ class Gateway:
     def __init__(self, handler: Callable[[Event, Any], dict[str, Any]], *, requests_per_minute: int) -> None:
         """`handler` runs in a thread of the pool. `requests_per_minute` holds for each token; 0: no limit."""
         self._handler = handler
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="gateway")
+        self._pool = Daemons(THREADS)
         self._waiting = 0
         self._requests = RateLimit(requests_per_minute)
         self._refusals = RateLimit(REFUSALS_PER_MINUTE)
+        self._admitted: OrderedDict[bytes, None] = OrderedDict()
 
     async def warm_up(self, work: Callable[[], object]) -> None:
         """Do `work` in the pool: the first request must not pay for it."""
@@ -90,43 +136,52 @@ class Gateway:
         """Answer one request. Its body, if any, is not read: nothing here takes one."""
         event = api_gateway_event(scope)
         caller, address = _caller(event)
-        wait_seconds = max(self._requests.wait_seconds(caller), self._refusals.wait_seconds(address))
+        wait_seconds = self._requests.wait_seconds(caller)
+        # Behind a proxy all come from one address: who was let in before does not pay for another's guesses.
+        if caller not in self._admitted:
+            wait_seconds = max(wait_seconds, self._refusals.wait_seconds(address))
         if wait_seconds > 0:
-            await _refuse(send, 429, "Too Many Requests", int(wait_seconds) + 1)
+            await _refuse(send, HTTPStatus.TOO_MANY_REQUESTS, int(wait_seconds) + 1)
         elif self._waiting >= MAX_WAITING:
-            await _refuse(send, 503, "Service Unavailable", BUSY_RETRY_SECONDS)
+            await _refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, BUSY_RETRY_SECONDS)
         else:
             self._requests.take(caller)
             answer = await self._call(event)
             if answer is None:
-                await _refuse(send, 503, "Service Unavailable", BUSY_RETRY_SECONDS)
+                await _refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, BUSY_RETRY_SECONDS)
                 return
-            if answer["statusCode"] == 401:  # noqa: PLR2004 - Unauthorized
+            if answer["statusCode"] == HTTPStatus.UNAUTHORIZED:
                 self._refusals.take(address)
+            elif answer["statusCode"] < HTTPStatus.BAD_REQUEST:
+                self._admit(caller)
             await _answer(send, answer)
 
     async def close(self) -> None:
-        """Take no more; what runs ends within the handler's own deadlines."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Take no more; what hangs is left to hang."""
+        self._pool.shutdown()
 
     async def _call(self, event: Event) -> dict[str, Any] | None:
-        """Return the handler's answer, None when it has none in time."""
+        """Return the handler's answer, None when it has none in time: then it is not begun any more."""
         loop = asyncio.get_running_loop()
         self._waiting += 1
-        future = loop.run_in_executor(self._pool, self._handler, event, Context(event["requestContext"]["requestId"]))
-        future.add_done_callback(self._done)
         try:
-            return await asyncio.wait_for(asyncio.shield(future), HANDLER_SECONDS)
+            context = Context(event["requestContext"]["requestId"])
+            return await asyncio.wait_for(
+                loop.run_in_executor(self._pool, self._handler, event, context), HANDLER_SECONDS
+            )
         except TimeoutError:
             logger.error("a request took too long", extra={"path": event["rawPath"], "seconds": HANDLER_SECONDS})
         except Exception:  # noqa: BLE001 - whatever a handler raises, its client gets an answer
             logger.exception("a request failed")
+        finally:
+            self._waiting -= 1
         return None
 
-    def _done(self, future: asyncio.Future[dict[str, Any]]) -> None:
-        self._waiting -= 1
-        if not future.cancelled():
-            future.exception()  # looked at, whoever has stopped waiting for it
+    def _admit(self, caller: bytes) -> None:
+        self._admitted[caller] = None
+        self._admitted.move_to_end(caller)
+        if len(self._admitted) > MAX_CALLERS:
+            self._admitted.popitem(last=False)
 
 
 def api_gateway_event(scope: Scope) -> Event:
@@ -165,9 +220,12 @@ def api_gateway_event(scope: Scope) -> Event:
 
 def _caller(event: Event) -> tuple[bytes, bytes]:
     """Whose share a request takes: that of its token, else of its address; and the address."""
-    address = event["requestContext"]["http"]["sourceIp"].encode()
-    token = event["headers"].get("authorization")
-    return (hashlib.blake2b(token.encode("latin-1"), digest_size=16).digest() if token else address), address
+    http = event["requestContext"]["http"]
+    address: bytes = http["sourceIp"].encode()
+    token = Request(http["method"], http["path"], authorization=event["headers"].get("authorization", "")).bearer
+    # Without the signature of a JWT: base64 spells one in many ways, each of which would have a share of its own.
+    signed = token.rpartition(".")[0] or token
+    return (hashlib.blake2b(signed.encode(), digest_size=16).digest() if token else address), address
 
 
 async def _answer(send: Send, answer: dict[str, Any]) -> None:
@@ -176,13 +234,15 @@ async def _answer(send: Send, answer: dict[str, Any]) -> None:
     headers = [
         (name.lower().encode("latin-1"), str(value).encode("latin-1")) for name, value in answer["headers"].items()
     ]
-    if not any(name == b"content-length" for name, _ in headers):
+    # A 304's length would be that of the answer it stands for (RFC 9110 §8.6).
+    if answer["statusCode"] != HTTPStatus.NOT_MODIFIED and not any(name == b"content-length" for name, _ in headers):
         headers.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": answer["statusCode"], "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def _refuse(send: Send, status: int, title: str, retry_after_seconds: int) -> None:
-    problem = f'{{"title":"{title}","status":{status},"detail":"Come again in {retry_after_seconds} s."}}'
+async def _refuse(send: Send, status: HTTPStatus, retry_after_seconds: int) -> None:
+    detail = f"Come again in {retry_after_seconds} s."
+    problem = as_json({"title": status.phrase, "status": status.value, "detail": detail})
     headers = {"content-type": "application/problem+json", "retry-after": str(retry_after_seconds)}
-    await _answer(send, {"statusCode": status, "headers": headers, "body": problem})
+    await _answer(send, {"statusCode": status.value, "headers": headers, "body": problem})

@@ -278,7 +278,7 @@ def test_a_cut_on_the_real_store(passage: tuple[RealStore, TcpProxy], tmp_path: 
     expires_at = time.monotonic() + 2.5
     with SlowStore(bucket) as server, DeviceRig(tmp_path, server.url, pause_seconds=0.05) as rig:
         rig.start()
-        cut_in_the_middle(rig, proxy, 3_000_000)
+        cut_in_the_middle(rig, proxy, 10_000_000)
         assert not (tmp_path / FILE).exists()
         if what == "expires":
             time.sleep(max(0, expires_at - time.monotonic()))
@@ -294,7 +294,7 @@ def test_a_cut_on_the_real_store(passage: tuple[RealStore, TcpProxy], tmp_path: 
         done = rig.wait_for("verified")
         assert rig.content(FILE) == (other if what == "is replaced" else body)
         assert rig.reasons("renewing") == {"expires": ["expired"], "is replaced": ["replaced"]}.get(what, [])
-        assert (done["resumed_bytes"] > 1_000_000) == (what != "is replaced")
+        assert (done["resumed_bytes"] > 0) == (what != "is replaced")
 
 
 def test_a_multipart_object_is_verified_by_its_checksum(bucket: RealStore, tmp_path: Path) -> None:

@@ -120,10 +120,10 @@ def test_a_good_signature_does_not_make_bad_claims_good(claims: dict[str, Any], 
     assert reason(signed(claims)) == expected
 
 
-@pytest.mark.parametrize("claims", [{"exp": int(time.time()) - 5}, {"iat": int(time.time()) + 5}])
-def test_clocks_may_differ_a_little(claims: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("claim", "seconds"), [("exp", -5), ("iat", 5)])
+def test_clocks_may_differ_a_little(claim: str, seconds: int) -> None:
     """Within the leeway a token is in force."""
-    assert RING.verify(signed(claims)).mac == MAC
+    assert RING.verify(signed({claim: int(time.time()) + seconds})).mac == MAC
 
 
 def test_the_log_learns_the_id_of_a_token_that_expired_but_not_of_a_forged_one() -> None:
