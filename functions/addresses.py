@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from urllib.parse import urlsplit
 
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 MAX_PORT = 65535
@@ -51,5 +52,8 @@ def _is_host(host: str) -> bool:
 
 
 def is_http_url(url: str) -> bool:
-    """Whether this is an http(s) URL without credentials, query or fragment."""
-    return _HTTP_URL.fullmatch(url) is not None
+    """Whether this is an http(s) URL without credentials, query or fragment, and with a port that exists if any."""
+    try:
+        return _HTTP_URL.fullmatch(url) is not None and urlsplit(url).port != 0
+    except ValueError:  # a port beyond 65535, or half an IPv6 address
+        return False

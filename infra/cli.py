@@ -20,6 +20,7 @@ from infra.connect.command import EPILOG as CONNECT_EPILOG
 from infra.connect.command import connect
 from infra.device.command import EPILOG as DEVICE_EPILOG
 from infra.device.command import device
+from infra.options import subscriber_arguments
 from infra.token_command import token
 
 if TYPE_CHECKING:
@@ -165,16 +166,7 @@ def _subscriber(broker: Broker, topics: tuple[str, ...]) -> Subscriber:
     from infra.subscriber import Subscriber  # noqa: PLC0415 - as above
 
     try:
-        return Subscriber(
-            broker.url,
-            topics,
-            username=broker.username,
-            password=broker.password.get_secret_value() if broker.password else None,
-            ca_file=broker.ca_file,
-            cert_file=broker.cert_file,
-            key_file=broker.key_file,
-            protocol=broker.protocol,
-        )
+        return Subscriber(topics=topics, **subscriber_arguments(broker))
     except OSError as error:  # OpenSSL's errors are some
         _fail(f"one of MQTT_CA_FILE, MQTT_CERT_FILE and MQTT_KEY_FILE is not what it should be: {error}")
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
-from urllib.parse import urlsplit
 
 import typer
 
@@ -19,6 +18,7 @@ from infra.connect import documents
 from infra.connect.apply import Clients, Plan, Wish, carry_out, look
 from infra.connect.errors import ConnectError, explain
 from infra.connect.minio import DEFAULT_QUEUE_DIRECTORY, TOKEN_PLACEHOLDER, Doors
+from infra.options import http_url
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
@@ -43,19 +43,6 @@ def _bucket(name: str | None) -> str | None:
     return name
 
 
-def _url(url: str | None) -> str | None:
-    if url is None:
-        return None
-    try:
-        parts = urlsplit(url)
-        plain = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and "@" not in parts.netloc
-    except ValueError:
-        plain = False
-    if not plain or parts.query or parts.fragment:
-        raise typer.BadParameter("must be http://host:port or https://host:port, without credentials")
-    return url.rstrip("/")
-
-
 def _queue_name(name: str | None) -> str | None:
     # SQS allows 80, and `-dlq` comes behind it.
     if name is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,76}", name):
@@ -77,7 +64,7 @@ def connect(
     endpoint_url: Annotated[
         str | None,
         typer.Option(
-            callback=_url,
+            callback=http_url,
             help="The store, e.g. http://127.0.0.1:9000. Default: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else AWS.",
         ),
     ] = None,
@@ -85,7 +72,7 @@ def connect(
         bool, typer.Option("--create", help="Create the bucket, and on SQS the queue, where missing.")
     ] = False,
     host_url: Annotated[
-        str, typer.Option(callback=_url, help="MinIO: where `bucketbell host` is, as MinIO reaches it.")
+        str, typer.Option(callback=http_url, help="MinIO: where `bucketbell host` is, as MinIO reaches it.")
     ] = "http://127.0.0.1:8080",
     sure_only: Annotated[
         bool,
@@ -110,7 +97,7 @@ def connect(
         typer.Option(callback=_queue_name, help="SQS: the queue's name.", show_default="bucketbell-<bucket>"),
     ] = None,
     queue_url: Annotated[
-        str | None, typer.Option(callback=_url, help="SQS: an existing queue's URL, instead of --queue.")
+        str | None, typer.Option(callback=http_url, help="SQS: an existing queue's URL, instead of --queue.")
     ] = None,
     store: Annotated[
         Literal["auto", "minio", "sqs"], typer.Option(help="How the store notifies; `auto` asks it.")

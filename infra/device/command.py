@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
-from urllib.parse import urlsplit
 
 import typer
 
 from functions.routes import Routes
 from functions.settings import Broker, Settings, SettingsError, load
 from infra.device.names import Kind, parse_mac
+from infra.options import http_url, subscriber_arguments
 
 if TYPE_CHECKING:
     from infra.device.loop import Device
@@ -41,17 +41,6 @@ def _mac(text: str) -> str:
         raise typer.BadParameter(str(error)) from None
 
 
-def _server(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        plain = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and "@" not in parts.netloc
-    except ValueError:
-        plain = False
-    if not plain or parts.query or parts.fragment:
-        raise typer.BadParameter("must be http://host:port or https://host:port, without credentials")
-    return url.rstrip("/")
-
-
 def _token(token: str) -> str:
     token = token.strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
@@ -74,7 +63,7 @@ def device(
     ],
     server: Annotated[
         str,
-        typer.Option(envvar="DEVICE_SERVER", callback=_server, help="The host, e.g. http://127.0.0.1:8080."),
+        typer.Option(envvar="DEVICE_SERVER", callback=http_url, help="The host, e.g. http://127.0.0.1:8080."),
     ],
     directory: Annotated[
         Path,
@@ -198,15 +187,9 @@ def _hearing(
         told = None if error is None else str(error)
 
     subscriber = Subscriber(
-        broker.url,
-        topics,
+        topics=topics,
         qos=1,
-        username=broker.username,
-        password=broker.password.get_secret_value() if broker.password else None,
-        ca_file=broker.ca_file,
-        cert_file=broker.cert_file,
-        key_file=broker.key_file,
-        protocol=broker.protocol,
+        **subscriber_arguments(broker),
         client_id=f"bucketbell-device-{mac}",
         session_expiry_seconds=SESSION_EXPIRY_SECONDS,
         presence_topic=f"{settings.topic_prefix}/devices/{mac}/status",
