@@ -40,7 +40,10 @@ LAST_WORDS_CHARACTERS = 1500
 
 BUCKETBELL = str(Path(sys.executable).with_name("bucketbell"))
 # What the person's own shell may say about brokers and stores is not about ours.
-OURS = ("MQTT_", "AWS_", "BUCKET", "TOPIC_", "CONFIGS_", "ASSETS_", "WEBHOOK_", "SQS_", "SECRETS_", "LOG_")
+OURS = (
+    *("MQTT_", "TOPIC_", "BUCKET", "CONFIGS_", "ASSETS_", "WEBHOOK_", "SQS_", "AWS_", "S3_", "URL_TTL_"),
+    *("DEVICE_", "ADMIN_", "SECRETS_", "LOG_"),
+)
 
 console = Console(highlight=False)
 
@@ -82,7 +85,7 @@ class Device(Process):
             [BUCKETBELL, "device", "--json", "--spread-seconds", "0"],
             directory,
             environment={**environment, "DEVICE_DIRECTORY": str(self.files)},
-            without=(*OURS, "DEVICE_"),
+            without=OURS,
             working_directory=directory,
             ready=lambda: self._told("listening") is not None,
         )
