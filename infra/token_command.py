@@ -51,7 +51,7 @@ token = typer.Typer(
 @token.command()
 def mint(
     *,
-    mac: Annotated[str, typer.Argument(help="The device's MAC: a1-b2-c3-d4-e5-f6, a1:b2:… or a1b2….")],
+    mac: Annotated[str, typer.Argument(metavar="MAC", help="The device's MAC: a1-b2-c3-d4-e5-f6, a1:b2:… or a1b2….")],
     expires: Annotated[str, typer.Option(help="How long it is valid: a number with s, m, h, d, w or y.")] = "1y",
 ) -> None:
     """Print a token for one device on standard output, and nothing else there."""
@@ -85,7 +85,8 @@ def inspect(
     else:
         typer.echo(f"valid    {'yes' if not inspection.reason else f'no: {inspection.reason}'}")
         for name, value in (*inspection.header.items(), *inspection.claims.items()):
-            typer.echo(f"{name:<8} {json.dumps(value).strip(chr(34))}{_moment(name, value)}")
+            # A stranger's words, maybe: none of them reaches the terminal as a control character, or a line of its own.
+            typer.echo(f"{_plain(name):<8} {_plain(value)}{_moment(name, value)}")
     if inspection.reason:
         raise typer.Exit(1)
 
@@ -107,6 +108,10 @@ def _seconds(text: str) -> int:
     if not 0 < seconds <= MAX_EXPIRES_SECONDS:
         raise typer.BadParameter("must be like 12h, 30d or 1y, and at most 10y", param_hint="--expires")
     return seconds
+
+
+def _plain(value: object) -> str:
+    return json.dumps(value).removeprefix('"').removesuffix('"')
 
 
 def _moment(name: str, value: object) -> str:

@@ -1,0 +1,436 @@
+"""The host's way to the handler: the event it builds, and its bounds in threads, time, requests and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEventV2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infra.host import gateway as module
+from infra.host.gateway import REFUSALS_PER_MINUTE, Daemons, Gateway, RateLimit, api_gateway_event
+from tests.hosts import on_uvloop, until
+
+ONE = "one"
+HOME, ABROAD = "192.0.2.1", "2001:db8::7"
+OK = {"statusCode": 200, "headers": {"Content-Type": "application/json"}, "body": "{}", "isBase64Encoded": False}
+UNAUTHORISED = {"statusCode": 401, "headers": {"WWW-Authenticate": "Bearer"}, "body": "no"}
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self.now
+
+
+@dataclass
+class Answered:
+    """What a client of the gateway gets."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def problem(self) -> Any:  # noqa: ANN401 - JSON
+        """The body of an RFC 9457 problem."""
+        assert self.headers["content-type"] == "application/problem+json"
+        document = json.loads(self.body)
+        assert document["status"] == self.status
+        return document
+
+
+def scope(path: str = "/manifest", token: str | None = ONE, *, address: str = HOME, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - of a scope
+    """A request as uvicorn tells of it."""
+    headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
+    known = {"type": "http", "method": "GET", "path": path, "query_string": b"", "http_version": "1.1"}
+    return {**known, "headers": headers, "client": (address, 50_000), **changes}
+
+
+async def ask(gateway: Gateway, request: dict[str, Any] | None = None) -> Answered:
+    """One request's answer, which comes in two messages."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:  # noqa: ANN401 - ASGI's message
+        sent.append(message)
+
+    await gateway(request or scope(), send)
+    start, body = sent
+    return Answered(start["status"], {n.decode(): v.decode() for n, v in start["headers"]}, body["body"])
+
+
+@asynccontextmanager
+async def opened(handler: Callable[..., dict[str, Any]], per_minute: int = 0) -> AsyncIterator[Gateway]:
+    """A gateway whose threads end with it."""
+    gateway = Gateway(handler, requests_per_minute=per_minute)
+    try:
+        yield gateway
+    finally:
+        await gateway.close()
+
+
+def guarded(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """A handler that knows tokens beginning with `good`; `/assetsx` is a path that nobody has."""
+    if event["rawPath"] == "/assetsx":
+        return {"statusCode": 404, "headers": {}, "body": ""}
+    return OK if event["headers"].get("authorization", "").startswith("Bearer good") else UNAUTHORISED
+
+
+# The rate.
+
+
+@given(
+    per_minute=st.integers(1, 200),
+    now=st.floats(0, 1e7),
+    steps=st.lists(st.floats(0, 2), max_size=30),
+)
+def test_whoever_asks_as_often_as_it_can_gets_the_share_and_what_comes_back(
+    per_minute: int, now: float, steps: list[float]
+) -> None:
+    """The whole share at once, then as much of it as of a minute has passed, and never more."""
+    clock = Clock(now)
+    limit = RateLimit(per_minute, clock=clock)
+    passed = 0
+    for step in (0.0, *steps):
+        clock.now += step
+        while not limit.wait_seconds(b"k"):
+            limit.take(b"k")
+            passed += 1
+    fair = per_minute * (1 + (clock.now - now) / 60)
+    assert fair - 1.01 <= passed <= fair + 0.01
+
+
+@pytest.mark.parametrize("per_minute", [1, 7, 11, 30, 60, 120, 999])
+@pytest.mark.parametrize("now", [0.0, 12_345.678, 1e7])
+def test_a_share_is_whole_at_once_and_comes_back_piece_by_piece(per_minute: int, now: float) -> None:
+    """Exactly so many, then one for each interval, and after the wait that was named."""
+    clock = Clock(now)
+    limit = RateLimit(per_minute, clock=clock)
+    for _ in range(per_minute):
+        assert limit.wait_seconds(b"k") == 0
+        limit.take(b"k")
+    wait_seconds = limit.wait_seconds(b"k")
+    assert wait_seconds == pytest.approx(60 / per_minute, abs=2e-4)
+    assert limit.wait_seconds(b"other") == 0
+    clock.now += wait_seconds * 0.9
+    assert limit.wait_seconds(b"k") > 0
+    clock.now += wait_seconds * 0.1
+    assert limit.wait_seconds(b"k") == 0
+    limit.take(b"k")
+    assert limit.wait_seconds(b"k") > 0
+    clock.now += 60
+    for _ in range(per_minute):
+        assert limit.wait_seconds(b"k") == 0
+        limit.take(b"k")
+    assert limit.wait_seconds(b"k") > 0
+
+
+def test_zero_is_no_limit() -> None:
+    """However many at once."""
+    limit = RateLimit(0, clock=Clock())
+    for _ in range(1000):
+        assert limit.wait_seconds(b"k") == 0
+        limit.take(b"k")
+
+
+def test_keys_are_bounded_and_the_one_not_heard_of_for_longest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers by the million take no memory."""
+    monkeypatch.setattr(module, "MAX_CALLERS", 3)
+    limit = RateLimit(1, clock=Clock())
+    for key in (b"a", b"b", b"c", b"a", b"d"):
+        limit.take(key)
+    assert [key for key in (b"a", b"b", b"c", b"d") if limit.wait_seconds(key)] == [b"a", b"c", b"d"]
+
+
+@on_uvloop
+async def test_a_token_beyond_its_share_gets_429_and_the_others_do_not() -> None:
+    """With the seconds to wait, as a problem; the handler is not asked."""
+    calls: list[str] = []
+
+    def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+        calls.append(event["headers"]["authorization"])
+        return OK
+
+    async with opened(handler, per_minute=3) as gateway:
+        assert [(await ask(gateway)).status for _ in range(4)] == [200, 200, 200, 429]
+        refused = await ask(gateway)
+        assert refused.headers["retry-after"] in {"20", "21"}
+        assert refused.problem["title"] == "Too Many Requests"
+        assert (await ask(gateway, scope(token="b"))).status == 200
+        assert len(calls) == 4
+
+
+@pytest.mark.parametrize("spelling", ["bearer one", "BEARER   one", "  Bearer one  "])
+@on_uvloop
+async def test_a_token_has_one_share_however_the_header_is_written(spelling: str) -> None:
+    """In another case, with more blanks."""
+    async with opened(lambda *_: OK, per_minute=1) as gateway:
+        assert (await ask(gateway)).status == 200
+        assert (await ask(gateway, scope(headers=[(b"authorization", spelling.encode())]))).status == 429
+
+
+@on_uvloop
+async def test_without_a_token_the_address_has_a_share() -> None:
+    """And leaves that of tokens from there alone."""
+    async with opened(lambda *_: OK, per_minute=1) as gateway:
+        assert [(await ask(gateway, scope(token=None))).status for _ in range(2)] == [200, 429]
+        assert (await ask(gateway, scope(token=None, address=ABROAD))).status == 200
+        assert (await ask(gateway)).status == 200
+
+
+@on_uvloop
+async def test_whoever_guesses_tokens_is_stopped_by_address() -> None:
+    """After so many 401s a minute its next guess is 429 unasked, with the time; another address is not."""
+    async with opened(guarded) as gateway:
+        guesses = [(await ask(gateway, scope(token=f"{n}"))).status for n in range(REFUSALS_PER_MINUTE + 2)]
+        assert guesses == [401] * REFUSALS_PER_MINUTE + [429] * 2
+        assert (await ask(gateway, scope(token="good"))).status == 429
+        assert (await ask(gateway, scope(token="x"))).headers["retry-after"] in {"2", "3"}
+        assert (await ask(gateway, scope(token="x", address=ABROAD))).status == 401
+
+
+@on_uvloop
+async def test_whoever_was_let_in_is_not_stopped_by_guesses_from_the_same_address() -> None:
+    """Behind a proxy all have one; a path that nobody has lets nobody in."""
+    async with opened(guarded) as gateway:
+        assert (await ask(gateway, scope(token="good"))).status == 200
+        assert (await ask(gateway, scope("/assetsx", "guess"))).status == 404
+        for number in range(REFUSALS_PER_MINUTE):
+            assert (await ask(gateway, scope(token=f"{number}"))).status == 401
+        assert (await ask(gateway, scope(token="good"))).status == 200
+        assert (await ask(gateway, scope(token="guess"))).status == 429
+
+
+@on_uvloop
+async def test_memory_does_not_grow_with_strangers() -> None:
+    """Neither of those who guess nor of those who are let in is more kept than a fixed number."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_CALLERS", 5)
+        async with opened(guarded, per_minute=10) as gateway:
+            for number in range(20):
+                await ask(gateway, scope(token=f"good{number}", address=f"192.0.2.{number}"))
+                await ask(gateway, scope(token=f"{number}", address=f"192.0.2.{number}"))
+            kept = [gateway._requests._whole_at, gateway._refusals._whole_at, gateway._admitted]  # noqa: SLF001 - nothing else shows it
+            assert [len(one) for one in kept if isinstance(one, dict)] == [5, 5, 5]
+            assert gateway._waiting == 0  # noqa: SLF001 - as above
+
+
+# Threads and time.
+
+
+@on_uvloop
+async def test_a_slow_handler_is_503_in_time_and_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the deadline, with Retry-After; what has not begun by then never begins."""
+    monkeypatch.setattr(module, "HANDLER_SECONDS", 0.2)
+    monkeypatch.setattr(module, "THREADS", 2)
+    go = threading.Event()
+    begun: list[str] = []
+
+    def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+        begun.append(event["rawPath"])
+        if event["rawPath"] == "/assets/slow":
+            go.wait(10)
+        return OK
+
+    async with opened(handler) as gateway:
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        slow, quick = await asyncio.gather(ask(gateway, scope("/assets/slow")), ask(gateway))
+        assert 0.19 < loop.time() - began_at < 1
+        assert quick.status == 200
+        assert (slow.status, slow.headers["retry-after"]) == (503, "1")
+        assert slow.problem["title"] == "Service Unavailable"
+        both = await asyncio.gather(ask(gateway, scope("/assets/slow")), ask(gateway, scope("/assets/late")))
+        assert [one.status for one in both] == [503, 503]
+        go.set()
+        assert (await ask(gateway)).status == 200
+        assert "/assets/late" not in begun
+
+
+@on_uvloop
+async def test_threads_and_waiting_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most so many handlers at a time; beyond those that may wait, 503 at once."""
+    monkeypatch.setattr(module, "THREADS", 3)
+    monkeypatch.setattr(module, "MAX_WAITING", 10)
+    go = threading.Event()
+    lock = threading.Lock()
+    running, most = 0, 0
+
+    def handler(*_: object) -> dict[str, Any]:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        go.wait(10)
+        with lock:
+            running -= 1
+        return OK
+
+    before = threading.active_count()
+    async with opened(handler) as gateway:
+        asked = [asyncio.create_task(ask(gateway)) for _ in range(10)]
+        await until(lambda: running == 3)
+        turned_away = await ask(gateway)
+        assert (turned_away.status, turned_away.headers["retry-after"]) == (503, "1")
+        go.set()
+        assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * 10
+        assert most == 3
+        assert (await ask(gateway)).status == 200
+    await until(lambda: threading.active_count() == before)
+
+
+@on_uvloop
+async def test_a_thread_serves_one_request_after_the_other() -> None:
+    """What is made once for a thread is not made for each request."""
+    names: list[str] = []
+
+    def handler(*_: object) -> dict[str, Any]:
+        names.append(threading.current_thread().name)
+        return OK
+
+    async with opened(handler) as gateway:
+        for _ in range(5):
+            await ask(gateway)
+            await asyncio.sleep(0.005)  # the thread has to come back first
+    assert set(names) == {"gateway-1"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a secret"), TimeoutError("a secret")])
+@on_uvloop
+async def test_a_handler_that_fails_is_503_and_tells_nothing(error: Exception) -> None:
+    """As a problem; the next request is answered."""
+    errors = [error]
+
+    def handler(*_: object) -> dict[str, Any]:
+        if errors:
+            raise errors.pop()
+        return OK
+
+    async with opened(handler) as gateway:
+        answer = await ask(gateway)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert "secret" not in str(answer.problem)
+        assert (await ask(gateway)).status == 200
+
+
+@on_uvloop
+async def test_what_hangs_does_not_hold_up_the_end() -> None:
+    """`close` waits for nobody, and no thread of it keeps the process alive."""
+    go = threading.Event()
+    async with opened(lambda *_: (go.wait(10), OK)[1]) as gateway:
+        hanging = asyncio.create_task(ask(gateway))
+        await until(lambda: any(thread.name == "gateway-1" for thread in threading.enumerate()))
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        await gateway.close()
+        assert loop.time() - began_at < 0.1
+        assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("gateway"))
+        hanging.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await hanging
+    go.set()
+    await until(lambda: not any(thread.name == "gateway-1" for thread in threading.enumerate()))
+
+
+def test_daemons_run_what_they_are_given_in_any_order_of_need() -> None:
+    """Results and exceptions come back; there are never more threads than allowed."""
+    pool = Daemons(4)
+    numbers = list(range(200))
+    random.Random(7).shuffle(numbers)  # noqa: S311 - protects nothing
+    futures = [pool.submit(lambda n: n * n // min(n % 7, 1), number) for number in numbers]
+    for number, future in zip(numbers, futures, strict=True):
+        if number % 7:
+            assert future.result(5) == number * number
+        else:
+            assert isinstance(future.exception(5), ZeroDivisionError)
+    assert len([thread for thread in threading.enumerate() if thread.name.startswith("gateway")]) <= 4
+    pool.shutdown()
+
+
+# The event.
+
+
+def test_the_event_is_what_an_http_api_sends() -> None:
+    """Path decoded, query as it came, header names in lower case, repeated ones joined."""
+    made = scope(
+        "/assets/a b%2e/ü.bin",
+        query_string=b"version_id=%2B&x=1&x=2",
+        method="HEAD",
+        headers=[(b"accept", b"a"), (b"accept", b"b"), (b"x", b"\xff"), (b"user-agent", b"esp")],
+    )
+    event = APIGatewayProxyEventV2(json.loads(json.dumps(api_gateway_event(made))))
+    assert (event.version, event.route_key, event.is_base64_encoded) == ("2.0", "$default", False)
+    assert (event.path, event.raw_query_string) == ("/assets/a b%2e/ü.bin", "version_id=%2B&x=1&x=2")
+    assert event.headers == {"accept": "a,b", "x": "\xff", "user-agent": "esp"}
+    http = event.request_context.http
+    assert (http.method, http.source_ip, http.protocol, http.user_agent) == ("HEAD", HOME, "HTTP/1.1", "esp")
+    assert event.http_method == "HEAD"
+    assert event.request_context.stage == "$default"
+
+
+def test_each_event_has_an_id_of_its_own_and_the_client_may_be_nobody() -> None:
+    """A Unix socket has no address."""
+    events = [api_gateway_event(scope(client=None)) for _ in range(2)]
+    assert len({event["requestContext"]["requestId"] for event in events}) == 2
+    assert [event["requestContext"]["http"]["sourceIp"] for event in events] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("answer", "headers", "body"),
+    [
+        ({**OK}, {"content-type": "application/json", "content-length": "2"}, b"{}"),
+        ({**OK, "body": "\u4e16"}, {"content-type": "application/json", "content-length": "3"}, "\u4e16".encode()),
+        (
+            {"statusCode": 307, "headers": {"Location": "http://s/x"}},
+            {"location": "http://s/x", "content-length": "0"},
+            b"",
+        ),
+        ({"statusCode": 200, "headers": {"Content-Length": "77"}, "body": ""}, {"content-length": "77"}, b""),
+        ({"statusCode": 304, "headers": {"ETag": '"e"'}, "body": None}, {"etag": '"e"'}, b""),
+        (
+            {"statusCode": 200, "headers": {}, "body": "AP8=", "isBase64Encoded": True},
+            {"content-length": "2"},
+            b"\0\xff",
+        ),
+    ],
+)
+@on_uvloop
+async def test_an_answer_becomes_http(answer: dict[str, Any], headers: dict[str, str], body: bytes) -> None:
+    """Its length is added where it names none, but not to a 304, whose length is another answer's."""
+    async with opened(lambda *_: answer) as gateway:
+        got = await ask(gateway)
+    assert (got.status, got.headers, got.body) == (answer["statusCode"], headers, body)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/configs/x", True),
+        ("/assets/x", True),
+        ("/assets", True),
+        ("/manifest", True),
+        ("/", False),
+        ("/configs", False),
+        ("/events", False),
+        ("//assets/x", False),
+        ("/metrics", False),
+        ("assets/x", False),
+    ],
+)
+def test_only_paths_of_files_are_the_handlers(path: str, *, expected: bool) -> None:
+    """The rest is the host's own."""
+    assert Gateway.takes(path) is expected
