@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from functions.telemetry import logger
 from functions.web import Request, as_json
+from infra.host.sharing import Sharing
 
 PREFIXES = ("/configs/", "/assets", "/manifest")
 THREADS = 16
@@ -122,6 +123,7 @@ class Gateway:
         self._requests = RateLimit(requests_per_minute)
         self._refusals = RateLimit(REFUSALS_PER_MINUTE)
         self._admitted: OrderedDict[bytes, None] = OrderedDict()
+        self._sharing = Sharing[dict[str, Any] | None](_is_failure)
 
     async def warm_up(self, work: Callable[[], object]) -> None:
         """Do `work` in the pool: the first request must not pay for it."""
@@ -146,7 +148,7 @@ class Gateway:
             await _refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, BUSY_RETRY_SECONDS)
         else:
             self._requests.take(caller)
-            answer = await self._call(event)
+            answer = await self._sharing.ask(_question(event), lambda: self._call(event))
             if answer is None:
                 await _refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, BUSY_RETRY_SECONDS)
                 return
@@ -225,6 +227,17 @@ def _caller(event: Event) -> tuple[bytes, bytes]:
     # Not the header: another case or more blanks would have a share of their own.
     token = Request(http["method"], http["path"], authorization=event["headers"].get("authorization", "")).bearer
     return (hashlib.blake2b(token.encode(), digest_size=16).digest() if token else address), address
+
+
+def _question(event: Event) -> tuple[str, ...]:
+    """All that an answer depends on: who asks the same gets the same."""
+    http, headers = event["requestContext"]["http"], event["headers"]
+    named = (headers.get(name, "") for name in ("authorization", "accept", "if-none-match"))
+    return http["method"], event["rawPath"], event["rawQueryString"], *named
+
+
+def _is_failure(answer: dict[str, Any] | None) -> bool:
+    return answer is None or answer["statusCode"] >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 async def _answer(send: Send, answer: dict[str, Any]) -> None:

@@ -282,7 +282,7 @@ async def test_threads_and_waiting_requests_are_bounded(monkeypatch: pytest.Monk
 
     before = threading.active_count()
     async with opened(handler) as gateway:
-        asked = [asyncio.create_task(ask(gateway)) for _ in range(10)]
+        asked = [asyncio.create_task(ask(gateway, scope(f"/assets/{number}"))) for number in range(10)]
         await until(lambda: running == 3)
         turned_away = await ask(gateway)
         assert (turned_away.status, turned_away.headers["retry-after"]) == (503, "1")
@@ -291,6 +291,52 @@ async def test_threads_and_waiting_requests_are_bounded(monkeypatch: pytest.Monk
         assert most == 3
         assert (await ask(gateway)).status == 200
     await until(lambda: threading.active_count() == before)
+
+
+@on_uvloop
+async def test_who_asks_the_same_at_once_shares_an_answer_that_is_not_older_than_the_question() -> None:
+    """Ten ask while a call is under way: they wait for one more call together. Another token has one of its own."""
+    calls: list[str] = []
+    go = threading.Event()
+
+    def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+        calls.append(event["headers"]["authorization"])
+        go.wait(10)
+        return {"statusCode": 200, "headers": {}, "body": str(len(calls))}
+
+    async with opened(handler) as gateway:
+        first = asyncio.create_task(ask(gateway))
+        await until(lambda: len(calls) == 1)
+        others = [asyncio.create_task(ask(gateway)) for _ in range(10)]
+        stranger = asyncio.create_task(ask(gateway, scope(token="two")))
+        await until(lambda: len(calls) == 2)
+        others[0].cancel()  # a client that goes away takes nothing from the others
+        go.set()
+        answers = await asyncio.gather(first, *others[1:], stranger)
+        assert {answer.status for answer in answers} == {200}
+        assert len(calls) == 3
+        assert (await ask(gateway)).status == 200
+        assert len(calls) == 4, "nothing is kept"
+
+
+@on_uvloop
+async def test_who_waits_behind_a_failure_shares_it() -> None:
+    """A store that hangs is not asked again for those who have waited for it already."""
+    calls = 0
+    go = threading.Event()
+
+    def handler(*_: object) -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        go.wait(10)
+        return {"statusCode": 503, "headers": {}, "body": ""}
+
+    async with opened(handler) as gateway:
+        asked = [asyncio.create_task(ask(gateway)) for _ in range(5)]
+        await until(lambda: calls == 1)
+        go.set()
+        assert [answer.status for answer in await asyncio.gather(*asked)] == [503] * 5
+        assert calls == 1
 
 
 @on_uvloop
