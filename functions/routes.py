@@ -16,6 +16,7 @@ CONTENT_TYPE = "application/json"
 CONFIG_SUFFIX = ".json"
 MAC_PAIRS = 6
 
+_DOTS = frozenset({".", ".."})
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 # What MQTT 5 §1.5.4 forbids or advises against in a string, and Mosquitto answers by closing the connection: C0 and C1
 # controls, and the non-characters U+FDD0..U+FDEF and U+nFFFE, U+nFFFF. And U+FEFF: it is legal, but a device built on
@@ -128,7 +129,9 @@ def is_asset_path(path: str) -> bool:
     return (
         size_bytes <= MAX_FILENAME_BYTES
         and _NOT_IN_A_STRING.isdisjoint(path)
-        and not any(segment in {"", ".", ".."} for segment in path.split("/"))
+        and "" not in path.split("/")
+        # Between backslashes too: they separate folders on some devices, and MinIO refuses such names.
+        and _DOTS.isdisjoint(path.replace("\\", "/").split("/"))
     )
 
 
