@@ -257,8 +257,10 @@ class _Resolver(APIGatewayHttpResolver):
 
 
 def _request(event: APIGatewayProxyEventV2) -> Request:
+    headers = event.headers  # which Powertools makes anew each time
+
     def header(name: str) -> str:
-        return event.headers.get(name) or ""
+        return headers.get(name) or ""
 
     return Request(
         event.http_method.upper(),

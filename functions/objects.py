@@ -12,7 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
-from functions.storage import UNREACHABLE, Signer, StorageError, client, open_session, storage_errors
+from functions.storage import UNREACHABLE, Header, Signer, StorageError, client, open_session, storage_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -77,13 +77,13 @@ class Objects:
         self._url_ttl_seconds = url_ttl_seconds
         self._public_endpoint_url = public_endpoint_url
         self._lock = Lock()
-        self._tools: tuple[S3Client, Signer] | None = None
+        self._tools: tuple[S3Client, Header, Signer] | None = None
         self._heads: Flights[tuple[str, str], ObjectInfo | None] = Flights(2 * S3_DEADLINE_SECONDS)
         self._lists_versions = True
 
     @property
     def client(self) -> S3Client:
-        """The boto3 client that HEAD and LIST use."""
+        """The boto3 client whose connections HEAD and LIST use."""
         return self._open()[0]
 
     def warm_up(self) -> None:
@@ -102,7 +102,7 @@ class Objects:
         parameters = {"response-content-disposition": content_disposition(filename)}
         if version_id:
             parameters["versionId"] = version_id
-        return Presigned(*self._open()[1].sign(key, parameters))
+        return Presigned(*self._open()[2].sign(key, parameters))
 
     def list_page(self, prefix: str, *, start_after: str = "", limit: int = MAX_PAGE_OBJECTS) -> Page:
         """The objects below `prefix` after the key `start_after`, by one LIST of at most `limit` entries.
@@ -122,7 +122,7 @@ class Objects:
         self._lists_versions = False
         return page
 
-    def _open(self) -> tuple[S3Client, Signer]:
+    def _open(self) -> tuple[S3Client, Header, Signer]:
         with self._lock:  # boto3 makes clients on one thread at a time only
             if self._tools is None:
                 session = open_session(self._settings)
@@ -142,15 +142,12 @@ class Objects:
                     endpoint_url=self._public_endpoint_url,
                     session=session,
                 )
-                self._tools = s3, signer
+                self._tools = s3, Header(s3, self._bucket, session), signer
             return self._tools
 
     def _head(self, key: str, version_id: str) -> ObjectInfo | None:
-        version: dict[str, Any] = {"VersionId": version_id} if version_id else {}
-        s3 = self.client
         try:
-            with storage_errors():
-                found = s3.head_object(Bucket=self._bucket, Key=key, **version)
+            found = self._open()[1].head(key, version_id)
         except StorageError as error:
             if error.status in (_ABSENT if version_id else {404}):
                 return None

@@ -16,9 +16,10 @@ import base64
 import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import jwt
@@ -31,6 +32,7 @@ LEEWAY_SECONDS = 30  # between the clocks of who minted and who verifies
 MIN_SECRET_BYTES = 32  # RFC 7518 §3.2: as long as the hash
 ED25519_BYTES = 32
 MAX_TOKEN_CHARACTERS = 2048  # ours have about 300
+MAX_REMEMBERED_TOKENS = 4096  # a few megabytes
 
 _REQUIRED = ["sub", "aud", "exp", "iat", "jti"]
 _CLAIMS_UNCHECKED: Options = {
@@ -104,6 +106,11 @@ class Keyring:
 
     keys: tuple[_Key, ...]
     revoked: frozenset[str] = frozenset()
+    _remembered: Callable[[str], tuple[DeviceToken, int]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Remember the tokens that were asked for last: a signature that was good once stays so."""
+        object.__setattr__(self, "_remembered", lru_cache(MAX_REMEMBERED_TOKENS)(self._check))
 
     @classmethod
     def parse(cls, entries: Iterable[str], *, revoked: Iterable[str] = ()) -> Keyring:
@@ -134,6 +141,16 @@ class Keyring:
             raise TokenError("too_long")
         if not token.isascii():
             raise TokenError("malformed")
+        said, expires = self._remembered(token)
+        # As PyJWT asks it, for those that were in force when they were remembered.
+        if expires <= time.time() - LEEWAY_SECONDS:
+            raise TokenError("expired", kid=said.kid, jti=said.jti)
+        if said.jti in self.revoked:
+            raise TokenError("revoked", kid=said.kid, jti=said.jti)
+        return said
+
+    def _check(self, token: str) -> tuple[DeviceToken, int]:
+        """What `token` says, and its `exp`, by its signature and claims. What raises is not remembered."""
         kid = ""
         try:
             key = self._key(jwt.get_unverified_header(token))
@@ -153,9 +170,7 @@ class Keyring:
         mac, jti = claims["sub"], claims["jti"]
         if _SUBJECT.fullmatch(mac) is None:
             raise TokenError("bad_subject", kid=kid, jti=jti)
-        if jti in self.revoked:
-            raise TokenError("revoked", kid=kid, jti=jti)
-        return DeviceToken(mac, jti, expires_at, kid)
+        return DeviceToken(mac, jti, expires_at, kid), int(claims["exp"])
 
     def inspect(self, token: str) -> Inspection:
         """Take `token` apart for a person; raises TokenError("malformed") where there is nothing to see."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import http.client
+import http.server
+import itertools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -144,8 +148,16 @@ def test_signing_on_a_warm_process_takes_much_less_than_boto3s() -> None:
     case = CASES["public endpoint"]
     ours = objects_of(case)
     s3 = storage.client("s3", configured(**case.variables), endpoint_url=case.endpoint_url)
-    key = "assets/firmware 1.2.3.bin"
-    params = {"Bucket": BUCKET, "Key": key, "ResponseContentDisposition": content_disposition(key)}
+    keys = (f"assets/firmware 1.2.{n}.bin" for n in itertools.count())  # no URL is remembered from before
+
+    def sign() -> None:
+        key = next(keys)
+        ours.presign(key, filename=key)
+
+    def boto3s() -> None:
+        key = next(keys)
+        params = {"Bucket": BUCKET, "Key": key, "ResponseContentDisposition": content_disposition(key)}
+        s3.generate_presigned_url("get_object", Params=params, ExpiresIn=TTL_SECONDS)
 
     def processor_seconds(sign: Callable[[], object]) -> float:
         best = float("inf")
@@ -156,9 +168,61 @@ def test_signing_on_a_warm_process_takes_much_less_than_boto3s() -> None:
             best = min(best, time.process_time() - begun)
         return best
 
-    mine = processor_seconds(lambda: ours.presign(key, filename=key))
-    theirs = processor_seconds(lambda: s3.generate_presigned_url("get_object", Params=params, ExpiresIn=TTL_SECONDS))
-    assert theirs / mine >= 2.5
+    assert processor_seconds(boto3s) / processor_seconds(sign) >= 2.5
+
+
+def test_a_url_is_signed_once_in_a_second_for_each_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another key, other parameters, another second or another secret: another signature, and no older one again."""
+    now = NOW
+    add_auth, count = botocore.auth.S3SigV4QueryAuth.add_auth, 0
+
+    def counted(auth: botocore.auth.S3SigV4QueryAuth, request: Any) -> None:  # noqa: ANN401 - botocore's
+        nonlocal count
+        count += 1
+        add_auth(auth, request)
+
+    monkeypatch.setattr(botocore.auth.S3SigV4QueryAuth, "add_auth", counted)
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: now)
+    clock = SimpleNamespace(strftime=lambda form, _: now.strftime(form), gmtime=time.gmtime)
+    monkeypatch.setattr(storage, "time", clock)
+    settings = configured(AWS_ENDPOINT_URL_S3="http://127.0.0.1:9000")
+    session = storage.open_session(settings)
+    signer = storage.Signer(settings, BUCKET, expires_seconds=60, session=session)
+    credentials = session.get_credentials()
+    count = 0
+    seen = set()
+    for second in range(2):
+        now = NOW + timedelta(seconds=second)
+        for key, parameters in (("a", {}), ("a", {"versionId": "1"}), ("b", {})):
+            first, *others = (signer.sign(key, parameters) for _ in range(3))
+            assert others == [first, first]
+            assert first[1] == now + timedelta(seconds=60)
+            seen.add(first)
+    assert (count, len(seen)) == (6, 6)
+    assert credentials is not None
+    credentials.secret_key = "another"
+    assert signer.sign("a", {}) not in seen
+    credentials.secret_key = SECRET
+    assert (signer.sign("a", {}) in seen, count) == (True, 8)
+
+
+@pytest.mark.usefixtures("frozen")
+def test_what_was_signed_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second with more URLs than there is room for begins anew, with the same URLs."""
+    signed: list[str] = []
+    add_auth = botocore.auth.S3SigV4QueryAuth.add_auth
+
+    def spy(auth: botocore.auth.S3SigV4QueryAuth, request: Any) -> None:  # noqa: ANN401 - botocore's
+        signed.append(urlsplit(request.url).path.rpartition("/")[2])
+        add_auth(auth, request)
+
+    monkeypatch.setattr(storage, "MAX_SIGNED_IN_A_SECOND", 2)
+    monkeypatch.setattr(storage, "time", SimpleNamespace(strftime=time.strftime, gmtime=NOW.timetuple))
+    ours = objects_of(CASES["custom endpoint"])
+    ours.warm_up()
+    monkeypatch.setattr(botocore.auth.S3SigV4QueryAuth, "add_auth", spy)
+    urls = {ours.presign(key, filename="x").url for key in "abbcca"}
+    assert (signed, len(urls)) == (["a", "b", "c", "a"], 3)
 
 
 # --- how long it lives
@@ -483,6 +547,95 @@ def test_a_store_that_is_down_or_silent_is_told_within_the_deadline(bucket: Mini
                 assert time.monotonic() - begun < deadline_seconds + 0.5
         proxy.heal()
         assert silent.head(HOSTILE_KEYS[0]) is not None
+
+
+@pytest.mark.parametrize("key", HOSTILE_KEYS, ids=lambda key: key[7:30])
+def test_a_head_tells_what_boto3s_tells(objects: Objects, key: str) -> None:
+    """Tag, size, date and version, now and at that version."""
+    told = objects.client.head_object(Bucket=BUCKET, Key=key)
+    for version in ("", told["VersionId"]):
+        info = objects.head(key, version)
+        assert info is not None
+        assert (f'"{info.etag}"', info.size, info.last_modified, info.version_id) == (
+            told["ETag"],
+            told["ContentLength"],
+            told["LastModified"],
+            told["VersionId"],
+        )
+
+
+HEADED = {
+    "ETag": '"e"',
+    "Last-Modified": "Fri, 20 Nov 2026 12:00:00 GMT",
+    "x-amz-bucket-region": "eu-west-1",
+}
+
+
+@contextmanager
+def scripted_store(*script: int) -> Iterator[tuple[Objects, list[str]]]:
+    """A store that answers with these statuses in turn, and closes without an answer at a 0; what it was asked."""
+    asked: list[str] = []
+    answers = iter(script)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:  # the name that http.server calls
+            asked.append(self.path)
+            if status := next(answers):
+                self.send_response(status)
+                for name, value in HEADED.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", "7")
+                self.end_headers()
+            self.close_connection = not status
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            endpoint_url = f"http://127.0.0.1:{server.server_port}"
+            yield Objects(configured(AWS_ENDPOINT_URL_S3=endpoint_url), BUCKET, url_ttl_seconds=60), asked
+        finally:
+            server.shutdown()
+            thread.join(5)
+
+
+def test_a_connection_that_the_store_had_given_up_is_tried_once_more() -> None:
+    """Once: a store that closes every time is down."""
+    with scripted_store(200, 0, 200, 0, 0) as (ours, asked):
+        for _ in range(2):
+            info = ours.head("assets/a")
+            assert info is not None
+            assert (info.etag, info.size, info.last_modified) == ("e", 7, NOW)
+        with pytest.raises(StorageError) as caught:
+            ours.head("assets/a")
+        assert (caught.value.code, len(asked)) == (UNREACHABLE, 5)
+
+
+@pytest.mark.parametrize("status", [403, 500, 503])
+def test_a_refusal_is_told_as_boto3_tells_it(status: int) -> None:
+    """The same code, words, status and server, for one request."""
+    with scripted_store(status, status) as (ours, asked):
+        with pytest.raises(StorageError) as mine:
+            ours.head("assets/a")
+        assert asked == [f"/{BUCKET}/assets/a"]
+        with pytest.raises(StorageError) as theirs, storage.storage_errors():
+            ours.client.head_object(Bucket=BUCKET, Key="assets/a")
+        assert vars(mine.value) == vars(theirs.value)
+        assert mine.value.status == status
+
+
+@pytest.mark.parametrize("status", [301, 307, 400])
+def test_a_bucket_in_another_region_is_followed_by_boto3(status: int) -> None:
+    """Which is told of the region by the store, and asks again."""
+    with scripted_store(status, status, 200) as (ours, asked):
+        assert ours.head("assets/a") is not None
+        assert asked == [f"/{BUCKET}/assets/a"] * 3
 
 
 def test_a_wrong_secret_or_bucket_is_told_by_name(bucket: Minio) -> None:

@@ -6,6 +6,9 @@ import base64
 import json
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -15,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from functions import tokens
 from functions.tokens import (
     LEEWAY_SECONDS,
     MAX_TOKEN_CHARACTERS,
@@ -133,6 +137,77 @@ def test_the_log_learns_the_id_of_a_token_that_expired_but_not_of_a_forged_one()
         with pytest.raises(TokenError) as caught:
             RING.verify(token)
         assert caught.value.jti == jti
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tokens whose signature was checked, as often as it was."""
+    seen: list[str] = []
+    decode = jwt.decode
+
+    def spy(token: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - PyJWT's
+        seen.append(token)
+        return decode(token, *arguments, **options)
+
+    monkeypatch.setattr(jwt, "decode", spy)
+    return seen
+
+
+def test_a_good_token_is_checked_once_and_a_bad_one_each_time(checked: list[str]) -> None:
+    """What is remembered is that a signature was good, never that one was not."""
+    ring = Keyring.parse([entry()])
+    good, bad = ring.mint(MAC), signed({"aud": "elsewhere"})
+    assert {ring.verify(good) for _ in range(3)} == {Keyring.parse([entry()]).verify(good)}
+    assert checked.count(good) == 2  # once by each ring
+    assert [reason(bad, ring) for _ in range(3)] == ["wrong_audience"] * 3
+    assert checked.count(bad) == 6  # and each time once more for its id
+
+
+@pytest.mark.parametrize("exp", [2_000_000_000, 2_000_000_000.9])
+def test_a_remembered_token_expires_to_the_second_as_a_new_one_does(
+    monkeypatch: pytest.MonkeyPatch, exp: float
+) -> None:
+    """At `exp` and the leeway, by its reason and its id."""
+    ring = Keyring.parse([entry()])
+    token = signed({"exp": exp})
+    ring.verify(token)
+    for seconds, in_force in ((LEEWAY_SECONDS - 0.01, True), (LEEWAY_SECONDS, False), (LEEWAY_SECONDS - 0.01, True)):
+        moment = 2_000_000_000 + seconds
+        monkeypatch.setattr(tokens, "time", SimpleNamespace(time=lambda moment=moment: moment))
+        if in_force:
+            assert ring.verify(token).jti == "id"
+            continue
+        with pytest.raises(TokenError) as caught:
+            ring.verify(token)
+        assert (caught.value.reason, caught.value.kid, caught.value.jti) == ("expired", "new", "id")
+
+
+def test_a_ring_with_other_revocations_remembers_nothing_of_the_first() -> None:
+    """A token that was good is out at once."""
+    ring = Keyring.parse([entry()])
+    token = ring.mint(MAC)
+    assert reason(token, replace(ring, revoked=frozenset({ring.verify(token).jti}))) == "revoked"
+    assert ring.verify(token).mac == MAC
+
+
+def test_no_more_tokens_are_remembered_than_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch, checked: list[str]
+) -> None:
+    """The one that was asked for longest ago goes first."""
+    monkeypatch.setattr(tokens, "MAX_REMEMBERED_TOKENS", 2)
+    ring = Keyring.parse([entry()])
+    first, second, third = (ring.mint(MAC) for _ in range(3))
+    for token in (first, second, first, third, first, second):
+        ring.verify(token)
+    assert checked == [first, second, third, second]
+
+
+def test_threads_do_not_mix_remembered_tokens() -> None:
+    """Each gets what its own token says, remembered or not."""
+    ring = Keyring.parse([entry()])
+    minted = {ring.mint(f"00-00-00-00-00-{n:02x}"): f"00-00-00-00-00-{n:02x}" for n in range(16)}
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda token: ring.verify(token).mac, list(minted) * 20)) == list(minted.values()) * 20
 
 
 def public_pem(key: rsa.RSAPrivateKey) -> bytes:
