@@ -29,6 +29,7 @@ MAX_PAGE_OBJECTS = 1000  # S3's own limit for one LIST
 MAX_SAVED_NAME_BYTES = 255  # a file name on ext4, NTFS, APFS
 NULL_VERSION = "null"  # S3's name for the version of an object that has none
 
+IMPOSSIBLE_NAME = "XMinioInvalidObjectName"  # a segment of more than 255 bytes: MinIO keeps objects in files
 _ABSENT = frozenset({400, 404, 405})
 """HEAD has no body to say why: 404; 405 is a delete marker asked for by version; 400 a version id S3 cannot read."""
 _NO_VERSIONS = frozenset({400, 403, 404, 405, 501})
@@ -149,7 +150,7 @@ class Objects:
         try:
             found = self._open()[1].head(key, version_id)
         except StorageError as error:
-            if error.status in (_ABSENT if version_id else {404}):
+            if error.status in (_ABSENT if version_id else {404}) or error.code == IMPOSSIBLE_NAME:
                 return None
             raise
         return ObjectInfo(

@@ -375,11 +375,13 @@ def storage_errors() -> Iterator[None]:
     except exceptions.ClientError as error:
         details = error.response.get("Error", {})
         answer = error.response.get("ResponseMetadata", {})
+        headers = answer.get("HTTPHeaders", {})
         raise StorageError(
-            str(details.get("Code", "unknown")),
+            # An answer to HEAD has no body: MinIO says in a header what it would have said there.
+            str(headers.get("x-minio-error-code") or details.get("Code", "unknown")),
             str(details.get("Message", error)),
             status=answer.get("HTTPStatusCode"),
-            server=answer.get("HTTPHeaders", {}).get("server"),
+            server=headers.get("server"),
         ) from None
     except (
         exceptions.NoCredentialsError,

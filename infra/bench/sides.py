@@ -1,7 +1,8 @@
 """The sides that the host's throughput is compared with: its own application, with another bell or handler inside.
 
-`python -m infra.bench.sides parse|threads|constant <port> <mqtt port> <token>` serves one of them as the host is
-served: `parse` and `threads` take events, `constant` answers devices with one and the same redirect.
+`python -m infra.bench.sides parse|threads|constant|shared <port> <mqtt port> <token>` serves one of them as the host is
+served: `parse` and `threads` take events, `constant` answers devices with one and the same redirect, `shared` does so
+once for all who ask at the same moment.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def serve(side: str, port: int, mqtt_port: int, token: str) -> None:
         if side == "threads"
         else ParsingBell(publisher, routes, telemetry, patience_seconds=PATIENCE_SECONDS)
     )
-    gateway = Gateway(_redirect, requests_per_minute=0)
+    gateway = Gateway(_redirect, requests_per_minute=0, shares=side == "shared")
     app = App(bell, publisher, telemetry, tokens=[SecretStr(token)], gateway=gateway)
     uvicorn.Server(uvicorn_config(app, "127.0.0.1", port)).run()
 

@@ -115,8 +115,14 @@ class Daemons(Executor):
 class Gateway:
     """Bounded in threads, in waiting requests, in time, and in requests per token."""
 
-    def __init__(self, handler: Callable[[Event, Any], dict[str, Any]], *, requests_per_minute: int) -> None:
-        """`handler` runs in a thread of the pool. `requests_per_minute` holds for each token; 0: no limit."""
+    def __init__(
+        self, handler: Callable[[Event, Any], dict[str, Any]], *, requests_per_minute: int, shares: bool = False
+    ) -> None:
+        """`handler` runs in a thread of the pool. `requests_per_minute` holds for each token; 0: no limit.
+
+        `shares`: identical requests at the same moment share an answer. Only for a handler that merely reads.
+        """
+        self._shares = shares
         self._handler = handler
         self._pool = Daemons(THREADS)
         self._waiting = 0
@@ -148,7 +154,10 @@ class Gateway:
             await _refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, BUSY_RETRY_SECONDS)
         else:
             self._requests.take(caller)
-            answer = await self._sharing.ask(_question(event), lambda: self._call(event))
+            if self._shares:
+                answer = await self._sharing.ask(_question(event), lambda: self._call(event))
+            else:
+                answer = await self._call(event)
             if answer is None:
                 await _refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, BUSY_RETRY_SECONDS)
                 return

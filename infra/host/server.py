@@ -160,6 +160,7 @@ def build(settings: Settings) -> tuple[App, HostPublisher]:
     gateway = Gateway(
         lambda event, context: respond(downloads, event, context),
         requests_per_minute=settings.device_requests_per_minute,
+        shares=True,
     )
     on_stop.append(gateway.close)
     if settings.bucket and (settings.device_token_keys or settings.admin_tokens):

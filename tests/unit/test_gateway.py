@@ -74,9 +74,11 @@ async def ask(gateway: Gateway, request: dict[str, Any] | None = None) -> Answer
 
 
 @asynccontextmanager
-async def opened(handler: Callable[..., dict[str, Any]], per_minute: int = 0) -> AsyncIterator[Gateway]:
+async def opened(
+    handler: Callable[..., dict[str, Any]], per_minute: int = 0, *, shares: bool = False
+) -> AsyncIterator[Gateway]:
     """A gateway whose threads end with it."""
-    gateway = Gateway(handler, requests_per_minute=per_minute)
+    gateway = Gateway(handler, requests_per_minute=per_minute, shares=shares)
     try:
         yield gateway
     finally:
@@ -304,7 +306,7 @@ async def test_who_asks_the_same_at_once_shares_an_answer_that_is_not_older_than
         go.wait(10)
         return {"statusCode": 200, "headers": {}, "body": str(len(calls))}
 
-    async with opened(handler) as gateway:
+    async with opened(handler, shares=True) as gateway:
         first = asyncio.create_task(ask(gateway))
         await until(lambda: len(calls) == 1)
         others = [asyncio.create_task(ask(gateway)) for _ in range(10)]
@@ -331,7 +333,7 @@ async def test_who_waits_behind_a_failure_shares_it() -> None:
         go.wait(10)
         return {"statusCode": 503, "headers": {}, "body": ""}
 
-    async with opened(handler) as gateway:
+    async with opened(handler, shares=True) as gateway:
         asked = [asyncio.create_task(ask(gateway)) for _ in range(5)]
         await until(lambda: calls == 1)
         go.set()
