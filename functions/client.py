@@ -1,4 +1,4 @@
-"""paho's client with what it lacks: the only importer of paho.
+"""paho's client with what it lacks: the only importer of paho in the deployed code.
 
 Its network loop, CONNECT and keep alive are paho's. Messages go past paho's bookkeeping, which is there to send them
 again after its own reconnect: we never reconnect. All this uses names that paho keeps private; its version is pinned,

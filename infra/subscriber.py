@@ -1,4 +1,4 @@
-"""Listens to MQTT topics; the only importer of paho in infra."""
+"""Listens to MQTT topics, for people, devices, tests and measurements."""
 
 from __future__ import annotations
 
