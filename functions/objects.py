@@ -12,7 +12,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
-from functions.storage import UNREACHABLE, Header, Signer, StorageError, client, open_session, storage_errors
+from functions.signing import Header, Signer
+from functions.storage import UNREACHABLE, StorageError, client, open_session, storage_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client

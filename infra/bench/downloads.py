@@ -48,10 +48,10 @@ def measure(bench: Bench) -> list[Figure]:
         Figure(
             f"GET of an asset at {CONNECTIONS} connections, redirects/s, against a constant 307{how}",
             statistics.median(ours / theirs for ours, theirs in zip(rates["host"], rates[side], strict=True)),
-            "≥" if target else None,
-            target,
+            "≥",
+            TARGET,
             TIMES,
             f"{medians['host']:,.0f}/s / {medians[side]:,.0f}/s, {rounds} rounds",
         )
-        for side, how, target in (("constant", "", TARGET), ("shared", " that those who ask at once share", None))
+        for side, how in (("constant", ""), ("shared", " that those who ask at once share"))
     ]

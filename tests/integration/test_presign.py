@@ -27,7 +27,7 @@ from botocore.compat import HTTPHeaders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from functions import storage
+from functions import signing, storage
 from functions.objects import (
     S3_DEADLINE_SECONDS,
     Flights,
@@ -35,7 +35,8 @@ from functions.objects import (
     content_disposition,
 )
 from functions.settings import Settings, load
-from functions.storage import SESSION_PROMISE_SECONDS, UNREACHABLE, StorageError
+from functions.signing import SESSION_PROMISE_SECONDS
+from functions.storage import UNREACHABLE, StorageError
 from infra.local.process import free_port
 from infra.local.stores import Minio, MotoServer, VersityGateway
 from tests.fakes.proxy import TcpProxy
@@ -184,10 +185,10 @@ def test_a_url_is_signed_once_in_a_second_for_each_credentials(monkeypatch: pyte
     monkeypatch.setattr(botocore.auth.S3SigV4QueryAuth, "add_auth", counted)
     monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: now)
     clock = SimpleNamespace(strftime=lambda form, _: now.strftime(form), gmtime=time.gmtime)
-    monkeypatch.setattr(storage, "time", clock)
+    monkeypatch.setattr(signing, "time", clock)
     settings = configured(AWS_ENDPOINT_URL_S3="http://127.0.0.1:9000")
     session = storage.open_session(settings)
-    signer = storage.Signer(settings, BUCKET, expires_seconds=60, session=session)
+    signer = signing.Signer(settings, BUCKET, expires_seconds=60, session=session)
     credentials = session.get_credentials()
     count = 0
     seen = set()
@@ -216,8 +217,8 @@ def test_what_was_signed_is_remembered_within_bounds(monkeypatch: pytest.MonkeyP
         signed.append(urlsplit(request.url).path.rpartition("/")[2])
         add_auth(auth, request)
 
-    monkeypatch.setattr(storage, "MAX_SIGNED_IN_A_SECOND", 2)
-    monkeypatch.setattr(storage, "time", SimpleNamespace(strftime=time.strftime, gmtime=NOW.timetuple))
+    monkeypatch.setattr(signing, "MAX_SIGNED_IN_A_SECOND", 2)
+    monkeypatch.setattr(signing, "time", SimpleNamespace(strftime=time.strftime, gmtime=NOW.timetuple))
     ours = objects_of(CASES["custom endpoint"])
     ours.warm_up()
     monkeypatch.setattr(botocore.auth.S3SigV4QueryAuth, "add_auth", spy)

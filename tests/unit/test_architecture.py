@@ -20,7 +20,18 @@ MAX_LINES = 400
 
 ENTRIES = {"notify", "download"}
 PURE = {"addresses", "events", "dialects", "routes", "packets", "web"}
-ADAPTERS = {"manifest", "objects", "tokens", "client", "connection", "tls", "publisher", "storage", "telemetry"}
+ADAPTERS = {
+    "client",
+    "connection",
+    "manifest",
+    "objects",
+    "publisher",
+    "signing",
+    "storage",
+    "telemetry",
+    "tls",
+    "tokens",
+}
 
 # Each driver, and who may import it.
 DRIVERS = {
@@ -29,8 +40,8 @@ DRIVERS = {
         "infra.subscriber",  # the other end of the line: hears what the connection says
         "infra.bench.sides",  # what our connection is compared with
     },
-    "boto3": {"functions.storage"},
-    "botocore": {"functions.storage"},
+    "boto3": {"functions.storage", "functions.signing"},
+    "botocore": {"functions.storage", "functions.signing"},
     "pydantic_settings": {"functions.settings"},
     "dotenv": {"functions.settings"},
     # notify: the type of Lambda's context; download: its routes
