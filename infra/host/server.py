@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import ipaddress
@@ -12,89 +11,27 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from functions.download import Downloads, respond
 from functions.routes import Routes
 from functions.settings import Settings, SettingsError
 from functions.telemetry import logger
 from functions.tokens import KeyringError
-from functions.web import as_json
 from infra.host.app import App
 from infra.host.bell import Bell
 from infra.host.gateway import Gateway
 from infra.host.link import LinkStatus
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.poller import LONG_POLL_SECONDS, Poller
+from infra.host.protocol import HostProtocol
 from infra.host.publisher import HostPublisher
 
-HEADER_SECONDS = 10.0
-MAX_HEADER_BYTES = 64 * 1024  # of a request: its line and its fields; checked between two reads
 KEEP_ALIVE_SECONDS = 75  # longer than MinIO's pause between two attempts: its connection stays warm
 GRACE_SECONDS = 2  # after FLUSH_SECONDS every waiter has its answer
-
-
-class HeaderDeadline(HttpToolsProtocol):
-    """uvicorn's protocol, which would wait for ever for the rest of a request's header, and keep however much came."""
-
-    _deadline: asyncio.TimerHandle | None = None
-    _header_bytes: int | None = None  # so far, of the header that is on its way
-
-    def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - uvicorn's own signature
-        """A fresh connection has `HEADER_SECONDS` to say what it wants."""
-        super().connection_made(transport)
-        self._arm()
-
-    def data_received(self, data: bytes) -> None:
-        """So has each later request on it, from its first byte on; whatever came ended uvicorn's own patience."""
-        super().data_received(data)
-        if self._header_bytes is not None:
-            self._header_bytes += len(data)
-            if self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"at most {MAX_HEADER_BYTES} bytes of header")
-        idle = self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
-        if idle and self.timeout_keep_alive_task is None:
-            self._arm()
-
-    def on_message_begin(self) -> None:
-        """A header begins."""
-        super().on_message_begin()
-        self._header_bytes = 0
-
-    def on_headers_complete(self) -> None:
-        """The application has a deadline of its own for the body."""
-        self._disarm()
-        self._header_bytes = None
-        super().on_headers_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """As every other refusal: uvicorn's own is plain text."""
-        self._refuse(HTTPStatus.BAD_REQUEST, msg)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing to wait for any more."""
-        self._disarm()
-        super().connection_lost(exc)
-
-    def _refuse(self, status: HTTPStatus, detail: str) -> None:
-        body = as_json({"title": status.phrase, "status": status.value, "detail": detail})
-        head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/problem+json\r\n"
-        self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode())
-        self.transport.close()
-
-    def _arm(self) -> None:
-        if self._deadline is None and not self.transport.is_closing():
-            self._deadline = self.loop.call_later(HEADER_SECONDS, self.transport.close)
-
-    def _disarm(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
 
 
 class Server(uvicorn.Server):
@@ -185,7 +122,7 @@ def uvicorn_config(app: App, host: str, port: int) -> uvicorn.Config:
         host=host,
         port=port,
         loop="uvloop",
-        http=HeaderDeadline,
+        http=HostProtocol,
         ws="none",
         lifespan="on",
         access_log=False,

@@ -27,7 +27,7 @@ from tests.hosts import MAC_KEY, NEXT_TOKEN, TOKEN, TOPICS, Host, environment, e
 
 MEBIBYTE = 1 << 20
 ACL = f"user anonymous\ntopic readwrite {TOPICS[0]}\ntopic read #"
-SHORT = "import infra.host.app, infra.host.server\ninfra.host.app.BODY_SECONDS = infra.host.server.HEADER_SECONDS = 0.6"
+SHORT = "from infra.host import app, protocol\napp.BODY_SECONDS = protocol.HEADER_SECONDS = 0.6"
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +312,7 @@ def test_no_secret_is_ever_logged(tmp_path: Path, mosquitto_binary: Path) -> Non
 def test_without_tokens_it_refuses_to_listen_beyond_loopback(tmp_path: Path, address: str) -> None:
     """Exit 1, naming WEBHOOK_TOKENS and what would be right."""
     known = {**os.environ, "WEBHOOK_TOKENS": "", "MQTT_URL": ""}
-    command = [str(Path(sys.executable).with_name("bucketbell")), "host", "--host", address]
+    command = [str(Path(sys.executable).with_name("bucketbell")), "host", "--host", address, "--port", str(free_port())]
     ended = subprocess.run(command, env=known, cwd=tmp_path, capture_output=True, text=True, timeout=20, check=False)
     assert ended.returncode == 1
     assert "WEBHOOK_TOKENS" in ended.stderr
@@ -337,11 +337,12 @@ def test_without_tokens_loopback_is_open_and_mqtt_is_optional(tmp_path: Path) ->
 # Limits.
 
 
-def test_a_body_of_one_mebibyte_is_read_and_a_larger_one_is_413(shared: Host) -> None:
+@pytest.mark.parametrize(("door", "good"), [("/events", 200), ("/events/fast", 202)])
+def test_a_body_of_one_mebibyte_is_read_and_a_larger_one_is_413(shared: Host, door: str, good: int) -> None:
     """Announced or chunked; and the sender reads the answer although it is still sending."""
     exact = upload()
     exact += b" " * (MEBIBYTE - len(exact))
-    assert shared.post(exact).status_code == 200
+    assert shared.post(exact, door).status_code == good
 
     def chunks(body: bytes) -> Iterator[bytes]:
         yield from (body[at : at + 50_000] for at in range(0, len(body), 50_000))
@@ -349,13 +350,13 @@ def test_a_body_of_one_mebibyte_is_read_and_a_larger_one_is_413(shared: Host) ->
     login = {"Authorization": f"Bearer {TOKEN}"}
     again = upload()
     again += b" " * (MEBIBYTE - len(again))
-    assert shared.http.post("/events", content=chunks(again), headers=login).status_code == 200
+    assert shared.http.post(door, content=chunks(again), headers=login).status_code == good
     for size in (MEBIBYTE + 1, 3 * MEBIBYTE):
-        assert shared.post(b" " * size).status_code == 413
-        response = shared.http.post("/events", content=chunks(b" " * size), headers=login)
+        assert shared.post(b" " * size, door).status_code == 413
+        response = shared.http.post(door, content=chunks(b" " * size), headers=login)
         assert response.status_code == 413
         assert response.json()["title"] == "the body is larger than 1048576 bytes"
-    assert shared.post(b"x" * (2 * MEBIBYTE), token="nobody's").status_code == 401
+    assert shared.post(b"x" * (2 * MEBIBYTE), door, token="nobody's").status_code == 401
 
 
 def test_an_announced_length_beyond_the_limit_is_refused_without_the_body(shared: Host) -> None:
@@ -455,6 +456,47 @@ def test_a_connection_survives_refusals_and_pipelining(shared: Host) -> None:
         assert statuses(sock, 4) == [404, 405, 200, 200]
 
 
+# A field, and the body behind it: {0} is its length, {1} itself.
+_ANNOUNCED = "Content-Length: {0}", "{1}"
+_CHUNKED = "Transfer-Encoding: chunked", "{0:x}\r\n{1}\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7], ids=["whole", "halves", "sevenths"])
+@pytest.mark.parametrize("framing", [_ANNOUNCED, _CHUNKED], ids=["announced", "chunked"])
+@pytest.mark.parametrize("field_too", ["", "Expect: 100-continue", "Connection: close", "Upgrade: h2c"])
+def test_the_fast_door_takes_an_event_however_it_arrives(
+    shared: Host, listener: Subscriber, framing: tuple[str, str], field_too: str, pieces: int
+) -> None:
+    """In one read or several, announced or chunked, with fields that ask for more: 202 and one message."""
+    field, framed = framing
+    name = f"{len(field)}-{len(field_too)}-{pieces}.bin"
+    body = upload(f"assets/{name}").decode()
+    fields = [line for line in (field.format(len(body)), field_too) if line]
+    said = head("/events/fast", *fields) + b"\r\n" + framed.format(len(body), body).encode()
+    size = -(-len(said) // pieces)
+    with raw(shared) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, len(said), size):
+            sock.sendall(said[at : at + size])
+            time.sleep(0.005 if pieces > 1 else 0)
+        assert answer(sock).status == 202
+    message = listener.next(5)
+    assert json.loads(message.payload) == {"filename": name}
+    assert shared.metric("events_total", source="fast", outcome="malformed") == 0
+
+
+def test_answers_of_both_doors_keep_the_order_of_their_requests(shared: Host) -> None:
+    """A quick answer does not overtake a slow one on the same connection."""
+
+    def said(path: str) -> bytes:
+        body = upload()
+        return head(path, f"Content-Length: {len(body)}") + b"\r\n" + body
+
+    doors = ("/events/fast", "/events", "/events/fast", "/events/fast", "/events")
+    with raw(shared, b"".join(map(said, doors))) as sock:
+        assert statuses(sock, len(doors)) == [202, 200, 202, 202, 200]
+
+
 def test_a_sender_that_vanishes_leaves_nothing_behind(shared: Host) -> None:
     """In the middle of a header, of a body, or while it waits: no error, and the host goes on."""
     eventually(lambda: descriptors(shared) <= 40)
@@ -476,9 +518,10 @@ def test_an_unforeseen_error_is_500_and_logged_once(tmp_path: Path) -> None:
     """The host goes on."""
     patch = "import infra.host.app\ndef fail(*_): raise RuntimeError('unforeseen')\ninfra.host.app.plan_body = fail"
     with Host(tmp_path, environment(f"mqtt://127.0.0.1:{free_port()}"), patch=patch, ready=False) as host:
-        assert host.post(upload()).status_code == 500
-        assert host.http.get("/healthz").status_code == 200
-        assert len([line for line in host.lines("ERROR") if "unforeseen" in line.get("exception", "")]) == 1
+        for number, door in enumerate(("/events", "/events/fast"), 1):
+            assert host.post(upload(), door).status_code == 500
+            assert host.http.get("/healthz").status_code == 200
+            assert len([line for line in host.lines("ERROR") if "unforeseen" in line.get("exception", "")]) == number
 
 
 # Bad input.
