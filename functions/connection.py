@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from functions.client import MAX_MID, MIN_REFUSAL, UNSUPPORTED_PROTOCOL, Client, Connack
 from functions.packets import publish_packet
@@ -25,18 +25,36 @@ if TYPE_CHECKING:
 WINDOW = 20  # acknowledgements awaited at once, and fewer where the broker's Receive Maximum asks for it
 NO_MATCHING_SUBSCRIBERS = 0x10  # MQTT 5 §3.4.2.1
 PACKET_TOO_LARGE = 0x95
+OFFLINE = b"offline"  # the last will's payload, in Home Assistant's words
 BAD_CREDENTIALS, NOT_AUTHORIZED = 0x86, 0x87  # MQTT 5 §3.2.2.2
 HOSTNAME_MISMATCH, ADDRESS_MISMATCH = 62, 64  # OpenSSL's X509_V_ERR_…
+
+# What a failure comes down to, for whoever has words of their own for it.
+Cause = Literal[
+    "other",
+    "unreachable",
+    "silent",
+    "tls_file",  # a file of ours
+    "tls_untrusted",
+    "tls_name",
+    "tls",
+    "tls_alert",  # the peer found something wrong with us, after the handshake
+    "closed",  # before CONNECT was answered
+    "protocol",
+]
 
 
 class ConnectionFailure(Exception):
     """A connection could not be made, or is lost. `reason_code` is the broker's, where it gave one."""
 
-    def __init__(self, reason: str, *, reason_code: int | None = None, refused: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, reason_code: int | None = None, refused: bool = False, cause: Cause = "other"
+    ) -> None:
         """`refused`: the broker answered and does not want us, so trying again at once is no use."""
         self.reason = reason
         self.reason_code = reason_code
         self.refused = refused
+        self.cause = cause
         super().__init__(reason)
 
 
@@ -45,6 +63,7 @@ class Ack(NamedTuple):
 
     mid: int
     reason_code: int
+    qos: int
 
 
 class Connection:
@@ -53,24 +72,37 @@ class Connection:
     `last_traffic_at` (`time.time`) is when the broker was last heard of.
     """
 
-    def __init__(self, broker: Broker, client_id: str, *, before_close: Callable[[], None] | None = None) -> None:
-        """Prepare; nothing is sent before `open`. `before_close` is called while the socket is still open."""
+    def __init__(
+        self,
+        broker: Broker,
+        client_id: str,
+        *,
+        before_close: Callable[[], None] | None = None,
+        address: str | None = None,
+    ) -> None:
+        """Prepare; nothing is sent before `open`. `before_close` is called while the socket is still open.
+
+        `address` (IP) is connected to instead of what the broker's name resolves to; TLS asks for the name.
+        """
         self._broker = broker
         self._acks: list[Ack] = []
         self._outbox = bytearray()
         self._written: list[int] = []
         self._last_mid = 0
-        self._unacknowledged: set[int] = set()
+        self._unacknowledged: dict[int, int] = {}  # packet identifier → QoS
         self.connected = False
         self.failure: ConnectionFailure | None = None
         self.window = WINDOW
         self.maximum_packet_size: int | None = None
-        self.qos = broker.qos
+        self.maximum_qos = 2
         self.last_traffic_at = time.time()
         self._client = Client(client_id, version5=broker.protocol == "5", listener=self)
+        self._client.address = address
         if broker.username is not None:
             password = broker.password.get_secret_value() if broker.password else None
             self._client.username_pw_set(broker.username, password)
+        if broker.availability_topic is not None:
+            self._client.will_set(broker.availability_topic, OFFLINE, qos=1, retain=True)
         if before_close is not None:
             self._client.on_socket_close = lambda *_: before_close()
 
@@ -86,21 +118,27 @@ class Connection:
             self._client.connect_timeout = timeout_seconds
             self._client.connect(broker.host, broker.port, broker.keepalive_seconds)
             if self.closed:  # on writing CONNECT already
-                self.failure = ConnectionFailure(self._lost())
+                self.failure = self._lost()
         except TlsFileError as error:
-            self.failure = ConnectionFailure(f"{broker.url}: {error}")
+            self.failure = ConnectionFailure(f"{broker.url}: {error}", cause="tls_file")
         except ssl.SSLCertVerificationError as error:
             other_name = error.verify_code in {HOSTNAME_MISMATCH, ADDRESS_MISMATCH}
             reason = f"{broker.url}: certificate refused: {error.verify_message}"
-            self.failure = ConnectionFailure(f"{reason}: see {'MQTT_URL' if other_name else 'MQTT_CA_FILE'}")
+            where = "MQTT_URL" if other_name else self._variable("CA")
+            self.failure = ConnectionFailure(
+                f"{reason}: see {where}", cause="tls_name" if other_name else "tls_untrusted"
+            )
         except ssl.SSLError as error:
             reason = f"{broker.url}: TLS failed: {error.reason or error}: does this port speak TLS?"
-            self.failure = ConnectionFailure(reason)
+            self.failure = ConnectionFailure(reason, cause="tls")
         except TimeoutError:
-            self.failure = ConnectionFailure(f"{broker.url}: no answer within {timeout_seconds:.1f} s")
+            words = f"{broker.url}: no answer within {timeout_seconds:.1f} s"
+            self.failure = ConnectionFailure(words, cause="silent")
         except (OSError, ValueError) as error:  # ValueError: a host name that IDNA refuses
-            hint = ": does this port speak TLS?" if broker.tls and isinstance(error, ConnectionResetError) else ""
-            self.failure = ConnectionFailure(f"{broker.url}: {getattr(error, 'strerror', None) or error}{hint}")
+            in_tls = broker.tls and isinstance(error, ConnectionResetError)
+            hint = ": does this port speak TLS?" if in_tls else ""
+            words = f"{broker.url}: {getattr(error, 'strerror', None) or error}{hint}"
+            self.failure = ConnectionFailure(words, cause="tls" if in_tls else "unreachable")
         if self.failure:
             self._client.discard()
             raise self.failure from None
@@ -119,6 +157,11 @@ class Connection:
     def keepalive_seconds(self) -> int:
         """The keep alive in force: the broker's where it named one in CONNACK, and not 0, which means none."""
         return self._client.keepalive or self._broker.keepalive_seconds
+
+    @property
+    def qos(self) -> int:
+        """The QoS in force for messages that have none of their own."""
+        return min(self._broker.qos, self.maximum_qos)
 
     @property
     def wants_write(self) -> bool:
@@ -164,12 +207,13 @@ class Connection:
         connection. The owner keeps at most `window` unacknowledged.
         """
         mid = self._new_mid()
-        packet = publish_packet(notification, mid, self.qos, properties=self._broker.protocol == "5")
+        qos = self.qos if notification.qos is None else min(notification.qos, self.maximum_qos)
+        packet = publish_packet(notification, mid, qos, properties=self._broker.protocol == "5")
         if self.maximum_packet_size is not None and len(packet) > self.maximum_packet_size:
             return None
         self._outbox += packet
-        if self.qos:
-            self._unacknowledged.add(mid)
+        if qos:
+            self._unacknowledged[mid] = qos
         else:
             self._written.append(mid)
         return mid
@@ -218,7 +262,7 @@ class Connection:
             return
         self.window = min(WINDOW, connack.receive_maximum)
         self.maximum_packet_size = connack.maximum_packet_size
-        self.qos = min(self._broker.qos, connack.maximum_qos)
+        self.maximum_qos = connack.maximum_qos
         self.connected = True
 
     def disconnected(self, reason: str, reason_code: int) -> None:
@@ -228,9 +272,9 @@ class Connection:
 
     def acknowledged(self, mid: int, reason_code: int) -> None:
         """See `Listener.acknowledged`."""
-        if mid in self._unacknowledged:
-            self._unacknowledged.remove(mid)
-            self._acks.append(Ack(mid, reason_code))
+        qos = self._unacknowledged.pop(mid, None)
+        if qos is not None:
+            self._acks.append(Ack(mid, reason_code, qos))
 
     def _guard(self, step: Callable[[], object]) -> None:
         """Run one step of paho; a peer that makes it raise (bad packets do) has ended the connection."""
@@ -240,29 +284,39 @@ class Connection:
             self._fail(f"protocol error: {error!r}")
         if self.closed:
             if self.failure is None:
-                self.failure = ConnectionFailure(self._lost())
+                self.failure = self._lost()
             self.connected = False
 
-    def _lost(self) -> str:
+    def _lost(self) -> ConnectionFailure:
         if self.connected:
-            return f"{self._broker.url}: connection lost"
+            return ConnectionFailure(f"{self._broker.url}: connection lost")
         if self._client.tls_alert:
-            return f"{self._broker.url}: TLS failed: {self._client.tls_alert}: see MQTT_CERT_FILE and MQTT_KEY_FILE"
+            where = f"{self._variable('CERT')} and {self._variable('KEY')}"
+            words = f"{self._broker.url}: TLS failed: {self._client.tls_alert}: see {where}"
+            return ConnectionFailure(words, cause="tls_alert")
         hint = f"is this an MQTT port {'with' if self._broker.tls else 'without'} TLS?"
-        if self._broker.tls and not self._broker.cert_file:  # its alert may be lost in the reset that follows
+        if self._broker.tls and not (
+            self._broker.cert_file or self._broker.cert_pem
+        ):  # its alert may be lost in the reset that follows
             hint += " If it asks for a client certificate, set MQTT_CERT_FILE."
         if self._broker.protocol == "5":
             hint += " If it speaks MQTT 3.1.1 only, set MQTT_PROTOCOL=3.1.1."
-        return f"{self._broker.url}: closed before it answered CONNECT: {hint}"
+        return ConnectionFailure(f"{self._broker.url}: closed before it answered CONNECT: {hint}", cause="closed")
+
+    def _variable(self, name: str) -> str:
+        """Name the variable that says so, of the two that could."""
+        broker = self._broker
+        from_text = broker.ca_pem if name == "CA" else broker.cert_pem
+        return f"MQTT_{name}_{'PEM' if from_text else 'FILE'}"
 
     def _fail(self, reason: str) -> None:
-        self.failure = self.failure or ConnectionFailure(f"{self._broker.url}: {reason}")
+        self.failure = self.failure or ConnectionFailure(f"{self._broker.url}: {reason}", cause="protocol")
         self.discard()
 
     def _note_written(self) -> None:
         # At QoS 0 a message is over when it is written.
         if self._written and not self.wants_write:
-            self._acks += [Ack(mid, 0) for mid in self._written]
+            self._acks += [Ack(mid, 0, 0) for mid in self._written]
             self._written.clear()
 
     def _new_mid(self) -> int:

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
 
+from functions import collector
+from functions.lifetime import Renewal, begin
 from functions.manifest import Asked, Manifest, parse_limit
 from functions.objects import MAX_PAGE_OBJECTS, ObjectInfo, Objects
 from functions.routes import MAX_FILENAME_BYTES, is_asset_path, is_config_name
-from functions.settings import SettingsError, lambda_runtime, load
+from functions.settings import SettingsError
 from functions.storage import UNREACHABLE, StorageError
 from functions.telemetry import logger
 from functions.tokens import DeviceToken, Keyring, KeyringError, TokenError, config_name, normalise_mac
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 BUSY_RETRY_SECONDS = 5  # the store is slow or down
 BROKEN_RETRY_SECONDS = 60  # somebody has to set something right
+RENEW_SECONDS = 120.0  # between two looks into the secret: a rotated key is in force in 5 minutes, even if one fails
 CONFIGS, ASSETS = "/configs/", "/assets"
 FILE_METHODS = ("GET", "HEAD")
 
@@ -324,14 +327,25 @@ def _outside(error: Exception) -> dict[str, Any]:
 
 _lock = threading.Lock()
 _downloads: Downloads | None = None
+_renewal: Renewal | None = None
 
 
 def downloads() -> Downloads:
-    """Return this process's downloads, made from the environment at the first call; raises what `_outside` knows."""
-    global _downloads  # noqa: PLW0603 - one warm client of the store for each process is the point of it
+    """Return this process's downloads, by settings that are read again now and then; raises what `_outside` knows.
+
+    The last good ones go on where Secrets Manager does not answer, or what it holds cannot be used.
+    """
+    global _downloads, _renewal  # noqa: PLW0603 - one warm client of the store for each process is the point of it
     with _lock:
-        if _downloads is None:
-            _downloads = Downloads.of(load().settings)
+        if _renewal is None or _downloads is None:
+            _renewal = Renewal(after_seconds=RENEW_SECONDS)
+            _downloads = Downloads.of(_renewal.settings)
+        try:
+            if _renewal.renew():
+                _downloads = Downloads.of(_renewal.settings)
+                logger.info("settings have changed")
+        except (SettingsError, KeyringError) as error:
+            logger.error("settings cannot be read again", extra={"problem": str(error)})  # which holds no value
         return _downloads
 
 
@@ -344,7 +358,13 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     return respond(ready, event, context)
 
 
-if (_runtime := lambda_runtime()) is not None and not _runtime.snap_start:
-    # Lambda's start is the cheapest moment for half a second of imports; what is wrong, each request will be told.
+def _start() -> None:
+    """Take half a second of imports at the cheapest moment; what is wrong, each request will be told."""
+    global _downloads  # noqa: PLW0603 - as in `downloads`
+    _downloads = None  # what a snapshot may hold is out of date
     with suppress(SettingsError, KeyringError):
         downloads().warm_up()
+
+
+begin(_start, asks_aws=True)
+collector.resume()

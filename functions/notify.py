@@ -6,10 +6,13 @@ import atexit
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from functions import collector
 from functions.events import Ignored, Malformed, Record, parse, parse_body, sqs_messages
-from functions.publisher import InlinePublisher, Outcome
+from functions.lifetime import Renewal, begin
+from functions.publisher import InlinePublisher, Outcome, Status
 from functions.routes import Notification, Routes, Skip
-from functions.settings import lambda_runtime, load
+from functions.secret import DEADLINE_SECONDS as SECRET_DEADLINE_SECONDS
+from functions.settings import SettingsError
 from functions.telemetry import EmfTelemetry, logger
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 ANSWER_MARGIN_SECONDS = 0.5  # kept of the invocation's time, to answer and to log
 MAX_EXCERPT_CHARACTERS = 200
+RENEW_SECONDS = 60.0  # between two looks into the secret, while the broker will not have us
 
 
 class Step(NamedTuple):
@@ -131,26 +135,29 @@ class PublishFailed(Exception):
 class Notifier:
     """The handler's state: what is created once for each process and stays warm."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Nothing is connected yet."""
+    def __init__(self, settings: Settings, renewal: Renewal | None = None) -> None:
+        """Nothing is connected yet. `renewal` is asked for other settings when the broker cannot be used."""
         self.telemetry = EmfTelemetry()
-        self.publisher = InlinePublisher(settings.broker, self.telemetry)
-        self._routes = Routes.of(settings)
+        self._renewal = renewal
+        self._use(settings)
+
+    def _use(self, settings: Settings) -> None:
         self._broker = settings.broker
+        self._routes = Routes.of(settings)
+        self.publisher = InlinePublisher(settings.broker, self.telemetry)
 
     def handle(self, event: object, remaining_seconds: float) -> dict[str, Any]:
         """Answer one invocation: `batchItemFailures` to SQS, a summary to a direct invocation.
 
         Raises `PublishFailed` for a direct invocation that another try may cure.
         """
+        end = time.monotonic() + max(0.0, remaining_seconds - ANSWER_MARGIN_SECONDS)
         is_batch = sqs_messages(event) is not None
         if self._broker is None:
             self.telemetry.flush()
             return {"batchItemFailures": []} if is_batch else {"published": 0, "skipped": 0, "failed": 0}
-        patience_seconds = min(self._broker.publish_timeout_seconds, remaining_seconds - ANSWER_MARGIN_SECONDS)
         steps = plan(event, self._routes)
-        outcomes = self.publisher.publish(to_publish(steps), time.monotonic() + max(0.0, patience_seconds))
-        settled = settle(steps, outcomes)
+        settled = settle(steps, self._publish(to_publish(steps), end))
         for one in settled:
             self.telemetry.event("sqs" if is_batch else "direct", one.label)
         self.telemetry.flush()
@@ -158,12 +165,41 @@ class Notifier:
             log(one)
         return sqs_answer(settled) if is_batch else direct_answer(settled)
 
+    def _publish(self, notifications: Sequence[Notification], end: float) -> list[Outcome]:
+        """Publish by `end` (`time.monotonic`); what is not confirmed once more, if there is another secret by now."""
+        outcomes = self._try(notifications, end)
+        again = [one for one, outcome in zip(notifications, outcomes, strict=True) if _is_unconfirmed(outcome)]
+        if not again or time.monotonic() + SECRET_DEADLINE_SECONDS > end or not self._renewed():
+            return outcomes
+        retried = iter(self._try(again, end))
+        return [next(retried, outcome) if _is_unconfirmed(outcome) else outcome for outcome in outcomes]
+
+    def _try(self, notifications: Sequence[Notification], end: float) -> list[Outcome]:
+        patience_seconds = self._broker.publish_timeout_seconds if self._broker else 0.0
+        return self.publisher.publish(notifications, min(end, time.monotonic() + patience_seconds))
+
+    def _renewed(self) -> bool:
+        try:
+            if self._renewal is None or not self._renewal.renew():
+                return False
+        except SettingsError as error:
+            logger.error("settings cannot be read again", extra={"problem": str(error)})  # which holds no value
+            return False
+        logger.info("settings have changed")
+        self.publisher.close()
+        self._use(self._renewal.settings)
+        return True
+
     def close(self) -> None:
         """Disconnect. Idempotent; a failure is logged and swallowed: the process is ending anyway."""
         try:
             self.publisher.close()
         except Exception:  # noqa: BLE001 - the process ends whatever happens here
             logger.exception("shutdown")
+
+
+def _is_unconfirmed(outcome: Outcome) -> bool:
+    return outcome.status is Status.UNCONFIRMED
 
 
 def sqs_answer(settled: Sequence[Settled]) -> dict[str, Any]:
@@ -199,8 +235,8 @@ def notifier() -> Notifier:
     """Return this process's notifier, made from the environment at the first call."""
     global _notifier  # noqa: PLW0603 - one warm connection for each process is the point of this module
     if _notifier is None:
-        _notifier = Notifier(load().settings)
-        atexit.register(_notifier.close)
+        renewal = Renewal(after_seconds=RENEW_SECONDS)
+        _notifier = Notifier(renewal.settings, renewal)
     return _notifier
 
 
@@ -209,6 +245,18 @@ def handler(event: object, context: LambdaContext) -> dict[str, Any]:
     return notifier().handle(event, context.get_remaining_time_in_millis() / 1000)
 
 
-if (_runtime := lambda_runtime()) is not None and not _runtime.snap_start:
-    # CONNACK travels while Lambda finishes the start. A snapshot must not hold a socket: there the first call connects.
+def _start() -> None:
+    """Have CONNACK travel while Lambda finishes the start."""
+    global _notifier  # noqa: PLW0603 - as in `notifier`
+    _notifier = None  # what a snapshot may hold is another process's
     notifier().publisher.warm_up()
+
+
+@atexit.register
+def _end() -> None:
+    if _notifier is not None:
+        _notifier.close()
+
+
+begin(_start)
+collector.resume()

@@ -13,12 +13,12 @@ PUBLISH = 0x30
 
 
 def publish_packet(notification: Notification, mid: int, qos: int, *, properties: bool) -> bytes:
-    """One PUBLISH (MQTT 5 §3.3, MQTT 3.1.1 §3.3), not retained, not a duplicate; `properties` are MQTT 5's."""
+    """One PUBLISH (MQTT 5 §3.3, MQTT 3.1.1 §3.3), not a duplicate; `properties` are MQTT 5's."""
     topic = _string(notification.topic)
     identifier = mid.to_bytes(2, "big") if qos else b""
     packed = _properties(notification) if properties else b""
     remaining = len(topic) + len(identifier) + len(packed) + len(notification.payload)
-    header = bytes((PUBLISH | qos << 1,)) + _variable_byte_integer(remaining)
+    header = bytes((PUBLISH | qos << 1 | notification.retain,)) + _variable_byte_integer(remaining)
     return b"".join((header, topic, identifier, packed, notification.payload))
 
 

@@ -163,7 +163,7 @@ class InlinePublisher:
             batch.resolve(message, Outcome(Status.UNCONFIRMED, reason, reason_code))
         for message, outcome in batch.outcomes.items():
             self._telemetry.published(
-                message.topic,
+                message.metric_topic,
                 success=outcome.success,
                 no_subscribers=outcome.status is Status.NO_SUBSCRIBERS,
                 duration_seconds=batch.durations[message],
@@ -331,7 +331,7 @@ class _Batch:
         acks = connection.take_acks()
         for ack in acks:
             if (message := in_flight.pop(ack.mid, None)) is not None:
-                self.resolve(message, acknowledged(ack.reason_code, connection.qos))
+                self.resolve(message, acknowledged(ack.reason_code, ack.qos))
         return len(acks)
 
 

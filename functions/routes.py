@@ -49,6 +49,16 @@ class Notification:
     time: str = ""
     user_properties: tuple[tuple[str, str], ...] = ()
     """MQTT 5 user properties in order: CloudEvents 1.0 in the MQTT binary binding, then `etag`, `size`, `versionid`."""
+    qos: int | None = None
+    """None: the broker settings' own. A broker that grants less gets less."""
+    retain: bool = False
+    label: str = ""
+    """What metrics call the topic, where there are many of them: `camera/+/event`. "": the topic itself."""
+
+    @property
+    def metric_topic(self) -> str:
+        """The topic as metrics name it: one of a few."""
+        return self.label or self.topic
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-import pydantic_settings
-from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SecretsSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from functions import pem, sources
 from functions.addresses import is_http_url, parse_mqtt_url
 
 MIN_TOKEN_CHARACTERS = 16
@@ -53,12 +45,18 @@ class Broker:
     ca_file: Path | None = None
     cert_file: Path | None = None
     key_file: Path | None = None
+    ca_pem: str | None = None
+    cert_pem: str | None = None
+    key_pem: SecretStr | None = None
+    alpn: str | None = None
     protocol: Literal["5", "3.1.1"] = "5"
     qos: int = 1
     client_id_prefix: str = "bucketbell"
     keepalive_seconds: int = 60
     connect_timeout_seconds: float = 5.0
     publish_timeout_seconds: float = 5.0
+    availability_topic: str | None = None
+    """Where the broker itself says `offline`, retained, when it loses us: MQTT's last will."""
 
     @property
     def url(self) -> str:
@@ -83,6 +81,18 @@ class Settings(BaseSettings):
     )
     mqtt_cert_file: Path | None = Field(default=None, description="PEM client certificate (`mqtts` only).")
     mqtt_key_file: Path | None = Field(default=None, description="PEM key of the client certificate (`mqtts` only).")
+    mqtt_ca_pem: str | None = Field(
+        default=None,
+        description="What MQTT_CA_FILE would hold, where there are no files (a `\\n` written out is a line end).",
+    )
+    mqtt_cert_pem: str | None = Field(default=None, description="Likewise, instead of MQTT_CERT_FILE.")
+    mqtt_key_pem: SecretStr | None = Field(default=None, description="Likewise, instead of MQTT_KEY_FILE.")
+    mqtt_alpn: str | None = Field(
+        default=None,
+        max_length=255,
+        pattern=r"^[!-~]*$",
+        description="Protocol to ask for by ALPN (`mqtts` only), e.g. `x-amzn-mqtt-ca` for AWS IoT Core on port 443.",
+    )
     mqtt_qos: int = Field(default=1, ge=0, le=2, description="Quality of service of the notifications: 0, 1 or 2.")
     mqtt_protocol: Literal["5", "3.1.1"] = Field(
         default="5", description="`5` or `3.1.1`; 3.1.1 carries no message properties."
@@ -142,6 +152,9 @@ class Settings(BaseSettings):
     )
     aws_endpoint_url_s3: str | None = Field(default=None, description="boto3's own: the S3 endpoint alone.")
     aws_endpoint_url_sqs: str | None = Field(default=None, description="boto3's own: the SQS endpoint alone.")
+    aws_endpoint_url_secrets_manager: str | None = Field(
+        default=None, description="boto3's own: the Secrets Manager endpoint alone."
+    )
     aws_access_key_id: str | None = Field(default=None, description="boto3's own.")
     aws_secret_access_key: SecretStr | None = Field(default=None, description="boto3's own.")
     aws_session_token: SecretStr | None = Field(default=None, description="boto3's own.")
@@ -149,6 +162,11 @@ class Settings(BaseSettings):
     secrets_dir: Path | None = Field(
         default=None,
         description="Directory with a file for each secret, named as the variable. Environment and `.env` win.",
+    )
+    secret_id: str | None = Field(
+        default=None,
+        description="Name or ARN of a secret in AWS Secrets Manager: a JSON object of text, each key named as the "
+        "variable. All others win.",
     )
 
     @classmethod
@@ -197,13 +215,34 @@ class Settings(BaseSettings):
 
     @field_validator("mqtt_ca_file", "mqtt_cert_file", "mqtt_key_file")
     @classmethod
-    def _tls_file(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+    def _tls_file(cls, path: Path | None) -> Path | None:
         if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
             raise ValueError("must be the path of a file that this process may read")
-        url = info.data.get("mqtt_url")
-        if path is not None and url is not None and not parse_mqtt_url(url)[0]:
-            raise ValueError("needs TLS: MQTT_URL must start with mqtts://")
         return path
+
+    @field_validator("mqtt_ca_pem", "mqtt_cert_pem")
+    @classmethod
+    def _certificates(cls, text: str | None, info: ValidationInfo) -> str | None:
+        if text is not None and info.data.get(str(info.field_name).replace("_pem", "_file")) is not None:
+            raise ValueError("goes instead of the variable that ends in _FILE: unset one of the two")
+        return None if text is None else pem.certificates(text)
+
+    @field_validator("mqtt_key_pem")
+    @classmethod
+    def _key(cls, text: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if "mqtt_cert_pem" in info.data and (text is None) != (info.data["mqtt_cert_pem"] is None):
+            raise ValueError("goes together with MQTT_CERT_PEM: set both or neither")
+        return None if text is None else SecretStr(pem.private_key(text.get_secret_value()))
+
+    @field_validator(
+        "mqtt_ca_file", "mqtt_cert_file", "mqtt_key_file", "mqtt_ca_pem", "mqtt_cert_pem", "mqtt_key_pem", "mqtt_alpn"
+    )
+    @classmethod
+    def _over_tls(cls, value: object, info: ValidationInfo) -> object:
+        url = info.data.get("mqtt_url")
+        if value is not None and url is not None and not parse_mqtt_url(url)[0]:
+            raise ValueError("needs TLS: MQTT_URL must start with mqtts://")
+        return value
 
     @field_validator("mqtt_key_file")
     @classmethod
@@ -245,7 +284,12 @@ class Settings(BaseSettings):
         return assets
 
     @field_validator(
-        "sqs_queue_url", "s3_public_endpoint_url", "aws_endpoint_url", "aws_endpoint_url_s3", "aws_endpoint_url_sqs"
+        "sqs_queue_url",
+        "s3_public_endpoint_url",
+        "aws_endpoint_url",
+        "aws_endpoint_url_s3",
+        "aws_endpoint_url_sqs",
+        "aws_endpoint_url_secrets_manager",
     )
     @classmethod
     def _http_url(cls, url: str | None) -> str | None:
@@ -292,6 +336,10 @@ class Settings(BaseSettings):
             ca_file=self.mqtt_ca_file,
             cert_file=self.mqtt_cert_file,
             key_file=self.mqtt_key_file,
+            ca_pem=self.mqtt_ca_pem,
+            cert_pem=self.mqtt_cert_pem,
+            key_pem=self.mqtt_key_pem,
+            alpn=self.mqtt_alpn,
             protocol=self.mqtt_protocol,
             qos=self.mqtt_qos,
             client_id_prefix=self.mqtt_client_id_prefix,
@@ -299,17 +347,6 @@ class Settings(BaseSettings):
             connect_timeout_seconds=self.mqtt_connect_timeout_seconds,
             publish_timeout_seconds=self.mqtt_publish_timeout_seconds,
         )
-
-
-class _Variables(EnvSettingsSource):
-    """The variables that `load` was given, instead of the process's own; in capitals only, as boto3 has them."""
-
-    def __init__(self, variables: Mapping[str, str | None]) -> None:
-        self._variables = variables
-        super().__init__(Settings)
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        return {name.lower(): value for name, value in self._variables.items() if name == name.upper()}
 
 
 class Loaded(NamedTuple):
@@ -320,40 +357,19 @@ class Loaded(NamedTuple):
 
 
 def load(environ: Mapping[str, str] | None = None, *, env_file: Path | None = None) -> Loaded:
-    """Read the environment, then `env_file`, then the files in the directory `SECRETS_DIR`; the first that has it wins.
+    """Read the environment, then `env_file`, then the directory `SECRETS_DIR`, then the secret `SECRET_ID`.
 
-    `environ` defaults to the process's. Raises `SettingsError` naming every wrong variable.
+    The first that has a value wins. `environ` defaults to the process's. Raises `SettingsError` naming every wrong
+    variable.
     """
-    variables = os.environ if environ is None else environ
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-
-    def take(origin: str, found: Mapping[str, Any]) -> None:
-        for field, value in found.items():
-            if field not in values and str(value).strip():
-                values[field] = value
-                origins[field] = origin
-
-    take("environment", _Variables(variables)())
-    if env_file is not None and env_file.is_file():
-        # Not interpolated: a dollar in a password is a dollar, and nothing comes from elsewhere.
-        dotenv = _readable(str(env_file), lambda: dotenv_values(env_file, interpolate=False))
-        take(str(env_file), _Variables(dotenv)())
-    if Path(directory := values.get("secrets_dir", "")).is_dir() and directory:
-        take(directory, _readable("SECRETS_DIR", SecretsSettingsSource(Settings, secrets_dir=directory)))
     try:
+        values, origins = sources.read(Settings, os.environ if environ is None else environ, env_file)
         return Loaded(Settings(**values), origins)
+    except sources.SourceError as error:
+        problems: tuple[tuple[str, str], ...] = ((error.name, error.problem),)
     except ValidationError as error:
         problems = tuple(_problem(detail) for detail in error.errors(include_url=False))
     raise SettingsError(problems)  # out here, or the ValidationError would ride along, with the rejected values
-
-
-def _readable(name: str, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return read()
-    except (OSError, UnicodeDecodeError, pydantic_settings.SettingsError):
-        pass
-    raise SettingsError(((name, "must be UTF-8 text that this process may read"),))  # out here: as in `load`
 
 
 def _problem(detail: ErrorDetails) -> tuple[str, str]:
@@ -366,6 +382,7 @@ class LambdaRuntime(NamedTuple):
     """What the Lambda service says of the process that it started us in."""
 
     snap_start: bool
+    has_secret: bool = False
 
 
 def lambda_runtime(environ: Mapping[str, str] | None = None) -> LambdaRuntime | None:
@@ -376,4 +393,7 @@ def lambda_runtime(environ: Mapping[str, str] | None = None) -> LambdaRuntime | 
     environ = os.environ if environ is None else environ
     if "AWS_LAMBDA_FUNCTION_NAME" not in environ:
         return None
-    return LambdaRuntime(snap_start=environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start")
+    return LambdaRuntime(
+        snap_start=environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start",
+        has_secret=bool(environ.get("SECRET_ID", "").strip()),
+    )

@@ -1,18 +1,22 @@
-"""Logger and metrics: the names that dashboards know, on Lambda through Powertools (EMF).
+"""Logger and metrics: the names that dashboards know, on Lambda as CloudWatch's embedded metric format (EMF).
 
 The host counts the same names with prometheus_client (`infra.host.metrics`); both answer to `Telemetry`.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from collections import Counter, defaultdict
 from typing import Protocol
 
 from aws_lambda_powertools.logging import Logger
-from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
+from aws_lambda_powertools.metrics import EphemeralMetrics
 
 NAMESPACE = SERVICE = "bucketbell"
-MAX_EMF_VALUES = 99  # for one metric in one document; at CloudWatch's 100 Powertools prints by itself, too early
+MAX_EMF_VALUES = 100  # for one metric in one document
+
+Dimensions = tuple[tuple[str, str], ...]
 
 logger = Logger(service=SERVICE)
 
@@ -44,9 +48,10 @@ class EmfTelemetry:
     """Collects during an invocation; `flush` prints what there is as CloudWatch embedded metric format."""
 
     def __init__(self) -> None:
-        """Begin with nothing to tell."""
+        """Begin with nothing to tell. One account's stacks are told apart by POWERTOOLS_SERVICE_NAME."""
+        self._service = EphemeralMetrics(namespace=NAMESPACE).service or SERVICE  # which reads that variable
         self._gauges: dict[str, int] = {}
-        self._counts: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
+        self._counts: Counter[tuple[str, Dimensions]] = Counter()
         self._durations: defaultdict[str, list[float]] = defaultdict(list)
 
     def enabled(self, *, enabled: bool) -> None:
@@ -75,21 +80,55 @@ class EmfTelemetry:
         self._counts["events_total", (("source", source), ("outcome", outcome))] += 1
 
     def flush(self) -> None:
-        """Print an EMF document or more for each set of dimensions, and begin anew; the gauges are told every time."""
-        documents: defaultdict[tuple[tuple[tuple[str, str], ...], int], EphemeralMetrics] = defaultdict(
-            lambda: EphemeralMetrics(namespace=NAMESPACE, service=SERVICE)
-        )
+        """Print what there is, and begin anew; the gauges are told every time."""
+        documents: list[_Document] = []
+
+        def tell(dimensions: Dimensions, name: str, unit: str, value: float | list[float]) -> None:
+            for document in documents:
+                if document.take(dimensions, name, unit, value):
+                    return
+            documents.append(_Document(self._service))
+            documents[-1].take(dimensions, name, unit, value)
+
         for name, gauge in self._gauges.items():
-            documents[(), 0].add_metric(name, MetricUnit.Count, gauge)
+            tell((), name, "Count", gauge)
         for (name, dimensions), count in self._counts.items():
-            documents[dimensions, 0].add_metric(name, MetricUnit.Count, count)
+            tell(dimensions, name, "Count", count)
         for topic, durations in self._durations.items():
-            for position, duration in enumerate(durations):
-                document = documents[(("topic", topic),), position // MAX_EMF_VALUES]
-                document.add_metric("mqtt_publish_duration_seconds", MetricUnit.Seconds, duration)
-        for (dimensions, _), document in documents.items():
-            for name, value in dimensions:
-                document.add_dimension(name, value)
-            document.flush_metrics()
+            for at in range(0, len(durations), MAX_EMF_VALUES):
+                values = durations[at : at + MAX_EMF_VALUES]
+                tell((("topic", topic),), "mqtt_publish_duration_seconds", "Seconds", values)
+        for document in documents:
+            print(document)  # noqa: T201 - standard output is where CloudWatch reads it
         self._counts.clear()
         self._durations.clear()
+
+
+class _Document:
+    """One line of CloudWatch's embedded metric format, with metrics of several sets of dimensions.
+
+    Powertools prints a line for each set, and takes as long for four of them as a publish does. Source: CloudWatch
+    User Guide, "Specification: Embedded metric format".
+    """
+
+    def __init__(self, service: str) -> None:
+        self._members: dict[str, object] = {"service": service}
+        self._metrics: defaultdict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+
+    def take(self, dimensions: Dimensions, name: str, unit: str, value: float | list[float]) -> bool:
+        """Put a metric in, unless it would give a member of the document a second value."""
+        members = self._members
+        if name in members or any(members.get(one, its) != its for one, its in dimensions):
+            return False
+        members.update(dimensions)
+        members[name] = value
+        self._metrics[(*(one for one, _ in dimensions), "service")].append({"Name": name, "Unit": unit})
+        return True
+
+    def __str__(self) -> str:
+        directives = [
+            {"Namespace": NAMESPACE, "Dimensions": [names], "Metrics": metrics}
+            for names, metrics in self._metrics.items()
+        ]
+        about = {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": directives}
+        return json.dumps({"_aws": about, **self._members})

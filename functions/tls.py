@@ -1,19 +1,18 @@
-"""TLS towards the broker, from the files that the settings name."""
+"""TLS towards the broker, from the files or the PEM text that the settings name."""
 
 from __future__ import annotations
 
+import os
 import ssl
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from functions.settings import Broker
 
 
 class TlsFileError(Exception):
-    """A file is not what its variable says; the message names the variable."""
+    """A file or text is not what its variable says; the message names the variable."""
 
 
 def client_context(broker: Broker) -> ssl.SSLContext:
@@ -22,22 +21,35 @@ def client_context(broker: Broker) -> ssl.SSLContext:
     Raises `TlsFileError`, and `OSError` when a file has gone.
     """
     files = (broker.ca_file, broker.cert_file, broker.key_file)
-    return _context(*files, tuple(file.stat().st_mtime_ns if file else 0 for file in files))
+    return _context(broker, tuple(file.stat().st_mtime_ns if file else 0 for file in files))
 
 
 @lru_cache(maxsize=4)  # reading the system's authorities takes tens of milliseconds
-def _context(
-    ca_file: Path | None, cert_file: Path | None, key_file: Path | None, _modified_at: tuple[int, ...]
-) -> ssl.SSLContext:
+def _context(broker: Broker, _modified_at: tuple[int, ...]) -> ssl.SSLContext:
     try:
-        context = ssl.create_default_context(cafile=ca_file)
+        context = ssl.create_default_context(cafile=broker.ca_file, cadata=broker.ca_pem)
     except ssl.SSLError as error:
-        raise TlsFileError(f"MQTT_CA_FILE is not usable: {error.reason or error}") from None
-    if cert_file and key_file:
-        try:
+        variable = "MQTT_CA_PEM" if broker.ca_pem else "MQTT_CA_FILE"
+        raise TlsFileError(f"{variable} is not usable: {error.reason or error}") from None
+    kind = "FILE"
+    try:
+        if broker.cert_file and broker.key_file:
             # A password, because OpenSSL would ask the terminal for that of an encrypted key, and wait.
-            context.load_cert_chain(cert_file, key_file, password="")
-        except ssl.SSLError as error:
-            reason = error.reason or "is the key encrypted?"
-            raise TlsFileError(f"MQTT_CERT_FILE or MQTT_KEY_FILE is not usable: {reason}") from None
+            context.load_cert_chain(broker.cert_file, broker.key_file, password="")
+        elif broker.cert_pem and broker.key_pem:
+            kind = "PEM"
+            _load_pem(context, broker.cert_pem + broker.key_pem.get_secret_value())
+    except ssl.SSLError as error:
+        reason = error.reason or "is the key encrypted?"
+        raise TlsFileError(f"MQTT_CERT_{kind} or MQTT_KEY_{kind} is not usable: {reason}") from None
+    if broker.alpn:
+        context.set_alpn_protocols([broker.alpn])
     return context
+
+
+def _load_pem(context: ssl.SSLContext, text: str) -> None:
+    """Load from a file in memory: `ssl` reads files only, and a key has no business on a disk."""
+    with os.fdopen(os.memfd_create("pem"), "w") as file:
+        file.write(text)
+        file.flush()
+        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password="")

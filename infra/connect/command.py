@@ -114,7 +114,8 @@ def connect(
 
     Adds notification rules for CONFIGS_PREFIX and ASSETS_PREFIX beside those that are there. On **MinIO**, two
     webhook targets, one fast and one that keeps events on disk; it prints the lines that MinIO's environment needs.
-    On **AWS** and whatever else has SQS, one queue; it prints the SQS_QUEUE_URL for the host.
+    On **AWS** and whatever else has SQS, one queue; it prints the SQS_QUEUE_URL for the host. With `--queue-url` the
+    queue may be that of a stack on AWS: then its function takes the messages, and no host should.
     """
     if queue and queue_url:
         raise typer.BadParameter("use --queue or --queue-url, not both")
@@ -256,7 +257,10 @@ class _Report:
     def _host_lines(self, plan: Plan) -> None:
         assert plan.queue is not None  # noqa: S101 - SQS always has one
         if plan.queue.url:
-            self.say(f"\nThe host's environment needs this line:\n\nSQS_QUEUE_URL={plan.queue.url}\n")
+            self.say(
+                f"\nThe host's environment needs this line:\n\nSQS_QUEUE_URL={plan.queue.url}\n\n"
+                "(not where a Lambda function takes this queue's messages: the two would share them)\n"
+            )
         self._document["host_environment"] = {"SQS_QUEUE_URL": plan.queue.url}
         for remark in plan.queue.remarks:
             self.say(remark)

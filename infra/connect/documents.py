@@ -201,7 +201,7 @@ def allow_bucket(policy: str | None, *, bucket: str, queue_arn: str) -> str | No
         },
     }
     document, statements = _policy(policy)
-    if statement in statements:
+    if any({**other, "Sid": statement["Sid"]} == statement for other in statements):  # whoever wrote it
         return None
     others = [other for other in statements if other.get("Sid") != statement["Sid"]]
     return json.dumps({**document, "Statement": [*others, statement]})

@@ -6,18 +6,32 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from functions.connection import Connection, ConnectionFailure
 from functions.publisher import backoff_seconds, new_client_id
+from functions.routes import Notification
 from functions.settings import Broker
 from functions.telemetry import Telemetry, logger
 
 LASTING_SECONDS = 10.0  # a connection that held for this long ends a row of failures
 DEMAND_SECONDS = 1.0  # somebody waits for the broker: try this soon, whatever the back-off says
 OPENING_MARGIN_SECONDS = 0.5  # for the opening thread to tell of its own time-out
+
+# Reasons that are nobody's fault.
+SHUT_DOWN = "shut down"
+CHANGED = "the broker's settings have changed"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkError:
+    """Why the link was lost, or not made; `at` is wall-clock seconds."""
+
+    reason: str
+    reason_code: int | None
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +43,29 @@ class LinkStatus:
     since: float
     reason: str = ""
     reason_code: int | None = None
+    last_connected_at: float | None = None
+    last_error: LinkError | None = None
+    """The last one, also while the link is well again."""
+    reconnect_attempts: int = 0
 
 
 class LinkUser(Protocol):
     """Whoever sends over the link. Called on the event loop; must not raise."""
 
+    def link_made(self) -> None:
+        """The broker has accepted us."""
+
     def link_moved(self) -> None:
-        """The broker has accepted us, acknowledgements may have come, or there is room to write again."""
+        """Acknowledgements may have come, or there is room to write again."""
 
     def link_lost(self, failure: ConnectionFailure) -> None:
         """The connection is over, or an attempt has failed; nothing sent before will be acknowledged."""
 
     def waiting(self) -> bool:
         """Whether something waits to be sent."""
+
+    def last_words(self) -> Sequence[Notification]:
+        """What to say before DISCONNECT."""
 
 
 class Link:
@@ -56,6 +80,7 @@ class Link:
         self._user = user
         self._on_change = on_change
         self._client_id = new_client_id(broker.client_id_prefix) if broker else ""
+        self.started = False
         self._opened: Connection | None = None
         self._fd = -1
         self._changed = asyncio.Event()
@@ -73,18 +98,29 @@ class Link:
 
     def start(self) -> None:
         """Begin to connect. Idempotent."""
+        self.started = True
         if self._broker is not None and self._task is None:
             self._task = asyncio.create_task(self._stay_connected(self._broker), name="mqtt-link")
 
     async def stop(self) -> None:
         """Say DISCONNECT and end. Idempotent."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._opened is not None:
-            self._opened.close()
-            self._opened = None
-            self._became(connected=False, failure=ConnectionFailure("shut down"))
+        task = self._task
+        if self._leave():
+            self._became(connected=False, failure=ConnectionFailure(SHUT_DOWN))
+        if task is not None:
+            await asyncio.gather(task, return_exceptions=True)
+
+    def use(self, broker: Broker | None, *, otherwise: str = CHANGED) -> None:
+        """Leave the broker, and go to this one as a new client; None: to nobody, and `otherwise` says why."""
+        self._leave()
+        self._broker = broker
+        self._client_id = new_client_id(broker.client_id_prefix) if broker else ""
+        changed = ConnectionFailure(CHANGED if broker else otherwise)
+        self.status = replace(self.status, broker=broker.url if broker else None, reconnect_attempts=0)
+        self._became(connected=False, failure=changed)
+        self._user.link_lost(changed)
+        if self.started:
+            self.start()
 
     def demand(self) -> None:
         """Somebody waits: do not sit out a long back-off."""
@@ -114,12 +150,30 @@ class Link:
             connection.discard()
             self._changed.set()
 
+    def _leave(self) -> bool:
+        """Say the last words and DISCONNECT, and end the task; whether there was a connection."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        self._opening = None  # whoever opens for a task that was cancelled discards what it has opened
+        if self._opened is None:
+            return False
+        if self._opened.connected:
+            with contextlib.suppress(ConnectionFailure):
+                for notification in self._user.last_words():
+                    self._opened.send(notification)
+                self._opened.flush()
+        self._opened.close()
+        self._opened = None
+        return True
+
     async def _stay_connected(self, broker: Broker) -> None:
         failures = 0
         while True:
             begun_at = time.monotonic()
             if failures:
                 self._telemetry.reconnect_attempt()
+                self.status = replace(self.status, reconnect_attempts=self.status.reconnect_attempts + 1)
             lasted = False
             try:
                 connection = await self._connect(broker)
@@ -168,7 +222,7 @@ class Link:
         if not connection.connected:
             raise connection.why("no answer to CONNECT in time")
         self._became(connected=True)
-        self._user.link_moved()
+        self._user.link_made()
         return connection
 
     async def _open(self, broker: Broker, deadline: float) -> Connection:
@@ -207,12 +261,17 @@ class Link:
     def _became(self, *, connected: bool, failure: ConnectionFailure | None = None) -> None:
         self._telemetry.connection(connected=connected)
         self._telemetry.enabled(enabled=connected)
-        self.status = LinkStatus(
-            self.status.broker,
-            connected,
-            self.status.since if connected == self.status.connected else time.time(),
-            failure.reason if failure else "",
-            failure.reason_code if failure else None,
+        now = time.time()
+        reason, reason_code = (failure.reason, failure.reason_code) if failure else ("", None)
+        is_error = failure is not None and reason not in {SHUT_DOWN, CHANGED}
+        self.status = replace(
+            self.status,
+            connected=connected,
+            since=self.status.since if connected == self.status.connected else now,
+            reason=reason,
+            reason_code=reason_code,
+            last_connected_at=now if connected else self.status.last_connected_at,
+            last_error=LinkError(reason, reason_code, now) if is_error else self.status.last_error,
         )
         self._on_change(self.status)
 

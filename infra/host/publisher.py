@@ -10,19 +10,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from functions.connection import ConnectionFailure
 from functions.publisher import Outcome, Status, acknowledged, too_large
 from functions.routes import Notification
 from functions.settings import Broker
 from functions.telemetry import Telemetry, logger
-from infra.host.link import Link, LinkStatus
+from infra.host.link import CHANGED, Link, LinkStatus
 
 QUEUE_LIMIT = 10_000
 HOUSEKEEPING_SECONDS = 0.25
 MAX_ACK_AGE = 4  # publish time-outs: an acknowledgement that others overtook for so long will not come
 FLUSH_SECONDS = 1.0  # at shutdown
+UNKNOWN_ACK_SECONDS = 5.0  # how long a notification waits while there is no broker yet
 CLOCK_SLACK_SECONDS = 0.005  # the loop's timers count whole milliseconds
 
 
@@ -57,9 +58,14 @@ class HostPublisher:
     ) -> None:
         """`on_change` hears of every connect, disconnect and failed attempt. Nothing is connected before `start`."""
         self.configured = broker is not None
+        self.messages_published = 0
+        self.greetings: Callable[[], Sequence[Notification]] = tuple
+        """What to publish first on each connect."""
+        self.farewells: Callable[[], Sequence[Notification]] = tuple
+        """What to send before each DISCONNECT."""
         self._telemetry = telemetry
         self._queue_limit = queue_limit
-        self._ack_seconds = broker.publish_timeout_seconds if broker else 0.0
+        self._ack_seconds = broker.publish_timeout_seconds if broker else UNKNOWN_ACK_SECONDS
         self._link = Link(broker, telemetry, self, on_change)
         self._queue: deque[Flight] = deque()
         self._in_flight: dict[int, Flight] = {}
@@ -80,8 +86,11 @@ class HostPublisher:
 
     async def start(self) -> None:
         """Begin to connect, and to reconnect for ever. Returns at once."""
-        if self.configured and self._housekeeping is None:
-            self._link.start()
+        self._link.start()
+        self._begin_housekeeping()
+
+    def _begin_housekeeping(self) -> None:
+        if self.configured and self._link.started and self._housekeeping is None:
             self._housekeeping = asyncio.create_task(self._keep_house(), name="mqtt-housekeeping")
 
     def submit(self, notification: Notification) -> Flight:
@@ -131,7 +140,43 @@ class HostPublisher:
             await asyncio.gather(self._housekeeping, return_exceptions=True)
         await self._link.stop()
 
+    def use(self, broker: Broker | None) -> None:
+        """Publish to `broker` from now on, and nothing more to the one before; None: publishing is switched off.
+
+        What the one before has not acknowledged goes to the next, if it is still in time.
+        """
+        if not self._stopping:
+            self._use(broker, CHANGED)
+            if broker is None:
+                self._abandon("publishing is switched off")
+
+    def hold(self, reason: str) -> None:
+        """Leave the broker, and confirm nothing until `use`: it is not known, or cannot be used, for this `reason`."""
+        if not self._stopping:
+            self._use(None, reason)
+            self.configured = True
+            self._begin_housekeeping()
+
+    def _use(self, broker: Broker | None, otherwise: str) -> None:
+        self.configured = broker is not None
+        if broker is not None:
+            self._ack_seconds = broker.publish_timeout_seconds
+        self._link.use(broker, otherwise=otherwise)
+        self._begin_housekeeping()
+
     # What the link asks and tells.
+
+    def link_made(self) -> None:
+        """See `LinkUser.link_made`."""
+        now = time.monotonic()
+        loop = asyncio.get_running_loop()
+        for notification in reversed(self.greetings()):
+            self._queue.appendleft(Flight(notification, now, now + self._ack_seconds, loop.create_future()))
+        self._pump()
+
+    def last_words(self) -> Sequence[Notification]:
+        """See `LinkUser.last_words`."""
+        return self.farewells()
 
     def link_moved(self) -> None:
         """See `LinkUser.link_moved`."""
@@ -161,7 +206,7 @@ class HostPublisher:
         for ack in acks:
             flight = self._in_flight.pop(ack.mid, None)
             if flight is not None:
-                self._finish(flight, acknowledged(ack.reason_code, connection.qos))
+                self._finish(flight, acknowledged(ack.reason_code, ack.qos))
 
     def _pump(self) -> None:
         """Fill the free slots from the queue."""
@@ -183,14 +228,14 @@ class HostPublisher:
                 self._progress_at = now
             self._in_flight[mid] = flight
         self._link.flush()
-        if connection.qos == 0:
-            self._take_acks()
+        self._take_acks()  # at QoS 0 sending was all
 
     def _finish(self, flight: Flight, outcome: Outcome) -> None:
         if flight.done.done():
             return
+        self.messages_published += outcome.success
         self._telemetry.published(
-            flight.notification.topic,
+            flight.notification.metric_topic,
             success=outcome.success,
             no_subscribers=outcome.status is Status.NO_SUBSCRIBERS,
             duration_seconds=time.monotonic() - flight.begun_at,

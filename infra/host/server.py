@@ -24,7 +24,7 @@ from functions.tokens import KeyringError
 from infra.host.app import App
 from infra.host.bell import Bell
 from infra.host.gateway import Gateway
-from infra.host.link import LinkStatus
+from infra.host.link import CHANGED, SHUT_DOWN, LinkStatus
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.poller import LONG_POLL_SECONDS, Poller
 from infra.host.protocol import HostProtocol
@@ -166,7 +166,7 @@ class LinkLog:
             self._causes.clear()
         elif self._connected:
             logger.info("mqtt disconnected", extra=details)
-        if not status.connected and status.reason != "shut down":
+        if not status.connected and status.reason not in {SHUT_DOWN, CHANGED}:
             self._causes[status.reason] += 1
             if self._causes[status.reason] == 1:
                 logger.warning("mqtt connection failed; trying on", extra=details)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,63 @@ def test_a_message_of_several_records_fails_once() -> None:
     assert _failed(*_settled(_batch(both), DELIVERED, DELIVERED)) == []
 
 
+MAX_SQS_BYTES = 256 * 1024
+
+
+def test_a_body_as_large_as_sqs_takes_is_read_in_a_moment() -> None:
+    """Of a key longer than S3 knows, of a thousand records, or of nothing that is one."""
+    deep = {"Records": [_record("assets/" + "k" * (MAX_SQS_BYTES - 1000))]}
+    many = {"Records": [_record(f"assets/{n}") for n in range(1000)]}
+    noise = ("[" * MAX_SQS_BYTES, '{"Records":[' + "{}," * (MAX_SQS_BYTES // 3 - 10) + "{}]}", "9" * MAX_SQS_BYTES)
+    assert all(len(json.dumps(body)) <= MAX_SQS_BYTES for body in (deep, many))
+    begun_at = time.monotonic()
+    steps = plan(_batch(deep, many, *noise), Routes())
+    assert time.monotonic() - begun_at < 3
+    assert len(to_publish(steps)) == 1000
+    assert {step.message_id for step in steps} == {"m1", "m2", "m3", "m4", "m5"}
+    skipped = settle(steps, [DELIVERED] * 1000)
+    assert _failed(*skipped) == ["m1", "m3", "m4", "m5"]
+
+
+@pytest.mark.parametrize(
+    ("record", "failed"),
+    [
+        (7, True),
+        (None, True),
+        ("text", True),
+        ({}, True),
+        ({"eventName": "ObjectCreated:Put"}, True),
+        ({"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": 7}, True),
+        ({"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}}}, True),
+        ({**_record("x"), "s3": {"bucket": {"name": "b"}, "object": {"key": 7}}}, True),
+        ({**_record("x"), "s3": {"bucket": {"name": "b"}, "object": {"key": ""}}}, True),
+        (_record("configs/aa-bb-cc-dd-ee.json"), False),
+        (_record("configs/"), False),
+        (_record("assets/%"), None),
+        (_record("assets/%ff"), True),
+        (_record("assets/a/../b"), False),
+    ],
+)
+def test_one_bad_record_harms_nobody_else(record: object, failed: bool | None) -> None:  # noqa: FBT001 - of a table
+    """What S3 never writes is kept for a person; a key that is no name is skipped; the good one rings in any case."""
+    settled = _settled(_batch({"Records": [record]}, GOOD), *[DELIVERED] * (2 if failed is None else 1))
+    assert _failed(*settled) == (["m1"] if failed else [])
+    assert [one.label for one in settled if one.step.message_id == "m2"] == ["delivered"]
+
+
+@pytest.mark.parametrize("event", [{"Records": []}, {}, [], None, 7, "text", {"Records": None}, {"Records": {"a": 1}}])
+def test_an_event_of_no_shape_is_summed_up_and_not_raised(event: object) -> None:
+    """Another try would find the same."""
+    answer = direct_answer(_settled(event))
+    assert answer["published"] == 0
+    assert answer["failed"] == (0 if event == {"Records": []} else 1)
+
+
+def test_a_message_without_an_id_is_not_lost() -> None:
+    """SQS always gives one; were there none, an empty name makes Lambda keep the whole batch."""
+    assert _failed(*_settled({"Records": [{"eventSource": "aws:sqs", "body": "not json"}]})) == [""]
+
+
 @pytest.mark.parametrize("body", [None, "", "  ", 7])
 def test_a_message_without_a_usable_body_is_kept_for_a_person(body: object) -> None:
     """It is malformed, not ignored."""
@@ -204,7 +262,7 @@ def test_without_mqtt_url_every_invocation_succeeds_in_silence(
     notifier.close()
     assert lines == []
     (document,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert document["mqtt_enabled"] == [0.0]
+    assert document["mqtt_enabled"] == 0
     assert [metric["Name"] for metric in document["_aws"]["CloudWatchMetrics"][0]["Metrics"]] == ["mqtt_enabled"]
 
 

@@ -273,6 +273,56 @@ def test_tls_files_need_tls_and_each_other(tmp_path: Path) -> None:
     assert load(tls | ca).settings.broker is not None
 
 
+CERTIFICATE = "-----BEGIN CERTIFICATE----- canary5f3a -----END CERTIFICATE-----"
+KEY = CERTIFICATE.replace("CERTIFICATE", "PRIVATE KEY")
+
+
+def test_certificates_may_come_as_text() -> None:
+    """They reach the broker well-formed, beside the protocol to ask for; the key does not show."""
+    loaded = load(
+        {
+            "MQTT_URL": "mqtts://b:443",
+            "MQTT_CA_PEM": CERTIFICATE,
+            "MQTT_CERT_PEM": CERTIFICATE,
+            "MQTT_KEY_PEM": KEY,
+            "MQTT_ALPN": " x-amzn-mqtt-ca ",
+        }
+    )
+    certificate = "-----BEGIN CERTIFICATE-----\ncanary5f3a\n-----END CERTIFICATE-----\n"
+    key = certificate.replace("CERTIFICATE", "PRIVATE KEY")
+    assert loaded.settings.broker == Broker(
+        "b",
+        443,
+        tls=True,
+        ca_pem=certificate,
+        cert_pem=certificate,
+        key_pem=SecretStr(key),
+        alpn="x-amzn-mqtt-ca",
+    )
+    assert "PRIVATE KEY" not in f"{loaded} {loaded.settings.broker} {loaded.settings.model_dump_json()}"
+
+
+def test_certificates_as_text_need_tls_and_each_other_and_no_files(tmp_path: Path) -> None:
+    """The variable that is wrong is named, and nothing of the text is repeated."""
+    file = tmp_path / "some.pem"
+    file.touch()
+    ca, cert, key = {"MQTT_CA_PEM": CERTIFICATE}, {"MQTT_CERT_PEM": CERTIFICATE}, {"MQTT_KEY_PEM": KEY}
+    plain, tls, alpn = {"MQTT_URL": "mqtt://b"}, {"MQTT_URL": "mqtts://b"}, {"MQTT_ALPN": "mqtt"}
+    wrong = problems(plain | ca | cert | key | alpn)
+    assert set(wrong) == {"MQTT_CA_PEM", "MQTT_CERT_PEM", "MQTT_KEY_PEM", "MQTT_ALPN"}
+    assert all("mqtts://" in said for said in wrong.values())
+    assert "MQTT_CERT_PEM" in problems(tls | cert)["MQTT_KEY_PEM"]
+    assert "MQTT_CERT_PEM" in problems(tls | key)["MQTT_KEY_PEM"]
+    assert "_FILE" in problems(tls | ca | {"MQTT_CA_FILE": str(file)})["MQTT_CA_PEM"]
+    files = {"MQTT_CERT_FILE": str(file), "MQTT_KEY_FILE": str(file)}
+    assert "_FILE" in problems(tls | cert | key | files)["MQTT_CERT_PEM"]
+    assert "certificate" in problems(tls | {"MQTT_CA_PEM": KEY})["MQTT_CA_PEM"].lower()
+    (said,) = problems(tls | cert | {"MQTT_KEY_PEM": CERTIFICATE}).values()
+    assert "PRIVATE KEY" in said
+    assert "canary" not in said
+    assert set(problems(tls | {"MQTT_ALPN": "two words"})) == {"MQTT_ALPN"}
+
+
 def test_a_password_needs_a_user_name() -> None:
     """A password alone is a mistake, not an anonymous connection."""
     assert "MQTT_USERNAME" in problems({"MQTT_PASSWORD": CANARY})["MQTT_PASSWORD"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from typing import Any
 
@@ -20,13 +21,19 @@ def _flushed(telemetry: EmfTelemetry, capsys: pytest.CaptureFixture[str]) -> Val
     values: Values = {}
     for line in capsys.readouterr().out.splitlines():
         document: dict[str, Any] = json.loads(line)
-        (directive,) = document["_aws"]["CloudWatchMetrics"]
-        assert directive["Namespace"] == "bucketbell"
-        (names,) = directive["Dimensions"]
-        dimensions = tuple((name, document[name]) for name in names if name != "service")
-        for metric in directive["Metrics"]:
-            assert len(document[metric["Name"]]) <= 100, "CloudWatch takes no more in one document"
-            values.setdefault((metric["Name"], dimensions), []).extend(document[metric["Name"]])
+        assert abs(document["_aws"]["Timestamp"] / 1000 - time.time()) < 60
+        for directive in document["_aws"]["CloudWatchMetrics"]:
+            assert directive["Namespace"] == "bucketbell"
+            assert len(directive["Metrics"]) <= 100, "CloudWatch takes no more in one directive"
+            (names,) = directive["Dimensions"]
+            dimensions = tuple((name, document[name]) for name in names if name != "service")
+            assert document["service"]
+            assert all(isinstance(value, str) for _, value in dimensions)
+            for metric in directive["Metrics"]:
+                found = document[metric["Name"]]
+                found = found if isinstance(found, list) else [found]
+                assert len(found) <= 100, "CloudWatch takes no more in one document"
+                values.setdefault((metric["Name"], dimensions), []).extend(found)
     return values
 
 
@@ -80,6 +87,17 @@ def test_events_and_reconnects_are_counted(capsys: pytest.CaptureFixture[str]) -
         ("events_total", (("source", "direct"), ("outcome", "removed"))): [1],
         ("mqtt_reconnect_attempts_total", ()): [1],
     }
+
+
+def test_what_one_upload_has_to_tell_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever dimensions its metrics have: each line costs time and money."""
+    telemetry = EmfTelemetry()
+    telemetry.connection(connected=True)
+    telemetry.enabled(enabled=True)
+    _publish(telemetry, "a", no_subscribers=True)
+    telemetry.event("sqs", "no_subscribers")
+    telemetry.flush()
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 @pytest.mark.parametrize("count", [98, 99, 100, 101, 250])

@@ -1,25 +1,15 @@
-"""What `template.yaml` deploys, read after the same transformation that AWS applies to it."""
+"""What `template.yaml` makes and how the parts are joined; permissions and watching have files of their own."""
 
 from __future__ import annotations
 
 import copy
 import importlib
-import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator
-from functools import cache
-from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
+from graphlib import CycleError
 from typing import Any
 
 import pytest
-from boto3.session import Session
-
-# aws-sam-translator brings no types.
-from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
-from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
-from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
 
 from functions.settings import Settings, load
 from infra.connect.documents import (
@@ -29,241 +19,36 @@ from infra.connect.documents import (
     QUEUE_LONG_POLL_SECONDS,
     QUEUE_RETENTION_SECONDS,
     QUEUE_VISIBILITY_SECONDS,
-    allow_bucket,
+)
+from tests.template import (
+    ACCOUNT,
+    BROKER_SECRET,
+    BUCKET,
+    EVERYTHING,
+    KEY,
+    REGION,
+    ROOT,
+    STACK,
+    Stack,
+    accepts,
+    order,
+    references,
+    source,
+    transformed,
 )
 
-ROOT = Path(__file__).parents[2]
-ACCOUNT, REGION = "123456789012", "eu-central-1"
-NOTHING = object()
-PSEUDO: dict[str, object] = {
-    "AWS::AccountId": ACCOUNT,
-    "AWS::NoValue": NOTHING,
-    "AWS::Partition": "aws",
-    "AWS::Region": REGION,
-    "AWS::StackName": "stack",
-    "AWS::URLSuffix": "amazonaws.com",
-}
-BUCKET = f"bucketbell-{ACCOUNT}-{REGION}"
-VARIABLE = re.compile(r"\$\{([^}]+)\}")
 MOST_WINDOW_SECONDS = 5
 HTTP_API_TIMEOUT_SECONDS = 30
-SECRET = re.compile(r"\{\{resolve:secretsmanager:([^{}]+)\}\}")
-
-EVERYTHING = {
-    "MqttUrl": "mqtts://broker.example",
-    "MqttUsername": "bell",
-    "MqttPasswordSecret": "bell/mqtt",
-    "DeviceTokenKeysSecret": f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:bell-AbCdEf:SecretString:keys",
-    "AdminTokensSecret": "bell/admin",
-    "DeviceTokensRevoked": "one,two",
-    "SubnetIds": "subnet-1a,subnet-2b",
-    "SecurityGroupIds": "sg-3c",
-}
-SECRET_VALUES = {
-    "MQTT_PASSWORD": "correct horse",
-    "DEVICE_TOKEN_KEYS": "k1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
-    "ADMIN_TOKENS": "0123456789abcdef",
-}
-
-
-@cache
-def source() -> dict[str, Any]:
-    """The template as written, with its intrinsic functions in their long form."""
-    document: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text(encoding="utf-8"))
-    return document
-
-
-@cache
-def transformed() -> dict[str, Any]:
-    """The CloudFormation document that AWS makes of the template."""
-    document = copy.deepcopy(source())
-    document["Globals"]["Function"]["CodeUri"] = "s3://artefacts/functions"  # as `sam deploy` does
-    translator = Translator({}, Parser(), boto_session=Session(region_name=REGION))
-    result: dict[str, Any] = json.loads(json.dumps(translator.translate(document, {})))
-    return result
-
-
-class Stack:
-    """The template with these parameters, each `Ref`, `Sub` and `If` replaced by what it comes to.
-
-    A resource's `Ref` becomes its logical name, an attribute `<name>.<attribute>`.
-    """
-
-    def __init__(self, **parameters: str) -> None:
-        declared = transformed()["Parameters"]
-        assert parameters.keys() <= declared.keys()
-        self._values = PSEUDO | {name: one["Default"] for name, one in declared.items()} | parameters
-        self.resources: dict[str, Any] = self.resolve(transformed()["Resources"])
-
-    def __getitem__(self, name: str) -> dict[str, Any]:
-        properties: dict[str, Any] = self.resources[name]["Properties"]
-        return properties
-
-    def of(self, kind: str) -> dict[str, dict[str, Any]]:
-        """The properties of every resource of a type, by logical name."""
-        return {name: one["Properties"] for name, one in self.resources.items() if one["Type"] == kind}
-
-    def permissions(self, role: str) -> set[tuple[str, str]]:
-        """What a role may do: action and resource, one by one."""
-        properties = self[role]
-        assert "ManagedPolicyArns" not in properties
-        statements = [one for policy in properties["Policies"] for one in policy["PolicyDocument"]["Statement"]]
-        assert {one["Effect"] for one in statements} == {"Allow"}
-        assert not any({"NotAction", "NotResource"} & one.keys() for one in statements)
-        return {
-            (action, resource)
-            for one in statements
-            for action in listed(one["Action"])
-            for resource in listed(one["Resource"])
-        }
-
-    def environment(self, function: str) -> dict[str, str]:
-        """A function's variables, as Lambda hands them on."""
-        return {name: str(value) for name, value in self[function]["Environment"]["Variables"].items()}
-
-    @property
-    def broken_rules(self) -> list[str]:
-        """What CloudFormation would refuse these parameters for."""
-        return [
-            assertion["AssertDescription"]
-            for rule in transformed()["Rules"].values()
-            if self.resolve(rule.get("RuleCondition", True))
-            for assertion in rule["Assertions"]
-            if not self.resolve(assertion["Assert"])
-        ]
-
-    def resolve(self, node: object) -> Any:  # noqa: ANN401 - what it comes to, no type tells
-        """`node` without intrinsic functions; an unknown one is an error."""
-        if isinstance(node, list):
-            return [one for one in map(self.resolve, node) if one is not NOTHING]
-        if not isinstance(node, dict):
-            return node
-        if len(node) == 1:
-            ((name, argument),) = node.items()
-            if name == "Ref" or name.startswith("Fn::"):
-                return self._functions[name](argument)
-        resolved = {name: self.resolve(one) for name, one in node.items()}
-        return {name: one for name, one in resolved.items() if one is not NOTHING}
-
-    @property
-    def _functions(self) -> dict[str, Callable[[Any], object]]:
-        return {
-            "Ref": lambda name: self._values.get(name, name),
-            "Fn::GetAtt": ".".join,
-            "Fn::Sub": self._sub,
-            "Fn::If": lambda one: self.resolve(one[1 if self.resolve(transformed()["Conditions"][one[0]]) else 2]),
-            "Fn::Equals": lambda two: str(self.resolve(two[0])) == str(self.resolve(two[1])),
-            "Fn::And": lambda all_of: all(map(self.resolve, all_of)),
-            "Fn::Not": lambda one: not self.resolve(one[0]),
-            "Fn::Split": lambda two: self.resolve(two[1]).split(two[0]),
-        }
-
-    def _sub(self, argument: str | list[Any]) -> str:
-        text, own = (argument, {}) if isinstance(argument, str) else argument
-        names = self._values | self.resolve(own)
-        return VARIABLE.sub(lambda found: str(names.get(found[1], found[1])), text)
-
-
-def listed(value: str | list[str]) -> list[str]:
-    """IAM's one-or-many as many."""
-    return [value] if isinstance(value, str) else value
-
-
-def references(node: object) -> Iterator[str]:
-    """The names that a resource's declaration refers to: what CloudFormation makes before it."""
-    if isinstance(node, list):
-        for one in node:
-            yield from references(one)
-    elif isinstance(node, dict):
-        for name, value in node.items():
-            if name in {"Ref", "DependsOn"}:
-                yield from listed(value)
-            elif name == "Fn::GetAtt":
-                yield value[0]
-            elif name == "Fn::Sub":
-                text = value if isinstance(value, str) else value[0]
-                yield from (found.partition(".")[0] for found in VARIABLE.findall(text))
-            yield from references(value)
-
-
-def order(resources: dict[str, Any]) -> list[str]:
-    """An order in which the resources can be made; CycleError when there is none."""
-    return list(TopologicalSorter({name: set(references(one)) for name, one in resources.items()}).static_order())
-
-
-def accepts(parameter: str, value: str) -> bool:
-    """Whether CloudFormation would take this value for a parameter."""
-    declared: dict[str, Any] = source()["Parameters"][parameter]
-    if "AllowedValues" in declared:
-        return value in [str(one) for one in declared["AllowedValues"]]
-    if declared["Type"] == "Number":
-        return bool(declared["MinValue"] <= float(value) <= declared.get("MaxValue", float("inf")))
-    fits = declared.get("MinLength", 0) <= len(value) <= declared.get("MaxLength", 4096)
-    return bool(fits) and re.fullmatch(declared.get("AllowedPattern", ".*"), value) is not None
-
-
-def test_every_function_has_a_role_of_our_own() -> None:
-    """SAM makes none: those that it makes read every queue and write every log of the account."""
-    stack = Stack()
-    assert set(stack.of("AWS::IAM::Role")) == {"NotifyRole", "DownloadRole"}
-    roles = {name: one["Role"] for name, one in stack.of("AWS::Lambda::Function").items()}
-    assert roles == {"NotifyFunction": "NotifyRole.Arn", "DownloadFunction": "DownloadRole.Arn"}
-    assert not {"AWS::IAM::Policy", "AWS::IAM::ManagedPolicy"} & {one["Type"] for one in stack.resources.values()}
-
-
-def test_notify_may_read_its_queue_and_nothing_else() -> None:
-    """It cannot read objects, other queues or other logs."""
-    assert Stack().permissions("NotifyRole") == {
-        ("sqs:ReceiveMessage", "EventQueue.Arn"),
-        ("sqs:DeleteMessage", "EventQueue.Arn"),
-        ("sqs:GetQueueAttributes", "EventQueue.Arn"),
-        ("logs:CreateLogStream", "NotifyLogs.Arn"),
-        ("logs:PutLogEvents", "NotifyLogs.Arn"),
-    }
-
-
-def test_download_may_read_the_two_prefixes_and_list_the_bucket() -> None:
-    """It cannot write, and it cannot read what else is in the bucket."""
-    assert Stack(ConfigsPrefix="a/b/").permissions("DownloadRole") == {
-        *((f"s3:{do}", f"arn:aws:s3:::{BUCKET}/a/b/*") for do in ("GetObject", "GetObjectVersion")),
-        *((f"s3:{do}", f"arn:aws:s3:::{BUCKET}/assets/*") for do in ("GetObject", "GetObjectVersion")),
-        *((f"s3:{do}", f"arn:aws:s3:::{BUCKET}") for do in ("ListBucket", "ListBucketVersions")),
-        ("logs:CreateLogStream", "DownloadLogs.Arn"),
-        ("logs:PutLogEvents", "DownloadLogs.Arn"),
-    }
-
-
-@pytest.mark.parametrize("parameters", [{}, EVERYTHING], ids=["as is", "everything"])
-def test_no_function_may_do_everything_or_to_everything(parameters: dict[str, str]) -> None:
-    """No `*` in an action; none as a resource, but for the network interfaces that Lambda makes in a VPC."""
-    stack = Stack(**parameters)
-    for role in stack.of("AWS::IAM::Role"):
-        granted = stack.permissions(role)
-        assert not [action for action, _ in granted if "*" in action]
-        to_everything = {action.partition(":")[0] for action, resource in granted if resource == "*"}
-        assert to_everything == ({"ec2"} if parameters and role == "NotifyRole" else set())
-        trust = stack[role]["AssumeRolePolicyDocument"]["Statement"]
-        assert trust == [
-            {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
-        ]
-
-
-def test_the_network_is_a_vpc_where_one_is_named() -> None:
-    """NotifyFunction is put into the named subnets, DownloadFunction never."""
-    assert "VpcConfig" not in Stack()["NotifyFunction"]
-    stack = Stack(**EVERYTHING)
-    assert stack["NotifyFunction"]["VpcConfig"] == {
-        "SubnetIds": ["subnet-1a", "subnet-2b"],
-        "SecurityGroupIds": ["sg-3c"],
-    }
-    assert "VpcConfig" not in stack["DownloadFunction"]
+MAX_DESCRIPTION_CHARACTERS = 256  # AWS::Lambda::Version
+# Read by Powertools, which our own settings know nothing of.
+NOT_OURS = {"POWERTOOLS_SERVICE_NAME"}
 
 
 def test_a_failed_record_comes_back_alone() -> None:
     """The queue's batches report partial failures; without that, what failed would be deleted with the rest."""
     stack = Stack(BatchSize="7", BatchWindowSeconds="3", MaxConcurrency="4")
     assert stack.of("AWS::Lambda::EventSourceMapping") == {
-        "NotifyFunctionUploads": {
+        "NotifyUploads": {
             "EventSourceArn": "EventQueue.Arn",
             "FunctionName": "NotifyFunction",
             "FunctionResponseTypes": ["ReportBatchItemFailures"],
@@ -307,18 +92,22 @@ def test_what_cannot_be_announced_is_kept_for_a_person() -> None:
         "redrivePermission": "byQueue",
         "sourceQueueArns": [f"arn:aws:sqs:{REGION}:{ACCOUNT}:{queue['QueueName']}"],
     }
-    assert queue["SqsManagedSseEnabled"] is dead["SqsManagedSseEnabled"] is True
+    assert all(one["SqsManagedSseEnabled"] is True for one in stack.of("AWS::SQS::Queue").values())
 
 
-def test_only_this_bucket_of_this_account_may_fill_the_queue() -> None:
-    """The policy is what `bucketbell connect` writes."""
-    (policy,) = Stack().of("AWS::SQS::QueuePolicy").values()
-    written = allow_bucket(None, bucket=BUCKET, queue_arn=f"arn:aws:sqs:{REGION}:{ACCOUNT}:events")
-    assert written is not None
-    (wanted,) = json.loads(written)["Statement"]
-    (statement,) = policy["PolicyDocument"]["Statement"]
-    assert policy["Queues"] == ["EventQueue"]
-    assert statement == wanted | {"Sid": statement["Sid"], "Resource": "EventQueue.Arn"}
+@pytest.mark.parametrize(("snap_start", "qualifier"), [("false", "$LATEST"), ("true", "snapshot")])
+def test_a_direct_invocation_that_fails_is_kept_too(snap_start: str, qualifier: str) -> None:
+    """Two retries, then a queue of its own: Lambda's record of it is no message that a redrive could deliver."""
+    stack = Stack(SnapStart=snap_start)
+    (config,) = stack.of("AWS::Lambda::EventInvokeConfig").values()
+    assert config == {
+        "FunctionName": "NotifyFunction",
+        "Qualifier": qualifier,
+        "MaximumRetryAttempts": 2,
+        "DestinationConfig": {"OnFailure": {"Destination": "FailedInvocations.Arn"}},
+    }
+    assert stack["FailedInvocations"]["MessageRetentionPeriod"] == DEAD_LETTER_RETENTION_SECONDS
+    assert ("sqs:SendMessage", "FailedInvocations.Arn") in stack.permissions("NotifyRole")
 
 
 @pytest.mark.parametrize("prefixes", [("configs/", "assets/"), ("fleet/c/", "firmware/")])
@@ -335,7 +124,7 @@ def test_the_bucket_tells_of_uploads_below_the_two_prefixes(prefixes: tuple[str,
 
 
 def test_the_bucket_is_private_encrypted_and_versioned() -> None:
-    """It takes TLS only, keeps older versions, cleans up broken uploads, and outlives the stack."""
+    """It keeps older versions, cleans up broken uploads, and outlives the stack."""
     stack = Stack()
     bucket = stack["Bucket"]
     assert bucket["BucketName"] == BUCKET
@@ -350,55 +139,48 @@ def test_the_bucket_is_private_encrypted_and_versioned() -> None:
     assert not {name for name in lifecycle if "Expiration" in name}
     assert stack.resources["Bucket"]["DeletionPolicy"] == "RetainExceptOnCreate"
     assert stack.resources["Bucket"]["UpdateReplacePolicy"] == "Retain"
-    (policy,) = stack.of("AWS::S3::BucketPolicy").values()
-    (statement,) = policy["PolicyDocument"]["Statement"]
-    assert policy["Bucket"] == "Bucket"
-    assert statement == {
-        "Sid": "OnlyOverTls",
-        "Effect": "Deny",
-        "Principal": "*",
-        "Action": "s3:*",
-        "Resource": ["Bucket.Arn", "Bucket.Arn/*"],
-        "Condition": {"Bool": {"aws:SecureTransport": "false"}},
-    }
+
+
+def test_an_existing_bucket_is_used_and_left_alone() -> None:
+    """No bucket is made and no policy put on it; functions and outputs name it, and one command connects it."""
+    stack = Stack(ExistingBucket="firmware.example", ConfigsPrefix="c/")
+    assert not [name for name, one in stack.resources.items() if one["Type"].startswith("AWS::S3::")]
+    assert not {"Bucket", "BucketPolicy"} & set(references([*stack.resources.values()]))
+    assert BUCKET not in str(stack.resources)
+    for function in stack.of("AWS::Lambda::Function"):
+        assert stack.environment(function)["BUCKET"] == "firmware.example"
+    assert stack.outputs["BucketName"] == "firmware.example"
+    assert stack.outputs["ConnectBucket"] == (
+        f"AWS_REGION={REGION} CONFIGS_PREFIX=c/ ASSETS_PREFIX=assets/ "
+        "bucketbell connect --store sqs --bucket firmware.example --queue-url EventQueue"
+    )
+    assert "ConnectBucket" not in Stack().outputs
 
 
 def test_the_functions_are_given_settings_that_exist() -> None:
     """A misspelt variable would be ignored by the function, silently."""
     stack = Stack(**EVERYTHING)
-    known = {name.upper() for name in Settings.model_fields}
+    known = {name.upper() for name in Settings.model_fields} | NOT_OURS
     for function in stack.of("AWS::Lambda::Function"):
         assert stack.environment(function).keys() <= known
 
 
 def test_the_settings_take_what_the_functions_are_given() -> None:
-    """With nothing filled in, MQTT is off and no device may download; with everything, each value arrives."""
-    bare, full = Stack(), Stack(**EVERYTHING)
+    """With nothing filled in, MQTT is off and no device may download; with a broker, each value arrives."""
+    bare = Stack()
     assert load(bare.environment("NotifyFunction")).settings.broker is None
     assert load(bare.environment("DownloadFunction")).settings.device_token_keys == ()
-
-    notify = load(full.environment("NotifyFunction") | {"MQTT_PASSWORD": "correct horse"}).settings
-    assert notify.broker is not None
-    assert (notify.broker.url, notify.broker.username) == ("mqtts://broker.example:8883", "bell")
-    given = full.environment("DownloadFunction")
-    download = load({name: SECRET_VALUES.get(name, value) for name, value in given.items()}).settings
-    assert download.device_tokens_revoked == ("one", "two")
-    for settings in (notify, download):
-        assert (settings.bucket, settings.configs_prefix, settings.assets_prefix) == (BUCKET, "configs/", "assets/")
-
-
-def test_secrets_come_from_secrets_manager() -> None:
-    """Every secret setting of a function is a dynamic reference to the secret that a parameter names."""
-    stack = Stack(**EVERYTHING)
-    found = {
-        name: value
-        for function in stack.of("AWS::Lambda::Function")
-        for name, value in stack.environment(function).items()
-        if "SecretStr" in str(Settings.model_fields[name.lower()].annotation)
-    }
-    assert found.keys() == SECRET_VALUES.keys()
-    named = {reference[1] for value in found.values() if (reference := SECRET.fullmatch(value))}
-    assert named == {EVERYTHING[name] for name in ("MqttPasswordSecret", "DeviceTokenKeysSecret", "AdminTokensSecret")}
+    for existing, bucket in (("", BUCKET), ("firmware.example", "firmware.example")):
+        given = {name: EVERYTHING[name] for name in ("MqttUrl", "MqttAlpn")}
+        stack = Stack(ExistingBucket=existing, LogLevel="DEBUG", TopicPrefix="plant/a", **given)
+        for function in stack.of("AWS::Lambda::Function"):
+            settings = load(stack.environment(function)).settings
+            assert (settings.bucket, settings.configs_prefix, settings.assets_prefix) == (bucket, "configs/", "assets/")
+            assert settings.log_level == "DEBUG"
+        settings = load(stack.environment("NotifyFunction")).settings
+        assert settings.broker is not None
+        assert settings.broker.url == EVERYTHING["MqttUrl"]
+        assert (settings.mqtt_alpn, settings.topic_prefix) == ("x-amzn-mqtt-ca", "plant/a")
 
 
 @pytest.mark.parametrize("function", ["NotifyFunction", "DownloadFunction"])
@@ -411,23 +193,64 @@ def test_a_handler_is_where_the_template_says(function: str) -> None:
     assert (code / "requirements.txt").is_file()
     assert code.name == module.partition(".")[0]
     assert declared["Metadata"]["BuildProperties"] == {"ParentPackageMode": "explicit", "ParentPackages": code.name}
-    deployed = Stack()[function]
-    assert (deployed["Runtime"], deployed["Architectures"]) == ("python3.13", ["arm64"])
+    for architecture in ("x86_64", "arm64"):
+        deployed = Stack(Architecture=architecture)[function]
+        assert (deployed["Runtime"], deployed["Architectures"]) == ("python3.13", [architecture])
+    assert Stack()[function]["Architectures"] == ["x86_64"]
 
 
-def test_logs_are_kept_for_a_while() -> None:
-    """Each function writes to a group of the stack's own, which forgets."""
-    stack = Stack(LogRetentionDays="7")
-    groups = stack.of("AWS::Logs::LogGroup")
-    used = {one["LoggingConfig"]["LogGroup"] for one in stack.of("AWS::Lambda::Function").values()}
-    assert used == groups.keys() == {"NotifyLogs", "DownloadLogs"}
-    assert {one["RetentionInDays"] for one in groups.values()} == {"7"}
+def test_a_snapshot_is_used_where_it_is_asked_for() -> None:
+    """Without SnapStart, the queue's events go to the function as it is; with it, to the alias of its last version."""
+    without, with_it = Stack(), Stack(SnapStart="true")
+    assert without["NotifyUploads"]["FunctionName"] == "NotifyFunction"
+    assert without["NotifyFunction"]["SnapStart"] == {"ApplyOn": "None"}
+    ((alias, properties),) = with_it.of("AWS::Lambda::Alias").items()
+    (version,) = with_it.of("AWS::Lambda::Version")
+    assert with_it["NotifyUploads"]["FunctionName"] == alias
+    assert with_it["NotifyFunction"]["SnapStart"] == {"ApplyOn": "PublishedVersions"}
+    assert properties == {"Name": "snapshot", "FunctionName": "NotifyFunction", "FunctionVersion": f"{version}.Version"}
+    assert with_it.resources[version]["DeletionPolicy"] == "Delete"
+    assert "SnapStart" not in with_it["DownloadFunction"]
+
+
+OTHER_VALUES = EVERYTHING | {
+    "BucketPrefix": "other",
+    "ConfigsPrefix": "c/",
+    "AssetsPrefix": "a/",
+    "TopicPrefix": "plant/a",
+    "Architecture": "arm64",
+    "LogLevel": "DEBUG",
+}
+
+
+@pytest.mark.parametrize("parameter", sorted(OTHER_VALUES.keys() - {"SnapStart"}))
+def test_a_new_value_of_a_parameter_makes_a_new_snapshot(parameter: str) -> None:
+    """The version is replaced exactly when the function's settings change: a description is all that it can differ in.
+
+    An unchanged description would leave the old settings in force; a changed one without a change of the function
+    would fail, because Lambda publishes nothing that it has published already.
+    """
+    given = {"SnapStart": "true", "SubnetIds": "subnet-1a", "SecurityGroupIds": "sg-3c"}
+    before, after = Stack(**given), Stack(**(given | {parameter: OTHER_VALUES[parameter]}))
+    (old,), (new,) = (stack.of("AWS::Lambda::Version").values() for stack in (before, after))
+    assert (old != new) == (before["NotifyFunction"] != after["NotifyFunction"])
+
+
+def test_new_code_makes_a_new_snapshot() -> None:
+    """SAM gives the version another name, and everything there is fits into its description."""
+    named = [
+        next(name for name, one in transformed(code)["Resources"].items() if one["Type"] == "AWS::Lambda::Version")
+        for code in ("one", "two")
+    ]
+    assert named[0] != named[1]
+    (version,) = Stack(**EVERYTHING).of("AWS::Lambda::Version").values()
+    assert len(version["Description"]) < MAX_DESCRIPTION_CHARACTERS
+    assert "Description" not in next(iter(Stack().of("AWS::Lambda::Version").values()))
 
 
 def test_the_http_api_has_a_route_for_each_request_of_a_device() -> None:
-    """GET and HEAD of files, GET of the manifest; each in payload format 2.0, and allowed to invoke the function."""
-    stack = Stack()
-    (api,) = stack.of("AWS::ApiGatewayV2::Api").values()
+    """GET and HEAD of files, GET of the manifest; each in payload format 2.0."""
+    (api,) = Stack().of("AWS::ApiGatewayV2::Api").values()
     routes = {
         (method.upper(), path): route["x-amazon-apigateway-integration"]
         for path, methods in api["Body"]["paths"].items()
@@ -438,10 +261,6 @@ def test_the_http_api_has_a_route_for_each_request_of_a_device() -> None:
     for integration in routes.values():
         assert integration["payloadFormatVersion"] == "2.0"
         assert "DownloadFunction.Arn" in integration["uri"]
-    permissions = stack.of("AWS::Lambda::Permission").values()
-    assert {one["FunctionName"] for one in permissions} == {"DownloadFunction"}
-    allowed = {tuple(one["SourceArn"].rpartition(":")[2].split("/", 3)[2:]) for one in permissions}
-    assert allowed == {(method, re.sub(r"\{.*\}", "*", path[1:])) for method, path in routes}
 
 
 def test_the_http_api_is_throttled() -> None:
@@ -450,9 +269,10 @@ def test_the_http_api_is_throttled() -> None:
     assert stage["DefaultRouteSettings"] == {"ThrottlingRateLimit": "7", "ThrottlingBurstLimit": "9"}
 
 
-def test_no_resource_waits_for_itself() -> None:
+@pytest.mark.parametrize("parameters", [{}, EVERYTHING], ids=["as is", "everything"])
+def test_no_resource_waits_for_itself(parameters: dict[str, str]) -> None:
     """The queue's policy must not refer to the bucket, which waits for it; the check would see it if it did."""
-    resources = transformed()["Resources"]
+    resources = transformed(**parameters)["Resources"]
     made = order(resources)
     assert made.index("EventQueuePolicy") < made.index("Bucket")
     circular = copy.deepcopy(resources)
@@ -468,9 +288,13 @@ def test_no_resource_waits_for_itself() -> None:
         ({}, ()),
         (EVERYTHING, ()),
         ({"AssetsPrefix": "configs/"}, ("ConfigsPrefix", "AssetsPrefix")),
-        ({"MqttPasswordSecret": "bell/mqtt"}, ("MqttPasswordSecret", "MqttUsername")),
         ({"SubnetIds": "subnet-1a"}, ("SubnetIds", "SecurityGroupIds")),
         ({"SecurityGroupIds": "sg-3c"}, ("SubnetIds", "SecurityGroupIds")),
+        ({"MqttAlpn": "mqtt"}, ("MqttAlpn", "MqttUrl", "BrokerSecret")),
+        ({"MqttAlpn": "mqtt", "BrokerSecret": "bell"}, ()),
+        ({"SecretsKeyArn": KEY}, ("SecretsKeyArn", "BrokerSecret", "DownloadSecret")),
+        ({"SecretsKeyArn": KEY, "DownloadSecret": "bell"}, ()),
+        ({"AlarmEmail": "a@b", "AlarmTopicArn": "arn:aws:sns:x:1:y"}, ("AlarmEmail", "AlarmTopicArn")),
     ],
 )
 def test_parameters_that_do_not_go_together_are_refused(parameters: dict[str, str], named: tuple[str, ...]) -> None:
@@ -484,17 +308,32 @@ def test_parameters_that_do_not_go_together_are_refused(parameters: dict[str, st
     ("parameter", "good", "bad"),
     [
         ("BucketPrefix", ["b", "a" * 34], ["", "-b", "B", "a.b", "a" * 35]),
+        (
+            "ExistingBucket",
+            ["", "abc", "firmware.example"],
+            ["ab", "Firmware", "s3://firmware", "arn:aws:s3:::firmware"],
+        ),
         ("ConfigsPrefix", ["c/", "fleet/configs/"], ["", "/", "/c/", "c", "c//", "a b/"]),
         (
             "MqttUrl",
             ["", "mqtt://b", "mqtts://b:8883", "mqtt://[::1]:1883"],
             ["b", "http://b", "mqtt://u:p@b", "mqtt://"],
         ),
+        ("MqttAlpn", ["", "x-amzn-mqtt-ca", "mqtt"], ["two words", "a,b", "a" * 65]),
         ("TopicPrefix", ["iotsupport", "a/b"], ["", "/a", "$SYS", "a/#", "+"]),
-        ("MqttPasswordSecret", ["", *(EVERYTHING[one] for one in EVERYTHING if "Secret" in one)], ["two words"]),
-        ("DeviceTokenKeysSecret", ["bell"], [SECRET_VALUES["DEVICE_TOKEN_KEYS"], "{{resolve:x}}"]),
+        ("BrokerSecret", ["", "bell/mqtt", BROKER_SECRET], ["two words", '{"MQTT_PASSWORD": "x"}', BROKER_SECRET[:-7]]),
+        ("DownloadSecret", ["bell"], ["k1:" + "A" * 43 + "=", "{{resolve:secretsmanager:x}}"]),
+        ("SecretsKeyArn", ["", KEY], ["1234abcd", "alias/bell"]),
+        ("CorsOrigins", ["", "*", "https://a,http://b:8080"], ["a.example", "https://a, https://b", "https://a/path"]),
         ("SubnetIds", ["", "subnet-1a", "subnet-1a,subnet-2b"], ["vpc-1a", "subnet-1a, subnet-2b"]),
         ("MaxConcurrency", ["2", "1000"], ["1", "1001"]),
+        ("SnapStart", ["true", "false"], ["", "yes"]),
+        ("AlarmEmail", ["", "ops@fleet.example"], ["ops"]),
+        (
+            "AlarmTopicArn",
+            ["", f"arn:aws:sns:{REGION}:{ACCOUNT}:ops"],
+            ["ops", f"arn:aws:sns:{REGION}:{ACCOUNT}:o.fifo"],
+        ),
     ],
 )
 def test_a_parameter_is_judged_before_anything_is_made(parameter: str, good: list[str], bad: list[str]) -> None:
@@ -509,29 +348,64 @@ def test_every_parameter_explains_itself() -> None:
     groups = source()["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
     placed = [name for group in groups for name in group["Parameters"]]
     assert sorted(placed) == sorted(parameters)
-    used = set(references([transformed()["Resources"], transformed()["Conditions"]]))
+    used = set(references([source()[section] for section in ("Resources", "Conditions", "Globals")]))
     for name, declared in parameters.items():
         assert declared["Description"].strip().endswith(".")
         assert accepts(name, str(declared["Default"])), name
         assert "AllowedPattern" not in declared or declared["ConstraintDescription"]
         assert name in used
+    assert all(accepts(name, value) for name, value in EVERYTHING.items())
 
 
 def test_the_outputs_are_what_a_person_needs_next() -> None:
-    """Where to upload, where to ask, and where to look when it goes wrong."""
-    outputs = Stack().resolve(transformed()["Outputs"])
-    assert {name: one["Value"] for name, one in outputs.items()} == {
-        "BucketName": "Bucket",
-        "ApiUrl": f"https://DownloadApi.execute-api.{REGION}.amazonaws.com",
+    """Where to upload, where to ask, how to try it, and where to look when it goes wrong."""
+    api = f"https://DownloadApi.execute-api.{REGION}.amazonaws.com"
+    assert Stack().outputs == {
+        "BucketName": BUCKET,
+        "ApiUrl": api,
+        "Publishing": "off: give MqttUrl or BrokerSecret",
+        "Downloading": "off, the API answers 503: give DownloadSecret",
+        "TryUpload": f"echo '{{}}' | aws s3 cp - s3://{BUCKET}/configs/02-00-00-00-00-01.json --region {REGION}",
+        "TryDownload": (
+            f'curl --location --header "Authorization: Bearer $TOKEN" {api}/configs/02-00-00-00-00-01.json'
+        ),
+        "Logs": f"aws logs tail NotifyLogs --follow --region {REGION}",
         "QueueUrl": "EventQueue",
         "DeadLetterQueueUrl": "DeadLetterQueue",
+        "Redrive": f"aws sqs start-message-move-task --source-arn DeadLetterQueue.Arn --region {REGION}",
+        "FailedInvocationsUrl": "FailedInvocations",
+        "NotifyFunctionName": "NotifyFunction",
+        "DashboardUrl": (
+            f"https://{REGION}.console.aws.amazon.com/cloudwatch/home?region={REGION}#dashboards/dashboard/Dashboard"
+        ),
     }
+
+
+@pytest.mark.parametrize(
+    ("parameters", "publishing", "downloading"),
+    [
+        ({"MqttUrl": "mqtt://b"}, True, False),
+        ({"BrokerSecret": "bell"}, True, False),
+        ({"DownloadSecret": "bell"}, False, True),
+    ],
+)
+def test_what_was_left_out_is_told_by_an_output(
+    parameters: dict[str, str], *, publishing: bool, downloading: bool
+) -> None:
+    """No broker and no download secret are legal; nobody should have to guess why nothing happens."""
+    outputs = Stack(**parameters).outputs
+    assert (outputs["Publishing"] == "on", outputs["Downloading"] == "on") == (publishing, downloading)
+
+
+def configuration() -> dict[str, Any]:
+    """`samconfig.toml`, by environment."""
+    document = tomllib.loads((ROOT / "samconfig.toml").read_text(encoding="utf-8"))
+    return {name: one for name, one in document.items() if name != "version"}
 
 
 def test_no_command_needs_flags_in_any_environment() -> None:
     """`samconfig.toml` gives each environment a stack and a bucket of its own, and parameters that exist."""
-    configuration = tomllib.loads((ROOT / "samconfig.toml").read_text(encoding="utf-8"))
-    environments = {name: one for name, one in configuration.items() if name != "version"}
+    environments = configuration()
     assert environments.keys() == {"default", "dev", "prod"}
     stacks, buckets = set(), set()
     for commands in environments.values():
@@ -545,3 +419,14 @@ def test_no_command_needs_flags_in_any_environment() -> None:
         buckets.add(Stack(**overrides)["Bucket"]["BucketName"])
     assert len(stacks) == len(buckets) == len(environments)
     assert not any("RoleName" in one for one in Stack().of("AWS::IAM::Role").values())
+
+
+def test_two_stacks_of_one_account_do_not_collide() -> None:
+    """Every name that we choose holds the stack's name, or is the bucket's, which has a prefix of its own."""
+    chosen = re.compile(r"(QueueName|LogGroupName|DashboardName|RoleName|FunctionName|TopicName|AlarmName)")
+    for kind in ("AWS::SQS::Queue", "AWS::Logs::LogGroup", "AWS::CloudWatch::Dashboard", "AWS::IAM::Role"):
+        for properties in Stack().of(kind).values():
+            assert all(STACK in value for name, value in properties.items() if chosen.fullmatch(name))
+    for kind in ("AWS::Lambda::Function", "AWS::SNS::Topic", "AWS::CloudWatch::Alarm"):
+        for properties in Stack(**EVERYTHING).of(kind).values():
+            assert not [name for name in properties if chosen.fullmatch(name)]
