@@ -11,13 +11,15 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+SAM_VENV := .venv-sam
+SAM_STAMP := $(SAM_VENV)/.stamp
 UV_VERSION := 0.13.8
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test check format bench minio versitygw lock clean
+.PHONY: help setup run demo test check format bench build sam-test aws-test minio versitygw lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## .venv with everything, pinned by hash (PYTHON=/path/to/python to choose one)
 	@:
@@ -40,8 +42,18 @@ format: $(STAMP) ## put formatting and imports right
 	@$(BIN)/python -m ruff check --select I --fix --quiet .
 	@$(BIN)/python -m ruff format .
 
-bench: $(STAMP) ## latency and throughput on this machine
+bench: $(STAMP) $(SAM_STAMP) ## latency and throughput on this machine
 	@$(BIN)/python -m infra.bench $(ARGS)
+
+build: $(STAMP) $(SAM_STAMP) ## what is deployed: `sam build`, trimmed and compiled (ARGS="--architecture arm64")
+	@$(BIN)/python -m infra.sam.build $(ARGS)
+
+# 300 s for each test: the first one installs and starts Docker where there is none, and makes the image.
+sam-test: $(STAMP) $(SAM_STAMP) ## the functions in containers, as AWS runs them (Docker, Python 3.13)
+	@$(BIN)/python -m pytest tests/sam --timeout 300 $(ARGS)
+
+aws-test: $(STAMP) $(SAM_STAMP) ## template and functions together on an emulated AWS (Docker, Python 3.13)
+	@$(BIN)/python -m pytest tests/aws --timeout 300 $(ARGS)
 
 minio: | $(BIN)/python ## build MinIO from source (needs Go), for `make run` and the tests
 	@$(BIN)/python -m infra.local.install minio
@@ -52,28 +64,41 @@ versitygw: | $(BIN)/python ## build Versity GW from source (needs Go), for the t
 lock: | $(BIN)/python ## write the requirements.txt files anew (ARGS=--upgrade for newer indirect packages)
 	@$(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'
 	@$(COMPILE) functions/requirements.in --output-file functions/requirements.txt
-	@$(COMPILE) functions/requirements.in infra/requirements.in \
-	    --constraints functions/requirements.txt --output-file infra/requirements.txt
-	@$(COMPILE) functions/requirements.in infra/requirements.in tests/requirements.in \
+	@$(COMPILE) infra/database/requirements.in \
+	    --constraints functions/requirements.txt --output-file infra/database/requirements.txt
+	@$(COMPILE) functions/requirements.in infra/database/requirements.in infra/requirements.in \
+	    --constraints functions/requirements.txt --constraints infra/database/requirements.txt \
+	    --output-file infra/requirements.txt
+	@$(COMPILE) functions/requirements.in infra/database/requirements.in infra/requirements.in tests/requirements.in \
 	    --constraints infra/requirements.txt --output-file tests/requirements.txt
+	@$(COMPILE) infra/sam/requirements.in --output-file infra/sam/requirements.txt
+	@$(COMPILE) infra/sam/image-requirements.in \
+	    --constraints tests/requirements.txt --output-file infra/sam/image-requirements.txt
 
-# One resolution for every platform and Python, so that the three files never disagree.
+# One resolution for every platform and Python, so that all but the last never disagree; the SAM CLI stands alone.
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --no-config --universal \
     --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url $(ARGS)
 
 clean: ## remove .venv, caches and build leftovers (binaries built by make minio stay)
-	@rm -rf $(VENV) build dist ./*.egg-info .aws-sam .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(SAM_VENV) build dist ./*.egg-info .aws-sam .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find functions infra tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # tests/requirements.txt is the whole closure, so pip has nothing to resolve.
-$(STAMP): tests/requirements.txt functions/requirements.in infra/requirements.in tests/requirements.in pyproject.toml \
-    | $(BIN)/python
+$(STAMP): tests/requirements.txt functions/requirements.in infra/database/requirements.in infra/requirements.in \
+    tests/requirements.in pyproject.toml | $(BIN)/python
 	@start=$$(date +%s); \
 	echo "Installing $$(grep -c == tests/requirements.txt) pinned packages into $(VENV) (the first time: half a minute or so) …"; \
 	$(BIN)/python -m pip install --quiet --no-input --no-deps --require-hashes -r tests/requirements.txt && \
 	$(BIN)/python -m pip install --quiet --no-input --no-deps --no-build-isolation --editable . && \
 	touch $@ && \
 	echo "Ready after $$(($$(date +%s) - start)) s."
+
+# The SAM CLI pins packages that are ours in other versions.
+$(SAM_STAMP): infra/sam/requirements.txt | $(BIN)/python
+	@echo "Installing the SAM CLI into $(SAM_VENV) (once: a minute or so) …"
+	@$(BIN)/python -m venv --clear $(SAM_VENV)
+	@$(SAM_VENV)/bin/python -m pip install --quiet --no-input --no-deps --require-hashes -r $<
+	@touch $@
 
 # A .venv whose Python has gone is a dangling link, hence missing to make, hence built anew.
 $(BIN)/python:

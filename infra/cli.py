@@ -16,10 +16,12 @@ import typer
 from pydantic import SecretStr
 
 from functions.settings import Loaded, Settings, SettingsError, load
+from functions.tls import TlsFileError
 from infra.connect.command import EPILOG as CONNECT_EPILOG
 from infra.connect.command import connect
 from infra.device.command import EPILOG as DEVICE_EPILOG
 from infra.device.command import device
+from infra.mqtt_command import mqtt
 from infra.options import subscriber_arguments
 from infra.token_command import token
 
@@ -121,6 +123,7 @@ def _check_free(host: str, port: int) -> None:
 app.command(epilog=CONNECT_EPILOG)(connect)
 app.command(epilog=DEVICE_EPILOG)(device)
 app.add_typer(token)
+app.add_typer(mqtt)
 
 
 @app.command(
@@ -167,8 +170,8 @@ def _subscriber(broker: Broker, topics: tuple[str, ...]) -> Subscriber:
 
     try:
         return Subscriber(topics=topics, **subscriber_arguments(broker))
-    except OSError as error:  # OpenSSL's errors are some
-        _fail(f"one of MQTT_CA_FILE, MQTT_CERT_FILE and MQTT_KEY_FILE is not what it should be: {error}")
+    except (TlsFileError, OSError) as error:  # OSError: a file has gone since the settings were read
+        _fail(str(error))
 
 
 def _print_messages(
@@ -249,4 +252,7 @@ def shown(value: object) -> object:
         return MASK
     if isinstance(value, tuple):
         return ", ".join(str(shown(item)) for item in value) or None
-    return value if value is None or isinstance(value, (int, float)) else str(value)
+    if value is None or isinstance(value, (int, float)):
+        return value
+    first, *others = str(value).splitlines() or [""]
+    return f"{first} … ({len(others)} more lines)" if others else first

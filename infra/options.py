@@ -8,6 +8,7 @@ import typer
 
 from functions.addresses import is_http_url
 from functions.settings import Broker
+from functions.tls import client_context
 
 
 def http_url(url: str | None) -> str | None:
@@ -18,13 +19,11 @@ def http_url(url: str | None) -> str | None:
 
 
 def subscriber_arguments(broker: Broker) -> dict[str, Any]:
-    """How `infra.subscriber.Subscriber` reaches the broker of the settings."""
+    """How `infra.subscriber.Subscriber` reaches the broker of the settings. Raises `functions.tls.TlsFileError`."""
     return {
         "url": broker.url,
         "username": broker.username,
         "password": broker.password.get_secret_value() if broker.password else None,
-        "ca_file": broker.ca_file,
-        "cert_file": broker.cert_file,
-        "key_file": broker.key_file,
+        "context": client_context(broker) if broker.tls else None,
         "protocol": broker.protocol,
     }

@@ -74,6 +74,7 @@ class Subscriber:
     all. With `on_message` none is kept: it is given each instead, before the broker gets its acknowledgement.
     `on_state` is given None whenever the broker has confirmed the subscriptions, so again after each reconnection,
     and the reason whenever it could not listen. Both are called in the subscriber's own thread.
+    `context` goes instead of the TLS files.
     `presence_topic` gets a retained `online` while it listens, and `offline` at the end or, as the last will, when
     the connection is lost. `protocol` is 5 or "3.1.1". With `session_expiry_seconds` above 0 the broker keeps the
     session under `client_id` (3.1.1: for as long as it likes). paho watches the socket with select(), which fails
@@ -91,6 +92,7 @@ class Subscriber:
         ca_file: Path | str | None = None,
         cert_file: Path | str | None = None,
         key_file: Path | str | None = None,
+        context: ssl.SSLContext | None = None,
         client_id: str = "",
         protocol: int | str = 5,
         session_expiry_seconds: int = 0,
@@ -126,7 +128,7 @@ class Subscriber:
         if username is not None:
             self._client.username_pw_set(username, password)
         if parts.scheme == "mqtts":
-            context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+            context = context or ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
             if cert_file is not None:
                 context.load_cert_chain(str(cert_file), None if key_file is None else str(key_file))
             context.sslsocket_class = _TidySocket

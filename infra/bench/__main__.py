@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.bench import (
+    cold,
     downloads,
     fleet,
     imports,
@@ -41,6 +42,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Bench], list[Figure]], str]] = {
     "thaw": (thaw.measure, "the inline publisher after a freeze"),
     "throughput": (throughput.measure, "requests a second, against parsing only and threads"),
     "import": (imports.measure, "import time of functions.notify"),
+    "cold": (cold.measure, "the deployed function's cold start and warm call, against a usual function's"),
     "presign": (presign.measure, "presigning a URL, against boto3's own"),
     "downloads": (downloads.measure, "GET /assets/x, against the same server answering a constant 307"),
     "pull": (pull.measure, "upload to the verified file on a device's disk, leg by leg"),

@@ -14,6 +14,7 @@ import typer
 
 from functions.routes import Routes
 from functions.settings import Broker, Settings, SettingsError, load
+from functions.tls import TlsFileError
 from infra.device.names import Kind, parse_mac
 from infra.options import http_url, subscriber_arguments
 
@@ -186,10 +187,14 @@ def _hearing(
             report("deaf", detail=str(error))
         told = None if error is None else str(error)
 
+    try:
+        reach = subscriber_arguments(broker)
+    except (TlsFileError, OSError) as error:  # OSError: a file has gone since the settings were read
+        _fail(str(error))
     subscriber = Subscriber(
         topics=topics,
         qos=1,
-        **subscriber_arguments(broker),
+        **reach,
         client_id=f"bucketbell-device-{mac}",
         session_expiry_seconds=SESSION_EXPIRY_SECONDS,
         presence_topic=f"{settings.topic_prefix}/devices/{mac}/status",

@@ -1,4 +1,4 @@
-"""HTTP GET with every wait bounded; the only importer of urllib3.
+"""HTTP with every wait bounded; the only importer of urllib3.
 
 It follows no redirect: the bearer token would go along to the store, which refuses two ways to authenticate.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import urllib3
@@ -68,12 +68,18 @@ class Web:
             timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_SECONDS, read=STALL_TIMEOUT_SECONDS),
         )
 
-    @contextmanager
-    def get(self, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
+    def get(self, url: str, headers: Mapping[str, str]) -> AbstractContextManager[Answer]:
         """Ask for `url`; whatever the network does inside the `with` is raised as Trouble."""
+        return self.request("GET", url, headers)
+
+    @contextmanager
+    def request(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Iterator[Answer]:
+        """As `get`, with another method and perhaps a body."""
         response: urllib3.BaseHTTPResponse | None = None
         try:
-            response = self._pool.request("GET", url, headers=dict(headers), redirect=False, preload_content=False)
+            response = self._pool.request(
+                method, url, body=body, headers=dict(headers), redirect=False, preload_content=False
+            )
             yield Answer(response)
         except (exceptions.NewConnectionError, exceptions.SSLError) as error:  # urllib3 counts the first as a time-out
             raise Trouble("unreachable", _words(error)) from None

@@ -54,9 +54,9 @@ class GoProgram:
 MINIO = GoProgram("minio", "github.com/minio/minio", "v0.0.0-20260212201848-7aac2a2c5b7c", (1, 24))
 VERSITYGW = GoProgram("versitygw", "github.com/versity/versitygw/cmd/versitygw", "v1.8.0", (1, 25))
 
-# Debian and Ubuntu start what they install, now and at every boot. 101 is policy-rc.d's "forbidden"
-# (invoke-rc.d(8)). Somebody else's policy stays as it is.
-_APT = """
+# Installs the package named first; its units, named second, stay off. Debian and Ubuntu start what they install, now
+# and at every boot. 101 is policy-rc.d's "forbidden" (invoke-rc.d(8)). Somebody else's policy stays as it is.
+APT_SCRIPT = """
 guard=/usr/sbin/policy-rc.d
 if [ ! -e "$guard" ]; then
     trap 'rm -f "$guard"' EXIT
@@ -64,8 +64,8 @@ if [ ! -e "$guard" ]; then
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
-apt-get install -y -qq --no-install-recommends mosquitto || exit 1
-if [ -d /run/systemd/system ]; then systemctl --quiet disable mosquitto; fi
+apt-get install -y -qq --no-install-recommends "$1" || exit 1
+if [ -d /run/systemd/system ]; then systemctl --quiet disable $2; fi
 """
 
 
@@ -78,7 +78,7 @@ class _PackageManager:
 
 
 _PACKAGE_MANAGERS = (
-    _PackageManager("apt-get", "apt-get install mosquitto", _APT),
+    _PackageManager("apt-get", "apt-get install mosquitto", APT_SCRIPT),
     _PackageManager("dnf", "dnf install mosquitto", "dnf install -y -q mosquitto"),
     _PackageManager("apk", "apk add mosquitto", "apk add --quiet mosquitto"),
     _PackageManager("pacman", "pacman -S mosquitto", "pacman -S --noconfirm --needed mosquitto"),
@@ -129,11 +129,11 @@ def ensure_mosquitto(say: Say) -> Path:
     by_hand = manager.install if root or not manager.as_root else f"sudo {manager.install}"
     prefix: Sequence[str] = ()
     if manager.as_root and not root:
-        if not _may_sudo():
+        if not may_sudo():
             raise InstallError(f"Mosquitto is not here. Type: {by_hand}")
         prefix = ("sudo", "-n")
-    status, last_words = _run_saying(
-        [*prefix, "/bin/sh", "-c", manager.script],
+    status, last_words = run_saying(
+        [*prefix, "/bin/sh", "-c", manager.script, "sh", "mosquitto", "mosquitto"],
         f"installing Mosquitto with {manager.command}",
         say,
         timeout_seconds=SYSTEM_INSTALL_TIMEOUT_SECONDS,
@@ -168,7 +168,7 @@ def _build(program: GoProgram, find: Callable[[], Path | None], say: Say) -> Pat
         raise InstallError(f"{go} is Go {version[0]}.{version[1]}, too old to build {program.name}: {remedy}")
     cache = binary_cache()
     cache.mkdir(parents=True, exist_ok=True)
-    status, last_words = _run_saying(
+    status, last_words = run_saying(
         [str(go), "install", f"{program.package}@{program.version}"],
         f"building {program.name} {program.version} (two minutes or so)",
         say,
@@ -197,7 +197,8 @@ def _go_version(go: Path) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _may_sudo() -> bool:
+def may_sudo() -> bool:
+    """Whether `sudo` works here without a password."""
     sudo = shutil.which("sudo")
     if sudo is None:
         return False
@@ -205,7 +206,7 @@ def _may_sudo() -> bool:
     return asked.returncode == 0
 
 
-def _run_saying(
+def run_saying(
     command: Sequence[str],
     what: str,
     say: Say,

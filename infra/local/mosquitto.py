@@ -22,7 +22,7 @@ _RELOADING = "Reloading config."
 
 
 class Mosquitto(Process):
-    """A broker on 127.0.0.1, anonymous unless `users` (name → password) are given.
+    """A broker on `host`, an address of this machine, anonymous unless `users` (name → password) are given.
 
     `acl` is the text of an ACL file. With `certificates` the listener speaks TLS only, and with
     `require_client_certificate` it also asks the client for one. `receive_maximum` is what the broker accepts
@@ -34,6 +34,7 @@ class Mosquitto(Process):
         self,
         directory: Path,
         *,
+        host: str = "127.0.0.1",
         port: int = 0,
         users: Mapping[str, str] | None = None,
         acl: str | None = None,
@@ -51,6 +52,7 @@ class Mosquitto(Process):
             raise ValueError("require_client_certificate needs certificates")
         # Absolute: Mosquitto resolves the paths in its configuration against its own working directory.
         directory = directory.absolute()
+        self.host = host
         self.port = port or free_port()
         self.users = None if users is None else dict(users)
         self.acl = acl
@@ -72,8 +74,8 @@ class Mosquitto(Process):
 
     @property
     def url(self) -> str:
-        """`mqtt://127.0.0.1:port`, or with certificates `mqtts://localhost:port`."""
-        return f"mqtt://127.0.0.1:{self.port}" if self.certificates is None else f"mqtts://localhost:{self.port}"
+        """`mqtt://host:port`, or with certificates `mqtts://localhost:port`."""
+        return f"mqtt://{self.host}:{self.port}" if self.certificates is None else f"mqtts://localhost:{self.port}"
 
     def set_users(self, users: Mapping[str, str] | None) -> None:
         """Replaces the password file (None: anonymous again); in force after `reload()`."""
@@ -115,7 +117,7 @@ class Mosquitto(Process):
 
     def _config(self) -> list[str]:
         lines = [
-            f"listener {self.port} 127.0.0.1",
+            f"listener {self.port} {self.host}",
             f"allow_anonymous {'true' if self.users is None else 'false'}",
             "persistence false",
             "log_dest stderr",

@@ -18,8 +18,9 @@ CLIENT_CONNECT_TIMEOUT_SECONDS = 2.0
 CLIENT_READ_TIMEOUT_SECONDS = 10.0
 STORE_START_TIMEOUT_SECONDS = 30.0
 REGION = "us-east-1"
+LOOPBACK = "127.0.0.1"
 
-# Known to everybody, for servers that only this machine can reach.
+# Known to everybody, for servers that only this machine and its containers can reach.
 LOCAL_CREDENTIALS = ("bucketbell", "bucketbell-local")
 
 
@@ -32,6 +33,7 @@ class Store(Process):
         command: list[str],
         directory: Path,
         *,
+        host: str = LOOPBACK,
         port: int,
         credentials: tuple[str, str],
         ready_path: str,
@@ -47,6 +49,7 @@ class Store(Process):
             start_timeout_seconds=STORE_START_TIMEOUT_SECONDS,
             advice=f"Is another program listening on port {port}? Is there room in {directory}?",
         )
+        self.host = host
         self.port = port
         self.access_key, self.secret_key = credentials
         self.region = REGION
@@ -54,8 +57,8 @@ class Store(Process):
 
     @property
     def endpoint_url(self) -> str:
-        """`http://127.0.0.1:port`."""
-        return f"http://127.0.0.1:{self.port}"
+        """`http://host:port`."""
+        return f"http://{self.host}:{self.port}"
 
     def is_ready(self) -> bool:
         """Whether its health page answers 200."""
@@ -84,7 +87,7 @@ class Store(Process):
 
     def _ask(self, method: str, path: str) -> int | None:
         """The status of one request, None when nobody answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PROBE_TIMEOUT_SECONDS)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=PROBE_TIMEOUT_SECONDS)
         try:
             connection.request(method, path)
             return connection.getresponse().status
@@ -100,7 +103,14 @@ class Minio(Store):
     It may be replaced between two starts: `minio.environment = {…}; minio.restart()`.
     """
 
-    def __init__(self, directory: Path, *, environment: Mapping[str, str] | None = None, port: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        host: str = LOOPBACK,
+        port: int = 0,
+    ) -> None:
         binary = find_minio()
         if binary is None:
             raise PartError("MinIO is not here: run `make minio`")
@@ -110,9 +120,10 @@ class Minio(Store):
             "minio",
             [
                 *(str(binary), "server", str(self.data)),
-                *("--address", f"127.0.0.1:{port}", "--console-address", f"127.0.0.1:{free_port()}"),
+                *("--address", f"{host}:{port}", "--console-address", f"127.0.0.1:{free_port()}"),
             ],
             directory,
+            host=host,
             port=port,
             credentials=LOCAL_CREDENTIALS,
             ready_path="/minio/health/ready",
@@ -139,12 +150,13 @@ class Minio(Store):
 class MotoServer(Store):
     """moto's S3 and SQS (and the rest of its AWS) in a process of its own; a restart forgets everything."""
 
-    def __init__(self, directory: Path, *, port: int = 0) -> None:
+    def __init__(self, directory: Path, *, host: str = LOOPBACK, port: int = 0) -> None:
         port = port or free_port()
         super().__init__(
             "moto",
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)],
             directory,
+            host=host,
             port=port,
             credentials=("testing", "testing"),
             ready_path="/moto-api/data.json",

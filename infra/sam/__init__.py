@@ -1,0 +1,1 @@
+"""Builds what is deployed on AWS, and runs it here as AWS would."""
