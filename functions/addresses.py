@@ -7,11 +7,20 @@ import re
 from urllib.parse import urlsplit
 
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
+DATABASE_SCHEMES = frozenset({"sqlite", "postgresql", "postgresql+psycopg"})
 MAX_PORT = 65535
-MAX_HOST_CHARACTERS, MAX_LABEL_CHARACTERS = 253, 63  # RFC 1035 §2.3.4
+MAX_HOST_CHARACTERS = 253  # RFC 1035 §2.3.4
 
 _HTTP_URL = re.compile(r"https?://[^\s/@?#]+(?:/[^\s@?#]*)?")
 _AUTHORITY = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>.*))?", re.DOTALL)  # RFC 3986 §3.2
+# The part behind the two slashes. PostgreSQL without a host: a Unix socket, which `?host=` may name.
+_SQLITE_FILE = re.compile(r"/[^\x00?#]*[^\x00?#/]")
+_POSTGRESQL = re.compile(
+    r"(?:[^@/\s]*@)?(?:(?:\[[0-9A-Fa-f:.]+\]|[^@/:\[\]?#\s]+)(?::[0-9]{1,5})?)?/[^/?#\s]+(?:\?\S*)?"
+)
+_LABEL = re.compile("(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_NUMBER = re.compile("[0-9]+|0x[0-9a-f]*")
+_ZONE = re.compile("[a-z0-9._~-]*")  # RFC 6874 §2, unescaped
 
 
 def parse_mqtt_url(url: str) -> tuple[bool, str, int]:
@@ -27,28 +36,36 @@ def parse_mqtt_url(url: str) -> tuple[bool, str, int]:
     if "@" in rest:  # anywhere: a password with a slash in it looks like a path
         raise ValueError("must not hold credentials: put them in MQTT_USERNAME and MQTT_PASSWORD")
     parts = _AUTHORITY.fullmatch(re.split("[/?#]", rest, maxsplit=1)[0])
-    if parts is None or not _is_host(host := parts["host"].lower()):
+    try:
+        host = parse_host(parts["host"] if parts else "")
+    except ValueError:
         raise ValueError(
             "must name a host (in ASCII) or an address, e.g. mqtt://broker.local, mqtt://192.0.2.7 or mqtt://[::1]:1883"
-        )
-    port = parts["port"] or str(DEFAULT_PORTS[scheme])
+        ) from None
+    port = (parts and parts["port"]) or str(DEFAULT_PORTS[scheme])
     if re.fullmatch("[0-9]{1,5}", port) is None or not 0 < int(port) <= MAX_PORT:
         raise ValueError("the port must be a number from 1 to 65535, e.g. mqtt://broker.local:1883")
-    return scheme == "mqtts", host.strip("[]"), int(port)
+    return scheme == "mqtts", host, int(port)
 
 
-def _is_host(host: str) -> bool:
-    if host.startswith("["):
-        try:
-            ipaddress.IPv6Address(host[1:-1])
-        except ValueError:
-            return False
-        return True
-    labels = host.removesuffix(".").split(".")
-    return len(host) <= MAX_HOST_CHARACTERS and all(
-        0 < len(label) <= MAX_LABEL_CHARACTERS and label.replace("-", "").replace("_", "").isalnum() and label.isascii()
-        for label in labels
-    )
+def parse_host(text: str) -> str:
+    """Return a host name or an address as it is dialled: in lower case, IPv6 without brackets.
+
+    Names are ASCII labels of at most 63 characters, 253 in all (RFC 1035 §2.3.4); underscores are allowed, as in the
+    names of containers. What ends in a number is an IPv4 address or nothing (WHATWG URL §3.5), so that no second
+    spelling of an address exists. Raises `ValueError`.
+    """
+    host = text.lower()
+    if ":" in host or "[" in host:
+        host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        if _ZONE.fullmatch(host.partition("%")[2]) is not None:
+            ipaddress.IPv6Address(host)
+            return host
+    elif len(host) <= MAX_HOST_CHARACTERS and all(map(_LABEL.fullmatch, host.removesuffix(".").split("."))):
+        if _NUMBER.fullmatch(host.removesuffix(".").rpartition(".")[2]) is not None:
+            ipaddress.IPv4Address(host)
+        return host
+    raise ValueError("must be a host name in ASCII or an address, e.g. broker.local, 192.0.2.7 or ::1")
 
 
 def is_http_url(url: str) -> bool:
@@ -57,3 +74,27 @@ def is_http_url(url: str) -> bool:
         return _HTTP_URL.fullmatch(url) is not None and urlsplit(url).port != 0
     except ValueError:  # a port beyond 65535, or half an IPv6 address
         return False
+
+
+def check_database_url(url: str) -> None:
+    """Raise `ValueError`, with what would be right, where a database URL is not one that the store can use.
+
+    It never repeats the URL: it may hold a password.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in DATABASE_SCHEMES:
+        raise ValueError(
+            "must start with sqlite:/// or postgresql://, e.g. sqlite:////var/lib/bucketbell/settings.db "
+            "or postgresql://user:password@db.local/bucketbell"
+        )
+    if scheme == "sqlite":
+        # Without a file it would all be forgotten at the end of the process.
+        if _SQLITE_FILE.fullmatch(rest) is None or rest == "/:memory:":
+            raise ValueError(
+                "must name a file, e.g. sqlite:////var/lib/bucketbell/settings.db (four slashes: absolute)"
+            )
+    elif _POSTGRESQL.fullmatch(rest) is None:
+        raise ValueError(
+            "must name host and database, e.g. postgresql://user:password@db.local:5432/bucketbell, "
+            "with what is special in a password percent-encoded"
+        )

@@ -72,6 +72,7 @@ class Client(paho.Client):
         self._pubrec_codes: dict[int, int] = {}
         self.on_connect = self._tell_connack
         self.on_disconnect = self._tell_disconnect
+        self.address: str | None = None  # to connect to, where it is not the host's name that is to be resolved
         self.unread = b""  # received and not yet taken by paho: the socket will not become readable for it
         self.tls_alert = ""  # what the peer found wrong with our side of TLS: 1.3 says so only after the handshake
 
@@ -84,7 +85,7 @@ class Client(paho.Client):
     def _create_socket(self) -> socket.socket:
         """TCP and TLS within one `connect_timeout`, shared among the host's addresses; Nagle's delay off."""
         deadline = time.monotonic() + self.connect_timeout
-        addresses = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(self.address or self.host, self.port, type=socket.SOCK_STREAM)
         for left in range(len(addresses), 0, -1):
             family, kind, protocol, _, address = addresses[-left]
             sock = socket.socket(family, kind, protocol)

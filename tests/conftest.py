@@ -11,7 +11,10 @@ import pytest
 
 from infra.local.install import find_minio, find_mosquitto, find_versitygw
 from infra.local.mosquitto import Mosquitto
+from infra.local.postgres import Postgres, find_postgres
 from infra.local.stores import Minio, MotoServer, VersityGateway
+from infra.migrate import upgrade
+from tests.databases import new_postgresql, new_sqlite
 
 _missing: dict[str, str] = {}
 
@@ -78,3 +81,30 @@ def versitygw(tmp_path_factory: pytest.TempPathFactory, versitygw_binary: Path) 
     del versitygw_binary
     with VersityGateway(tmp_path_factory.mktemp("versitygw")) as store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A PostgreSQL that all tests share: those that stop or freeze it bring it back."""
+    if find_postgres() is None:
+        missing("postgresql", "install the package `postgresql`")
+    server = Postgres(tmp_path_factory.mktemp("postgres"))
+    try:
+        yield server.start()
+    finally:
+        server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The DATABASE_URL of an empty database of this test alone, on each kind in turn."""
+    if request.param == "sqlite":
+        return new_sqlite(tmp_path)
+    return new_postgresql(request.getfixturevalue("postgres_server"))
+
+
+@pytest.fixture
+def migrated_url(database_url: str) -> str:
+    """The same with its tables."""
+    upgrade(database_url)
+    return database_url

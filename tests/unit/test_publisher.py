@@ -97,7 +97,7 @@ def test_without_a_broker_everything_is_a_silent_no_op(capsys: pytest.CaptureFix
     publisher.close()
     telemetry.flush()
     line = capsys.readouterr().out
-    assert '"mqtt_enabled":[0.0]' in line
+    assert '"mqtt_enabled": 0' in line
     assert line.count('"Name"') == 1
 
 

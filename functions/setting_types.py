@@ -1,0 +1,61 @@
+"""What some settings have in common, as types: lists, tokens, prefixes of topics, databases, keys."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
+
+from functions.addresses import check_database_url
+
+MIN_TOKEN_CHARACTERS = 16
+
+_FERNET_KEY = re.compile("[A-Za-z0-9_-]{43}=")  # 32 bytes: what `cryptography.fernet.Fernet` takes
+
+
+def _split(value: object) -> object:
+    return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
+
+
+def _tokens(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    # One word: MinIO sends a token of two words verbatim and none at all for anything else (FACTS: webhook).
+    for token in (secret.get_secret_value() for secret in secrets):
+        if len(token) < MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable() or " " in token:
+            raise ValueError(
+                f"each token must be one word of at least {MIN_TOKEN_CHARACTERS} ASCII characters, "
+                "e.g. from `openssl rand -hex 24`"
+            )
+    return secrets
+
+
+def _encryption_keys(keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    if not all(_FERNET_KEY.fullmatch(key.get_secret_value()) for key in keys):
+        raise ValueError(
+            "each key must be 32 bytes in URL-safe base64 (44 characters), e.g. from "
+            "`openssl rand -base64 32 | tr '+/' '-_'`"
+        )
+    return keys
+
+
+def _database_url(url: SecretStr) -> SecretStr:
+    check_database_url(url.get_secret_value())
+    return url
+
+
+def _topic_prefix(prefix: str) -> str:
+    prefix = prefix.rstrip("/")
+    # MQTT 5 §4.7.1: a topic name holds no wildcard; §4.7.3: at least one character.
+    if not prefix or prefix.startswith(("/", "$")) or {"+", "#"} & set(prefix) or not prefix.isprintable():
+        raise ValueError("must not begin with / or $, nor hold + # or control characters, e.g. iotsupport")
+    return prefix
+
+
+Seconds = Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)]
+TopicPrefix = Annotated[str, AfterValidator(_topic_prefix)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
+Tokens = Annotated[Secrets, AfterValidator(_tokens)]
+EncryptionKeys = Annotated[Secrets, AfterValidator(_encryption_keys)]
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]

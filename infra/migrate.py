@@ -1,0 +1,45 @@
+"""Brings the database's tables up to this release: by `bucketbell migrate`, and when the host starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.util import CommandError
+
+from functions.config_store import StoreUnavailable
+from functions.database import Database
+
+MIGRATION_DEADLINE_SECONDS = 30.0
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def upgrade(url: str, revision: str = "head") -> bool:
+    """Run the steps that this database has not had; return whether there were any.
+
+    Of several processes at once one runs them, and the others wait for it. All steps are done or none.
+    Raises `StoreUnavailable`.
+    """
+    return _run(command.upgrade, url, revision)
+
+
+def downgrade(url: str, revision: str) -> bool:
+    """Undo the steps behind `revision` ("base": all of them), with what their tables hold. Otherwise as `upgrade`."""
+    return _run(command.downgrade, url, revision)
+
+
+def _run(step: Callable[[Config, str], None], url: str, revision: str) -> bool:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    with Database(url, deadline_seconds=MIGRATION_DEADLINE_SECONDS).migrating() as connection:
+        before = MigrationContext.configure(connection).get_current_heads()
+        config.attributes["connection"] = connection
+        try:
+            step(config, revision)
+        except CommandError:
+            newer = ", ".join(before)
+            raise StoreUnavailable(f"the database's tables are of a newer release ({newer}): run that one") from None
+        return MigrationContext.configure(connection).get_current_heads() != before

@@ -1,0 +1,11 @@
+"""Alembic's entry: runs the steps in the transaction that `infra.migrate` opened."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from functions.database import METADATA
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA)
+with context.begin_transaction():
+    context.run_migrations()

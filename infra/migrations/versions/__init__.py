@@ -1,0 +1,1 @@
+"""One module for each step, up and down; the number in its name is its revision."""
