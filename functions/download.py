@@ -1,6 +1,7 @@
 """Entry: a device's HTTP request in; a presigned URL, or the manifest of what is current, out.
 
 An asset is `/assets/<path>`, or `/assets?filename=<path, percent-encoded>` where the path is none for AWS (see `web`).
+So is a thumbnail `/thumbnails/<camera>/<event>.jpg`, with `token`, as in the link that its event was published with.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from functions import collector
 from functions.lifetime import Renewal, begin
 from functions.manifest import Asked, Manifest, parse_limit
 from functions.objects import MAX_PAGE_OBJECTS, ObjectInfo, Objects
-from functions.routes import MAX_FILENAME_BYTES, is_asset_path, is_config_name
+from functions.routes import MAX_FILENAME_BYTES, is_asset_path, is_config_name, is_picture_path
 from functions.settings import SettingsError
 from functions.storage import UNREACHABLE, StorageError
 from functions.telemetry import logger
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 BUSY_RETRY_SECONDS = 5  # the store is slow or down
 BROKEN_RETRY_SECONDS = 60  # somebody has to set something right
 RENEW_SECONDS = 120.0  # between two looks into the secret: a rotated key is in force in 5 minutes, even if one fails
-CONFIGS, ASSETS = "/configs/", "/assets"
+CONFIGS, ASSETS, THUMBNAILS = "/configs/", "/assets", "/thumbnails"
 FILE_METHODS = ("GET", "HEAD")
 
 # `no-store`: a link from a cache is a dead link.
@@ -49,14 +50,21 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: a device, or, where `device` is None, somebody with an admin token."""
+    """Who asks: a device, somebody with a token for the one object `object_key`, or else with an admin token."""
 
     bearer: str
     device: DeviceToken | None = None
+    object_key: str | None = None
 
     def owns(self, filename: str) -> bool:
         """Whether this config is the caller's to read: a MAC is the same device in any case."""
-        return self.device is None or filename.casefold() == config_name(self.device.mac).casefold()
+        if self.device is None:
+            return self.object_key is None
+        return filename.casefold() == config_name(self.device.mac).casefold()
+
+    def sees(self, object_key: str) -> bool:
+        """Whether this picture is the caller's to see: no device sees any."""
+        return self.device is None and self.object_key in {None, object_key}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,7 @@ class Downloads:
     objects: Objects | None
     configs_prefix: str = "configs/"
     assets_prefix: str = "assets/"
+    events_prefix: str | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Downloads:
@@ -86,22 +95,26 @@ class Downloads:
             ),
             settings.configs_prefix,
             settings.assets_prefix,
+            settings.events_prefix,
         )
 
     def admit(self, request: Request) -> tuple[Caller, Objects]:
-        """Who asks, and the store, in exchange for a good token."""
+        """Who asks, and the store, in exchange for a good token; a link to a thumbnail brings its own."""
         if self.objects is None or not (self.keyring.keys or self.admin_tokens):
             missing = "BUCKET" if self.objects is None else "DEVICE_TOKEN_KEYS or ADMIN_TOKENS"
             detail = f"Downloads are not configured: set {missing}."
             raise unavailable("not_configured", detail, retry_after_seconds=BROKEN_RETRY_SECONDS)
-        bearer = request.bearer
+        in_link = request.parameters("token").get("token") if request.path.startswith(THUMBNAILS) else None
+        bearer = in_link or request.bearer
         if not bearer:
             raise unauthorised("no_token")
         offered = bearer.encode(errors="replace")
         # All are compared, so that the time does not tell which one is near.
-        if sum(hmac.compare_digest(offered, token.encode()) for token in self.admin_tokens):
+        if not in_link and sum(hmac.compare_digest(offered, token.encode()) for token in self.admin_tokens):
             return Caller(bearer), self.objects
         try:
+            if in_link:
+                return Caller(bearer, object_key=self.keyring.verify_for_object(bearer)), self.objects
             return Caller(bearer, self.keyring.verify(bearer)), self.objects
         except TokenError as error:
             raise unauthorised(error.reason, kid=error.kid, jti=error.jti) from None
@@ -129,6 +142,17 @@ class Downloads:
             raise malformed("bad_asset_name", "An asset's name is a relative path of at most 1,024 bytes.")
         return _file(request, objects, self.assets_prefix, name, allowed=True)
 
+    def thumbnail(self, request: Request, caller: Caller, objects: Objects) -> Reply:
+        """Answer `/thumbnails/<camera>/<event>.jpg` and `/thumbnails?filename=<camera>/<event>.jpg`."""
+        name = request.path.removeprefix(THUMBNAILS + "/")
+        if request.path == THUMBNAILS:
+            name = request.parameters("filename").get("filename", "")
+        if not is_picture_path(name):
+            raise malformed("bad_thumbnail_name", "A thumbnail is named <camera>/<event>.jpg.")
+        if (prefix := self.events_prefix) is None:
+            raise absent()
+        return _file(request, objects, prefix, name, allowed=caller.sees(prefix + name), is_picture=True)
+
     def manifest(self, request: Request, caller: Caller, objects: Objects) -> Reply:
         """Answer `/manifest`. An admin may name a device, or gets what every device gets together."""
         asked = request.parameters("limit", "next", "mac")
@@ -143,8 +167,10 @@ class Downloads:
         return _not_modified(etag) if request.has(etag) else _json(body, etag)
 
 
-def _file(request: Request, objects: Objects, prefix: str, filename: str, *, allowed: bool) -> Reply:
-    version_id = request.parameters("version_id").get("version_id", "")
+def _file(
+    request: Request, objects: Objects, prefix: str, filename: str, *, allowed: bool, is_picture: bool = False
+) -> Reply:
+    version_id = "" if is_picture else request.parameters("version_id").get("version_id", "")
     if len(version_id) > MAX_FILENAME_BYTES or not version_id.isascii() or not version_id.isprintable():
         raise malformed("bad_version", "That is no version id.")
     # Asked for what is forbidden, too: the time must not tell it from what is absent.
@@ -155,7 +181,10 @@ def _file(request: Request, objects: Objects, prefix: str, filename: str, *, all
         return _not_modified(info.etag)
     if request.method == "HEAD":
         return Reply(HTTPStatus.OK, _described(info))
-    presigned = objects.presign(info.object_key, version_id=version_id, filename=filename)
+    if is_picture:
+        presigned = objects.presign_picture(info.object_key)
+    else:
+        presigned = objects.presign(info.object_key, version_id=version_id, filename=filename)
     if not request.wants_json:
         headers = {**_NO_STORE, "Location": presigned.url, "ETag": f'"{info.etag}"'}
         return Reply(HTTPStatus.TEMPORARY_REDIRECT, headers)
@@ -216,6 +245,7 @@ class _Resolver(APIGatewayHttpResolver):
         self.doors = (
             (re.compile("/configs/.*", re.DOTALL), FILE_METHODS, downloads.config),
             (re.compile("/assets(?:/.*)?", re.DOTALL), FILE_METHODS, downloads.asset),
+            (re.compile("/thumbnails(?:/.*)?", re.DOTALL), FILE_METHODS, downloads.thumbnail),
             (re.compile("/manifest"), ("GET",), downloads.manifest),
         )
         for path, methods, answerer in self.doors:

@@ -10,7 +10,7 @@ from functions import collector
 from functions.events import Ignored, Malformed, Record, parse, parse_body, sqs_messages
 from functions.lifetime import Renewal, begin
 from functions.publisher import InlinePublisher, Outcome, Status
-from functions.routes import Notification, Routes, Skip
+from functions.routes import Detection, Notification, Routes, Skip, Unread
 from functions.secret import DEADLINE_SECONDS as SECRET_DEADLINE_SECONDS
 from functions.settings import SettingsError
 from functions.telemetry import EmfTelemetry, logger
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
+    from functions.documents import Documents
+    from functions.in_force import Follower
     from functions.settings import Settings
+    from functions.target import Broker
 
 ANSWER_MARGIN_SECONDS = 0.5  # kept of the invocation's time, to answer and to log
 MAX_EXCERPT_CHARACTERS = 200
@@ -31,7 +34,7 @@ class Step(NamedTuple):
     """One record of an event, and what is to be done about it: publish, or nothing for a reason."""
 
     record: Record
-    action: Notification | Skip
+    action: Notification | Detection | Skip
     message_id: str = ""
     """The SQS message that the record came in."""
 
@@ -78,19 +81,23 @@ def to_publish(steps: Sequence[Step]) -> list[Notification]:
     return [step.action for step in steps if isinstance(step.action, Notification)]
 
 
-def settle(steps: Sequence[Step], outcomes: Sequence[Outcome]) -> list[Settled]:
-    """Join each step with its outcome; `outcomes` are those of `to_publish(steps)`, in order."""
+def settle(steps: Sequence[Step], outcomes: Sequence[Outcome | Unread]) -> list[Settled]:
+    """Join each step with its outcome; `outcomes` are those of the steps that are not skipped, in order."""
     remaining = iter(outcomes)
-    return [settle_one(step, next(remaining) if isinstance(step.action, Notification) else None) for step in steps]
+    return [settle_one(step, None if isinstance(step.action, Skip) else next(remaining)) for step in steps]
 
 
-def settle_one(step: Step, outcome: Outcome | None) -> Settled:
+def settle_one(step: Step, outcome: Outcome | Unread | None) -> Settled:
     """Join a step with its outcome, None for a skipped one."""
     if isinstance(step.action, Skip):
         malformed = isinstance(step.record, Malformed)
         return Settled(step, "malformed" if malformed else step.action.reason, step.action.reason, hopeless=malformed)
     if outcome is None:
-        raise ValueError("a notification needs an outcome")
+        raise ValueError("what is not skipped needs an outcome")
+    if isinstance(outcome, Unread):
+        retriable = outcome.retriable
+        hopeless = not outcome.success and not retriable
+        return Settled(step, outcome.label, outcome.reason, retriable=retriable, hopeless=hopeless)
     return Settled(
         step,
         outcome.status.value,
@@ -105,13 +112,17 @@ def log(settled: Settled) -> None:
     """Log one settled step: failures with topic, filename and reason; what is nobody's fault only at DEBUG."""
     step = settled.step
     details: dict[str, Any] = {"outcome": settled.label, "reason": settled.reason}
-    if isinstance(step.action, Notification):
+    action = step.action
+    if not isinstance(action, Skip):
         # Nested, because `logging` keeps the name `filename` for itself and raises.
-        details["notification"] = {
-            "topic": step.action.topic,
-            "filename": step.action.filename,
-            "id": step.action.identity.hex(),
-        }
+        if isinstance(action, Detection):
+            details["detection"] = {"object_key": action.object_key, "id": action.identity.hex()}
+        else:
+            details["notification"] = {
+                "topic": action.topic,
+                "filename": action.filename,
+                "id": action.identity.hex(),
+            }
         if settled.reason_code is not None:
             details["reason_code"] = settled.reason_code
         if settled.retriable or settled.hopeless:
@@ -122,7 +133,7 @@ def log(settled: Settled) -> None:
         logger.error("malformed event", extra=details | {"excerpt": step.record.detail[:MAX_EXCERPT_CHARACTERS]})
     else:
         details |= {"bucket": step.record.bucket, "object_key": step.record.object_key}
-        if step.action.is_warning:
+        if action.is_warning:
             logger.warning("object key is not announced: its name is not valid", extra=details)
         else:
             logger.debug("skipped", extra=details)
@@ -142,9 +153,31 @@ class Notifier:
         self._use(settings)
 
     def _use(self, settings: Settings) -> None:
-        self._broker = settings.broker
+        self._settings = settings
+        self._documents: Documents | None = None
         self._routes = Routes.of(settings)
-        self.publisher = InlinePublisher(settings.broker, self.telemetry)
+        self._follower = None if settings.database_url is None else _follower(settings)
+        self._publish_to(settings.broker if self._follower is None else None)
+
+    def _publish_to(self, broker: Broker | None) -> None:
+        self._broker = broker
+        self.publisher = InlinePublisher(broker, self.telemetry)
+
+    @property
+    def _problem(self) -> str:
+        """Why nobody knows the broker: what there is to publish waits at its source. "" where all is well."""
+        return "" if self._follower is None else self._follower.problem
+
+    def _follow(self) -> None:
+        """Go where the stored settings say by now."""
+        if self._follower is not None and self._follower.look():
+            self.publisher.close()
+            self._publish_to(self._follower.broker)
+
+    def warm_up(self) -> None:
+        """Begin to connect without waiting for the broker's answer."""
+        self._follow()
+        self.publisher.warm_up()
 
     def handle(self, event: object, remaining_seconds: float) -> dict[str, Any]:
         """Answer one invocation: `batchItemFailures` to SQS, a summary to a direct invocation.
@@ -153,17 +186,55 @@ class Notifier:
         """
         end = time.monotonic() + max(0.0, remaining_seconds - ANSWER_MARGIN_SECONDS)
         is_batch = sqs_messages(event) is not None
-        if self._broker is None:
+        self._follow()
+        if self._broker is None and not self._problem:
             self.telemetry.flush()
             return {"batchItemFailures": []} if is_batch else {"published": 0, "skipped": 0, "failed": 0}
         steps = plan(event, self._routes)
-        settled = settle(steps, self._publish(to_publish(steps), end))
+        has_detections = any(isinstance(step.action, Detection) for step in steps)
+        outcomes = self._detect(steps, end) if has_detections else self._publish(to_publish(steps), end)
+        settled = settle(steps, outcomes)
+        if self._follower is not None:
+            self._follower.record(outcomes, connected=self.publisher.enabled, attempts=self.publisher.attempts)
         for one in settled:
             self.telemetry.event("sqs" if is_batch else "direct", one.label)
         self.telemetry.flush()
         for one in settled:
             log(one)
         return sqs_answer(settled) if is_batch else direct_answer(settled)
+
+    def _detect(self, steps: Sequence[Step], end: float) -> list[Outcome | Unread]:
+        """Read what has to be read first, then publish all, in order."""
+        # It brings boto3, half a second that nobody else need pay for.
+        from functions.documents import Documents, read_all  # noqa: PLC0415 - see above
+
+        if self._documents is None:
+            self._documents = Documents.of(self._settings)
+        if self._follower is not None:
+            self._documents.topics = self._follower.topics
+        now = time.monotonic()
+        patience_seconds = self._broker.publish_timeout_seconds if self._broker else 0.0
+        until = max(end - patience_seconds, now + (end - now) / 2)
+        actions = [step.action for step in steps if not isinstance(step.action, Skip)]
+        read = read_all(self._documents, [one for one in actions if isinstance(one, Detection)], until)
+        found = [read[one.identity] if isinstance(one, Detection) else one for one in actions]
+        messages: list[Notification] = []
+        before: list[tuple[str, Notification]] = []
+        for one in found:
+            if isinstance(one, Notification):
+                messages.append(one)
+            elif not isinstance(one, Unread):
+                announced = self._follower.before_event(one.camera_id, one.camera_name) if self._follower else ()
+                before += [(one.camera_id, message) for message in announced]
+                messages += [*announced, one.notification]
+        outcomes = dict(zip(messages, self._publish(messages, end), strict=True))
+        for camera_id, message in before:
+            if self._follower is not None and not outcomes[message].success:
+                self._follower.forget(camera_id)
+        return [
+            one if isinstance(one, Unread) else outcomes[one if isinstance(one, Notification) else one.notification]
+            for one in found
+        ]
 
     def _publish(self, notifications: Sequence[Notification], end: float) -> list[Outcome]:
         """Publish by `end` (`time.monotonic`); what is not confirmed once more, if there is another secret by now."""
@@ -175,6 +246,8 @@ class Notifier:
         return [next(retried, outcome) if _is_unconfirmed(outcome) else outcome for outcome in outcomes]
 
     def _try(self, notifications: Sequence[Notification], end: float) -> list[Outcome]:
+        if self._problem:
+            return [Outcome(Status.UNCONFIRMED, self._problem)] * len(notifications)
         patience_seconds = self._broker.publish_timeout_seconds if self._broker else 0.0
         return self.publisher.publish(notifications, min(end, time.monotonic() + patience_seconds))
 
@@ -188,6 +261,7 @@ class Notifier:
         logger.info("settings have changed")
         self.publisher.close()
         self._use(self._renewal.settings)
+        self._follow()
         return True
 
     def close(self) -> None:
@@ -196,6 +270,23 @@ class Notifier:
             self.publisher.close()
         except Exception:  # noqa: BLE001 - the process ends whatever happens here
             logger.exception("shutdown")
+
+
+def _follower(settings: Settings) -> Follower:
+    # It brings the database's packages, which nobody else need have.
+    from functions.config_store import ConfigStore, StoreUnavailable  # noqa: PLC0415 - see above
+    from functions.in_force import Follower  # noqa: PLC0415 - see above
+
+    problem = "must be set"
+    try:
+        if (store := ConfigStore.of(settings)) is not None:
+            return Follower(settings, store)
+    except StoreUnavailable as error:
+        problem = str(error)
+    raise SettingsError((("DATABASE_URL", problem),))
+
+
+_PUBLISHED = {Status.DELIVERED.value, Status.NO_SUBSCRIBERS.value, Status.SENT.value}
 
 
 def _is_unconfirmed(outcome: Outcome) -> bool:
@@ -216,7 +307,7 @@ def direct_answer(settled: Sequence[Settled]) -> dict[str, Any]:
     retriable = [one for one in settled if one.retriable]
     if retriable:
         raise PublishFailed(f"{len(retriable)} of {len(settled)} records were not published: {retriable[0].reason}")
-    published = sum(isinstance(one.step.action, Notification) and not one.hopeless for one in settled)
+    published = sum(one.label in _PUBLISHED for one in settled)
     failed = [one for one in settled if one.hopeless]
     summary: dict[str, Any] = {
         "published": published,
@@ -249,7 +340,7 @@ def _start() -> None:
     """Have CONNACK travel while Lambda finishes the start."""
     global _notifier  # noqa: PLW0603 - as in `notifier`
     _notifier = None  # what a snapshot may hold is another process's
-    notifier().publisher.warm_up()
+    notifier().warm_up()
 
 
 @atexit.register

@@ -33,6 +33,11 @@ NULL_VERSION = "null"  # S3's name for the version of an object that has none
 IMPOSSIBLE_NAME = "XMinioInvalidObjectName"  # a segment of more than 255 bytes: MinIO keeps objects in files
 _ABSENT = frozenset({400, 404, 405})
 """HEAD has no body to say why: 404; 405 is a delete marker asked for by version; 400 a version id S3 cannot read."""
+_GONE = frozenset(
+    {"NoSuchKey", "MethodNotAllowed", IMPOSSIBLE_NAME}
+)  # the second: a delete marker asked for by version
+_NO_SUCH_VERSION = frozenset({"NoSuchVersion", "InvalidArgument"})  # the second: a version id that S3 cannot read
+_SHOWN = {"response-content-disposition": "inline", "response-content-type": "image/jpeg"}
 _NO_VERSIONS = frozenset({400, 403, 404, 405, 501})
 """A store without ListObjectVersions, or a policy without s3:ListBucketVersions; ListObjectsV2 then tells the rest."""
 
@@ -99,12 +104,29 @@ class Objects:
         """
         return self._heads.fly((key, version_id), lambda: self._head(key, version_id))
 
+    def read(self, key: str, version_id: str = "", *, limit_bytes: int) -> bytes | None:
+        """What `key` holds now, or held at that version: at most `limit_bytes` + 1 of it, to tell that there is more.
+
+        None where there is no such object or version.
+        """
+        try:
+            return self._open()[1].read(key, version_id, limit_bytes + 1)
+        except StorageError as error:
+            # By its code: a 404 may be the bucket's, and a 400 that of credentials that have expired.
+            if error.code in _GONE or (version_id and error.code in _NO_SUCH_VERSION):
+                return None
+            raise
+
     def presign(self, key: str, *, version_id: str = "", filename: str) -> Presigned:
         """A URL that downloads `key`, and makes a browser save it under the last part of `filename`."""
         parameters = {"response-content-disposition": content_disposition(filename)}
         if version_id:
             parameters["versionId"] = version_id
         return Presigned(*self._open()[2].sign(key, parameters))
+
+    def presign_picture(self, key: str) -> Presigned:
+        """A URL that shows `key` as a JPEG, whatever it was uploaded as: a browser would save, or run, what it is."""
+        return Presigned(*self._open()[2].sign(key, _SHOWN))
 
     def list_page(self, prefix: str, *, start_after: str = "", limit: int = MAX_PAGE_OBJECTS) -> Page:
         """The objects below `prefix` after the key `start_after`, by one LIST of at most `limit` entries.

@@ -137,6 +137,11 @@ class InlinePublisher:
         """Whether the broker has accepted us and the link has not been seen to fail since."""
         return self._connection is not None and self._connection.connected
 
+    @property
+    def attempts(self) -> int:
+        """How often it was tried to connect, the first time included."""
+        return self._attempts
+
     def warm_up(self) -> None:
         """Begin to connect without waiting for the broker's CONNACK. A failure is kept for `publish` to meet."""
         if self._broker is None or self._connection is not None or self._closed:

@@ -1,10 +1,10 @@
-"""Pure: an object's key → the notification that devices hear, or the reason why none is sent."""
+"""Pure: an object's key → the notification that devices hear, a document to read first, or why none is sent."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from functions.events import ObjectCreated
@@ -15,8 +15,12 @@ CONTENT_TYPE = "application/json"
 
 CONFIG_SUFFIX = ".json"
 MAC_PAIRS = 6
+DOCUMENT_SUFFIX, PICTURE_SUFFIX = ".json", ".jpg"
+MAX_EVENT_ID_BYTES = 128  # of a camera's id, and of an event's
 
+_OF_A_FILE = frozenset({"etag", "size", "versionid"})
 _DOTS = frozenset({".", ".."})
+_NOT_IN_AN_ID = frozenset("/\\+#")  # backslash: MinIO takes it for a slash; plus and hash: MQTT 5 §4.7.1
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 # What MQTT 5 §1.5.4 forbids or advises against in a string, and Mosquitto answers by closing the connection: C0 and C1
 # controls, and the non-characters U+FDD0..U+FDEF and U+nFFFE, U+nFFFF. And U+FEFF: it is legal, but a device built on
@@ -62,16 +66,56 @@ class Notification:
 
 
 @dataclass(frozen=True, slots=True)
+class Detection:
+    """A camera's event. Its document, the created object, has to be read before there is anything to publish."""
+
+    object_key: str
+    version_id: str
+    """"" in a bucket without versions."""
+    camera_id: str
+    event_id: str
+    identity: bytes
+    """16 bytes; the same for every repeat of the event."""
+    time: str = ""
+    user_properties: tuple[tuple[str, str], ...] = ()
+    """As a `Notification`'s, but for `etag`, `size` and `versionid`: the message holds what they would tell apart."""
+
+    @property
+    def picture_key(self) -> str:
+        """Where the thumbnail is, if there is one: beside the document."""
+        return self.object_key.removesuffix(DOCUMENT_SUFFIX) + PICTURE_SUFFIX
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Why nothing is published of a `Detection`."""
+
+    label: Literal["gone", "bad_detection", "store_failed"]
+    """The document is there no more; it is no detection event; the store could not be asked."""
+    reason: str = ""
+
+    @property
+    def success(self) -> bool:
+        """Whether nothing is left to do for it."""
+        return self.label == "gone"
+
+    @property
+    def retriable(self) -> bool:
+        """Whether another try may succeed."""
+        return self.label == "store_failed"
+
+
+@dataclass(frozen=True, slots=True)
 class Skip:
     """Why a created object rings no bell."""
 
     reason: str
-    """One of `foreign_bucket`, `unmapped`, `folder_marker`, `bad_config_name`, `bad_asset_name`."""
+    """One of `foreign_bucket`, `unmapped`, `folder_marker`, `bad_config_name`, `bad_asset_name`, `bad_event_name`."""
 
     @property
     def is_warning(self) -> bool:
-        """Whether somebody meant the object for devices and named it wrongly."""
-        return self.reason in {"bad_config_name", "bad_asset_name"}
+        """Whether somebody meant the object for devices, or of a camera, and named it wrongly."""
+        return self.reason in {"bad_config_name", "bad_asset_name", "bad_event_name"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +126,33 @@ class Routes:
     assets_prefix: str = "assets/"
     topic_prefix: str = "iotsupport"
     bucket: str | None = None
+    events_prefix: str | None = None
+    """Where cameras' events are; None: they are not announced."""
 
     @classmethod
     def of(cls, settings: Settings) -> Routes:
         """Take the routes from validated settings."""
-        return cls(settings.configs_prefix, settings.assets_prefix, settings.topic_prefix, settings.bucket)
+        return cls(
+            settings.configs_prefix,
+            settings.assets_prefix,
+            settings.topic_prefix,
+            settings.bucket,
+            settings.events_prefix,
+        )
 
     @property
     def topics(self) -> tuple[str, str]:
         """The two topics, configs first: all that an update can be published to."""
         return f"{self.topic_prefix}/updates/configs", f"{self.topic_prefix}/updates/assets"
 
-    def route(self, created: ObjectCreated) -> Notification | Skip:
+    def route(self, created: ObjectCreated) -> Notification | Detection | Skip:
         """Map `created` to its notification. The filename is passed on exactly as it was uploaded."""
         key = created.object_key
         if self.bucket is not None and created.bucket != self.bucket:
             return Skip("foreign_bucket")
         is_config = key.startswith(self.configs_prefix)
         if not is_config and not key.startswith(self.assets_prefix):
-            return Skip("unmapped")
+            return self._detection(created)
         if key.endswith("/"):
             return Skip("folder_marker")
         filename = key.removeprefix(self.configs_prefix if is_config else self.assets_prefix)
@@ -117,6 +169,51 @@ class Routes:
             time=created.event_time,
             user_properties=_cloud_event(created, identity),
         )
+
+    def _detection(self, created: ObjectCreated) -> Detection | Skip:
+        key = created.object_key
+        if self.events_prefix is None or not key.startswith(self.events_prefix):
+            return Skip("unmapped")
+        if key.endswith("/"):
+            return Skip("folder_marker")
+        if not key.endswith(DOCUMENT_SUFFIX):
+            return Skip("unmapped")  # such as the picture, whose document follows
+        camera_id, separator, event_id = key[len(self.events_prefix) : -len(DOCUMENT_SUFFIX)].partition("/")
+        if not separator or not is_event_id(camera_id) or not is_event_id(event_id):
+            return Skip("bad_event_name")
+        identity = created.identity
+        return Detection(
+            object_key=key,
+            version_id=created.version_id,
+            camera_id=camera_id,
+            event_id=event_id,
+            identity=identity,
+            time=created.event_time,
+            user_properties=tuple(pair for pair in _cloud_event(created, identity) if pair[0] not in _OF_A_FILE),
+        )
+
+
+def is_event_id(text: str) -> bool:
+    """Whether a camera or an event may be called this: one segment of a key, and one level of a topic.
+
+    Up to 128 bytes without `/`, `+`, `#`, controls, or dots alone.
+    """
+    try:
+        size_bytes = len(text.encode())
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    return (
+        0 < size_bytes <= MAX_EVENT_ID_BYTES
+        and text not in _DOTS
+        and _NOT_IN_AN_ID.isdisjoint(text)
+        and _NOT_IN_A_STRING.isdisjoint(text)
+    )
+
+
+def is_picture_path(path: str) -> bool:
+    """Whether this is `<camera>/<event>.jpg`: where a thumbnail is, below EVENTS_PREFIX."""
+    camera_id, _, event_id = path.removesuffix(PICTURE_SUFFIX).partition("/")
+    return path.endswith(PICTURE_SUFFIX) and is_event_id(camera_id) and is_event_id(event_id)
 
 
 def is_config_name(filename: str) -> bool:

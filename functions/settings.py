@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from functions import pem, sources
 from functions.addresses import is_http_url, parse_mqtt_url
+from functions.setting_types import DatabaseUrl, EncryptionKeys, Seconds, Secrets, Tokens, TopicPrefix, Words
+from functions.target import Broker
 
-MIN_TOKEN_CHARACTERS = 16
+__all__ = ["Broker", "LambdaRuntime", "Loaded", "Settings", "SettingsError", "lambda_runtime", "load"]
+
 EXACT = frozenset({"mqtt_password"})  # anything else loses the spaces around it, which no editor shows
-
-Seconds = Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)]
 
 
 class SettingsError(Exception):
@@ -31,38 +31,6 @@ class SettingsError(Exception):
         """Keep `problems` as data; the message is one line for each."""
         self.problems = problems
         super().__init__("\n".join(f"{variable}: {problem}" for variable, problem in problems))
-
-
-@dataclass(frozen=True, slots=True)
-class Broker:
-    """Where and how to publish: everything that a connection needs, nothing that it does not."""
-
-    host: str
-    port: int
-    tls: bool = False
-    username: str | None = None
-    password: SecretStr | None = None
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    ca_pem: str | None = None
-    cert_pem: str | None = None
-    key_pem: SecretStr | None = None
-    alpn: str | None = None
-    protocol: Literal["5", "3.1.1"] = "5"
-    qos: int = 1
-    client_id_prefix: str = "bucketbell"
-    keepalive_seconds: int = 60
-    connect_timeout_seconds: float = 5.0
-    publish_timeout_seconds: float = 5.0
-    availability_topic: str | None = None
-    """Where the broker itself says `offline`, retained, when it loses us: MQTT's last will."""
-
-    @property
-    def url(self) -> str:
-        """`mqtt(s)://host:port`, without credentials: safe to show."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
 
 
 class Settings(BaseSettings):
@@ -109,28 +77,51 @@ class Settings(BaseSettings):
     )
     mqtt_publish_timeout_seconds: Seconds = Field(default=5.0, description="Deadline for the broker's acknowledgement.")
 
-    topic_prefix: str = Field(
+    topic_prefix: TopicPrefix = Field(
         default="iotsupport", description="Topics are `<prefix>/updates/configs` and `<prefix>/updates/assets`."
     )
     bucket: str | None = Field(default=None, description="Only this bucket's events ring. Unset: any bucket's do.")
     configs_prefix: str = Field(default="configs/", description="Keys of device configs: `<prefix><mac>.json`.")
     assets_prefix: str = Field(default="assets/", description="Keys of assets: `<prefix><path>`.")
+    events_prefix: str | None = Field(
+        default=None,
+        description="Keys of cameras' detection events: `<prefix><camera id>/<event id>.json`, with the thumbnail "
+        "beside it as `.jpg`; e.g. `events/`. Needs BUCKET. Unset: none are announced.",
+    )
+    public_base_url: str | None = Field(
+        default=None,
+        description="Where this host's downloads (or the API's) are, as the outside sees it: links to thumbnails begin "
+        "with it. Needs DEVICE_TOKEN_KEYS. Unset: they are presigned, and die after URL_TTL_SECONDS.",
+    )
 
-    webhook_tokens: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+    webhook_tokens: Tokens = Field(
         default=(),
         description="Bearer tokens that a store may present, comma-separated (two at once while rotating). "
         "Unset: the host starts on loopback only.",
     )
-    device_token_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+    device_token_keys: Secrets = Field(
         default=(),
         description="Keys of the device tokens, comma-separated: `<kid>:<base64 of at least 32 bytes>`, the latter "
         "e.g. from `openssl rand -base64 32`. The first signs, all verify.",
     )
-    device_tokens_revoked: Annotated[tuple[str, ...], NoDecode] = Field(
+    device_tokens_revoked: Words = Field(
         default=(), description="Ids (`jti`) of device tokens that are no longer valid, comma-separated."
     )
-    admin_tokens: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        default=(), description="Bearer tokens that may fetch every file, comma-separated."
+    admin_tokens: Tokens = Field(default=(), description="Bearer tokens that may fetch every file, comma-separated.")
+    mqtt_test_allowed_hosts: Words = Field(
+        default=(),
+        description="What an administrator's connection test may reach: names, addresses and networks (CIDR), "
+        "comma-separated. Unset: any host. Never link-local addresses and clouds' metadata services.",
+    )
+    database_url: DatabaseUrl | None = Field(
+        default=None,
+        description="Where broker settings are stored: `sqlite:////path/to/file.db` or "
+        "`postgresql://user:password@host/database`. Unset: the variables here are in force.",
+    )
+    encryption_keys: EncryptionKeys = Field(
+        default=(),
+        description="Keys of the stored password, comma-separated: 32 bytes in URL-safe base64 each, e.g. from "
+        "`openssl rand -base64 32 | tr '+/' '-_'`. The first encrypts, all decrypt.",
     )
     s3_public_endpoint_url: str | None = Field(
         default=None,
@@ -258,18 +249,11 @@ class Settings(BaseSettings):
             raise ValueError("must be 0, 1 or 2")
         return value
 
-    @field_validator("topic_prefix")
+    @field_validator("configs_prefix", "assets_prefix", "events_prefix")
     @classmethod
-    def _topic_prefix(cls, prefix: str) -> str:
-        prefix = prefix.rstrip("/")
-        # MQTT 5 §4.7.1: a topic name holds no wildcard; §4.7.3: at least one character.
-        if not prefix or prefix.startswith(("/", "$")) or {"+", "#"} & set(prefix) or not prefix.isprintable():
-            raise ValueError("must not begin with / or $, nor hold + # or control characters, e.g. iotsupport")
-        return prefix
-
-    @field_validator("configs_prefix", "assets_prefix")
-    @classmethod
-    def _key_prefix(cls, prefix: str) -> str:
+    def _key_prefix(cls, prefix: str | None) -> str | None:
+        if prefix is None:
+            return None
         prefix = prefix if prefix.endswith("/") else prefix + "/"
         if prefix.startswith("/") or "//" in prefix or not prefix.isprintable():
             raise ValueError("must be a key prefix without a leading or double slash, e.g. firmware/")
@@ -283,8 +267,21 @@ class Settings(BaseSettings):
             raise ValueError("must not overlap CONFIGS_PREFIX (S3 refuses such rules), e.g. configs/ and assets/")
         return assets
 
+    @field_validator("events_prefix")
+    @classmethod
+    def _events(cls, events: str | None, info: ValidationInfo) -> str | None:
+        if events is None:
+            return None
+        others = [info.data[name] for name in ("configs_prefix", "assets_prefix") if name in info.data]
+        if any(other.startswith(events) or events.startswith(other) for other in others):
+            raise ValueError("must not overlap CONFIGS_PREFIX and ASSETS_PREFIX, e.g. events/")
+        if info.data.get("bucket", "") is None:
+            raise ValueError("needs BUCKET: where the events' documents and thumbnails are")
+        return events
+
     @field_validator(
         "sqs_queue_url",
+        "public_base_url",
         "s3_public_endpoint_url",
         "aws_endpoint_url",
         "aws_endpoint_url_s3",
@@ -296,23 +293,6 @@ class Settings(BaseSettings):
         if url is not None and not is_http_url(url):
             raise ValueError("must be an http:// or https:// URL without credentials, e.g. http://127.0.0.1:9000")
         return url
-
-    @field_validator("webhook_tokens", "admin_tokens", "device_token_keys", "device_tokens_revoked", mode="before")
-    @classmethod
-    def _list(cls, value: object) -> object:
-        return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
-
-    @field_validator("webhook_tokens", "admin_tokens")
-    @classmethod
-    def _tokens(cls, secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        # One word: MinIO sends a token of two words verbatim and none at all for anything else (FACTS: webhook).
-        for token in (secret.get_secret_value() for secret in secrets):
-            if len(token) < MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable() or " " in token:
-                raise ValueError(
-                    f"each token must be one word of at least {MIN_TOKEN_CHARACTERS} ASCII characters, "
-                    "e.g. from `openssl rand -hex 24`"
-                )
-        return secrets
 
     @field_validator("secrets_dir")
     @classmethod

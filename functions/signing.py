@@ -1,10 +1,11 @@
-"""Signs for one bucket by botocore's own signer, past the rest of boto3's machinery: URLs for devices, and HEADs."""
+"""Signs for one bucket by botocore's own signer, past the rest of boto3's machinery: URLs, HEADs and small GETs."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
@@ -164,10 +165,10 @@ class Signer:
 
 
 class Header:
-    """HEADs of one bucket's objects: signed by botocore's own signer and sent over a client's own connections.
+    """HEADs and GETs of one bucket's objects: signed by botocore's own signer, sent over a client's own connections.
 
-    What boto3 does around that takes most of a HEAD's processor time; it is asked itself where it would do more, as
-    for a bucket in another region. Thread-safe.
+    What boto3 does around that takes most of their processor time; it is asked itself where it would do more, as for
+    a bucket in another region. Thread-safe.
     """
 
     def __init__(self, s3: S3Client, bucket: str, session: Session) -> None:
@@ -175,11 +176,13 @@ class Header:
         from botocore.auth import S3SigV4Auth  # noqa: PLC0415 - as in `storage.client`
         from botocore.awsrequest import AWSRequest  # noqa: PLC0415 - as in `storage.client`
         from botocore.exceptions import ConnectionClosedError  # noqa: PLC0415 - as in `storage.client`
+        from botocore.response import StreamingBody  # noqa: PLC0415 - as in `storage.client`
 
         self._s3, self._bucket = s3, bucket
         self._credentials = _found_credentials(session)
         self._place = _Place.of(s3, bucket, self._credentials)
         self._auth, self._request, self._closed = S3SigV4Auth, AWSRequest, ConnectionClosedError
+        self._body = StreamingBody
         # By no public name; with it come the same pool, TLS, proxies and time-outs that a LIST has.
         self._http: Any = getattr(getattr(s3, "_endpoint", None), "http_session", None)
         self._this_second: _ThisSecond[AWSPreparedRequest] = _ThisSecond()
@@ -204,28 +207,52 @@ class Header:
             "VersionId": headers.get("x-amz-version-id"),
         }
 
-    def _send(self, key: str, version_id: str) -> Any:  # noqa: ANN401 - botocore's AWSResponse
-        begun = time.monotonic()
-        with storage_errors():
-            try:
-                return self._send_once(key, version_id)
-            except self._closed:
-                if time.monotonic() - begun > STALE_SECONDS:
-                    raise
-                return self._send_once(key, version_id)  # a HEAD may be repeated: RFC 9110 §9.2.2
+    def read(self, key: str, version_id: str, amount_bytes: int) -> bytes:
+        """The first `amount_bytes` of an object. Raises StorageError, whose code is that of the store."""
+        if self._http is not None and self._place.service == "s3":
+            with storage_errors():
+                answer = self._retried(lambda: self._send_once("GetObject", self._signed("GET", key, version_id)[0]))
+                if answer.status_code == HTTPStatus.OK:
+                    with closing(self._body(answer.raw, answer.headers.get("content-length"))) as body:
+                        return bytes(body.read(amount_bytes))
+                answer.raw.close()
+        # boto3 asks once more, and reads what an error's body says.
+        version: dict[str, Any] = {"VersionId": version_id} if version_id else {}
+        with storage_errors(), closing(self._s3.get_object(Bucket=self._bucket, Key=key, **version)["Body"]) as body:
+            return bytes(body.read(amount_bytes))
 
-    def _send_once(self, key: str, version_id: str) -> Any:  # noqa: ANN401 - as above
-        prepared = self._prepared(key, version_id)
+    def _send(self, key: str, version_id: str) -> Any:  # noqa: ANN401 - botocore's AWSResponse
+        with storage_errors():
+            return self._retried(lambda: self._send_once("HeadObject", self._prepared(key, version_id)))
+
+    def _retried(self, send: Callable[[], Any]) -> Any:  # noqa: ANN401 - as above
+        begun = time.monotonic()
+        try:
+            return send()
+        except self._closed:
+            if time.monotonic() - begun > STALE_SECONDS:
+                raise
+            return send()  # a HEAD and a GET may be repeated: RFC 9110 §9.2.2
+
+    def _send_once(self, operation: str, prepared: AWSPreparedRequest) -> Any:  # noqa: ANN401 - as above
         # Whoever counts, or answers, the client's requests does so with these too.
-        answers = self._s3.meta.events.emit("before-send.s3.HeadObject", request=prepared)
+        answers = self._s3.meta.events.emit(f"before-send.s3.{operation}", request=prepared)
         return next((answer for _, answer in answers if answer is not None), None) or self._http.send(prepared)
 
     def _prepared(self, key: str, version_id: str) -> AWSPreparedRequest:
         credentials = self._credentials.get_frozen_credentials()
         if (prepared := self._this_second.recall((key, version_id), credentials)) is not None:
             return prepared
+        prepared, stamp = self._signed("HEAD", key, version_id)
+        return self._this_second.keep((key, version_id), stamp, prepared)
+
+    def _signed(self, method: str, key: str, version_id: str) -> tuple[AWSPreparedRequest, Stamp]:
+        credentials = self._credentials.get_frozen_credentials()
         parameters = {"versionId": version_id} if version_id else {}
-        request = self._request("HEAD", self._place.url(key), headers={"User-Agent": USER_AGENT}, params=parameters)
+        headers = {"User-Agent": USER_AGENT}
+        # Streamed: only as much of the answer's body is read as is asked for.
+        request = self._request(
+            method, self._place.url(key), headers=headers, params=parameters, stream_output=method == "GET"
+        )
         self._auth(credentials, self._place.service, self._place.region).add_auth(request)
-        stamp = request.context["timestamp"], credentials
-        return self._this_second.keep((key, version_id), stamp, request.prepare())
+        return request.prepare(), (request.context["timestamp"], credentials)

@@ -1,4 +1,4 @@
-"""Device tokens: JWTs that say which device asks; the only importer of PyJWT.
+"""Tokens: JWTs that say which device asks, or which one object may be had; the only importer of PyJWT.
 
 A key of DEVICE_TOKEN_KEYS is one of
 
@@ -27,6 +27,7 @@ from jwt.types import Options
 
 VARIABLE = "DEVICE_TOKEN_KEYS"
 AUDIENCE = "bucketbell"
+OBJECT_AUDIENCE = "bucketbell/object"  # so that neither kind of token passes for the other
 YEAR_SECONDS = 365 * 24 * 3600
 LEEWAY_SECONDS = 30  # between the clocks of who minted and who verifies
 MIN_SECRET_BYTES = 32  # RFC 7518 §3.2: as long as the hash
@@ -120,15 +121,27 @@ class Keyring:
             raise KeyringError(f"{VARIABLE}: two keys have the same id: give each its own")
         return cls(keys, frozenset(revoked))
 
+    @property
+    def can_sign(self) -> bool:
+        """Whether there is a key to mint with."""
+        return any(key.signing is not None for key in self.keys)
+
     def mint(self, mac: str, *, expires_seconds: float = YEAR_SECONDS, now: float | None = None) -> str:
         """A token for the device `mac`, its letters kept as they are. Raises ValueError for no MAC, KeyringError."""
+        return self._mint(normalise_mac(mac), AUDIENCE, expires_seconds, now)
+
+    def mint_for_object(self, object_key: str, *, expires_seconds: float = YEAR_SECONDS) -> str:
+        """A token for whoever may have this one object. Raises KeyringError."""
+        return self._mint(object_key, OBJECT_AUDIENCE, expires_seconds)
+
+    def _mint(self, subject: str, audience: str, expires_seconds: float, now: float | None = None) -> str:
         key = next((key for key in self.keys if key.signing is not None), None)
         if key is None:
             raise KeyringError(f"{VARIABLE}: holds no key that can sign, e.g. 2026:$(openssl rand -base64 32)")
         issued_at = int(time.time() if now is None else now)
         claims = {
-            "sub": normalise_mac(mac),
-            "aud": AUDIENCE,
+            "sub": subject,
+            "aud": audience,
             "iat": issued_at,
             "exp": issued_at + int(expires_seconds),
             "jti": uuid.uuid4().hex,
@@ -137,10 +150,7 @@ class Keyring:
 
     def verify(self, token: str) -> DeviceToken:
         """What `token` says, if it is one of ours and in force; raises TokenError otherwise."""
-        if len(token) > MAX_TOKEN_CHARACTERS:
-            raise TokenError("too_long")
-        if not token.isascii():
-            raise TokenError("malformed")
+        _check_form(token)
         said, expires = self._remembered(token)
         # As PyJWT asks it, for those that were in force when they were remembered.
         if expires <= time.time() - LEEWAY_SECONDS:
@@ -149,8 +159,24 @@ class Keyring:
             raise TokenError("revoked", kid=said.kid, jti=said.jti)
         return said
 
+    def verify_for_object(self, token: str) -> str:
+        """The key of the object that `token` is for, if it is one of ours and in force; raises TokenError otherwise."""
+        _check_form(token)
+        claims, kid, _ = self._claims(token, OBJECT_AUDIENCE)
+        if claims["jti"] in self.revoked:
+            raise TokenError("revoked", kid=kid, jti=claims["jti"])
+        return str(claims["sub"])
+
     def _check(self, token: str) -> tuple[DeviceToken, int]:
-        """What `token` says, and its `exp`, by its signature and claims. What raises is not remembered."""
+        """What a device's `token` says, and its `exp`. What raises is not remembered."""
+        claims, kid, expires_at = self._claims(token, AUDIENCE)
+        mac, jti = claims["sub"], claims["jti"]
+        if _SUBJECT.fullmatch(mac) is None:
+            raise TokenError("bad_subject", kid=kid, jti=jti)
+        return DeviceToken(mac, jti, expires_at, kid), int(claims["exp"])
+
+    def _claims(self, token: str, audience: str) -> tuple[dict[str, Any], str, datetime]:
+        """What `token` claims, the id of its key, and its end; by its signature, audience and times."""
         kid = ""
         try:
             key = self._key(jwt.get_unverified_header(token))
@@ -159,7 +185,7 @@ class Keyring:
                 token,
                 key.verifying,
                 algorithms=[key.algorithm],
-                audience=AUDIENCE,
+                audience=audience,
                 leeway=LEEWAY_SECONDS,
                 options={"require": _REQUIRED},
             )
@@ -167,10 +193,7 @@ class Keyring:
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, OSError, RecursionError) as error:
             reason = next((slug for kind, slug in _REASONS if isinstance(error, kind)), "malformed")
             raise TokenError(reason, kid=kid, jti=self._signed_id(token, kid)) from None
-        mac, jti = claims["sub"], claims["jti"]
-        if _SUBJECT.fullmatch(mac) is None:
-            raise TokenError("bad_subject", kid=kid, jti=jti)
-        return DeviceToken(mac, jti, expires_at, kid), int(claims["exp"])
+        return claims, kid, expires_at
 
     def inspect(self, token: str) -> Inspection:
         """Take `token` apart for a person; raises TokenError("malformed") where there is nothing to see."""
@@ -201,6 +224,13 @@ class Keyring:
                 jti = claims.get("jti")
                 return jti if isinstance(jti, str) else ""
         return ""
+
+
+def _check_form(token: str) -> None:
+    if len(token) > MAX_TOKEN_CHARACTERS:
+        raise TokenError("too_long")
+    if not token.isascii():
+        raise TokenError("malformed")
 
 
 def normalise_mac(text: str) -> str:

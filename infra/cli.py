@@ -23,6 +23,7 @@ from infra.device.command import EPILOG as DEVICE_EPILOG
 from infra.device.command import device
 from infra.mqtt_command import mqtt
 from infra.options import subscriber_arguments
+from infra.store_command import MIGRATE_EPILOG, ROTATE_KEYS_EPILOG, migrate, rotate_keys
 from infra.token_command import token
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ def _check_free(host: str, port: int) -> None:
 app.command(epilog=CONNECT_EPILOG)(connect)
 app.command(epilog=DEVICE_EPILOG)(device)
 app.add_typer(token)
+app.command(epilog=MIGRATE_EPILOG)(migrate)
+app.command(epilog=ROTATE_KEYS_EPILOG)(rotate_keys)
 app.add_typer(mqtt)
 
 

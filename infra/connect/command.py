@@ -112,10 +112,10 @@ def connect(
 ) -> None:
     """Set a bucket up so that its uploads reach the host; run it as often as you like.
 
-    Adds notification rules for CONFIGS_PREFIX and ASSETS_PREFIX beside those that are there. On **MinIO**, two
-    webhook targets, one fast and one that keeps events on disk; it prints the lines that MinIO's environment needs.
-    On **AWS** and whatever else has SQS, one queue; it prints the SQS_QUEUE_URL for the host. With `--queue-url` the
-    queue may be that of a stack on AWS: then its function takes the messages, and no host should.
+    Adds notification rules for CONFIGS_PREFIX, ASSETS_PREFIX and EVENTS_PREFIX beside those that are there. On
+    **MinIO**, two webhook targets, one fast and one that keeps events on disk; it prints the lines that MinIO's
+    environment needs. On **AWS** and whatever else has SQS, one queue; it prints the SQS_QUEUE_URL for the host. With
+    `--queue-url` the queue may be that of a stack on AWS: then its function takes the messages, and no host should.
     """
     if queue and queue_url:
         raise typer.BadParameter("use --queue or --queue-url, not both")
@@ -131,7 +131,8 @@ def connect(
     doors = Doors(host_url, sure_only, queue_dir, token if show_token or token is None else TOKEN_PLACEHOLDER)
     wish = Wish(
         bucket=bucket,
-        prefixes={"configs": settings.configs_prefix, "assets": settings.assets_prefix},
+        prefixes={"configs": settings.configs_prefix, "assets": settings.assets_prefix}
+        | ({"events": settings.events_prefix} if settings.events_prefix else {}),
         targets=doors.targets,
         queue_name=queue or documents.default_queue_name(bucket),
         queue_url=queue_url,
@@ -274,7 +275,7 @@ class _Report:
 
     def _by_hand(self, doors: Doors) -> None:
         url = replace(doors, token=None).host_url + "/events"
-        typer.echo(f"  let it POST its S3 event JSON to {url}, for created objects under the two prefixes;", err=True)
+        typer.echo(f"  let it POST its S3 event JSON to {url}, for created objects under the prefixes;", err=True)
         if doors.token is None:
             typer.echo("  no token: the host then listens on loopback only;", err=True)
         else:

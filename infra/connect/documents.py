@@ -34,6 +34,9 @@ KNOWN_ELEMENTS = frozenset(
 # MinIO's `s3:ObjectCreated:*` also means tagging, retention and legal hold (its internal/event/name.go).
 EVENTS = tuple(f"s3:ObjectCreated:{how}" for how in ("Put", "Post", "Copy", "CompleteMultipartUpload"))
 
+# Of cameras' events only the documents ring: each picture is uploaded before its own.
+SUFFIXES = {"events": ".json"}
+
 FAST_TARGET = "BUCKETBELLFAST"
 SURE_TARGET = "BUCKETBELLSURE"
 
@@ -63,11 +66,16 @@ def wanted_rules(targets: Mapping[str, str], prefixes: Mapping[str, str]) -> tup
             "Id": f"bucketbell-{door}-{what}",
             "QueueArn": arn,
             "Events": list(EVENTS),
-            "Filter": {"Key": {"FilterRules": [{"Name": "prefix", "Value": prefix}]}},
+            "Filter": {"Key": {"FilterRules": _filter_rules(prefix, SUFFIXES.get(what))}},
         }
         for door, arn in targets.items()
         for what, prefix in prefixes.items()
     )
+
+
+def _filter_rules(prefix: str, suffix: str | None) -> list[dict[str, str]]:
+    rules = [{"Name": "prefix", "Value": prefix}]
+    return rules if suffix is None else [*rules, {"Name": "suffix", "Value": suffix}]
 
 
 def is_ours(rule: Rule) -> bool:
@@ -100,12 +108,12 @@ def overlapping(document: Document, wanted: Sequence[Rule]) -> tuple[str, ...]:
 
     Source: S3 User Guide, "Configuring event notifications using object key name filtering".
     """
-    prefixes = [_filters(rule).get("prefix", "") for rule in wanted]
+    filters = [_filters(rule) for rule in wanted]
     return tuple(
         describe(section, rule)
         for section, rule in _others(document)
         if any(_covers(event) for event in rule.get("Events", ()))
-        and any(_prefixes_meet(_filters(rule).get("prefix", ""), prefix) for prefix in prefixes)
+        and any(_meet(_filters(rule), ours) for ours in filters)
     )
 
 
@@ -259,5 +267,10 @@ def _covers(event: str) -> bool:
     return event in EVENTS or event == "s3:ObjectCreated:*"
 
 
-def _prefixes_meet(one: str, other: str) -> bool:
-    return one.startswith(other) or other.startswith(one)
+def _meet(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether a key can match both filters."""
+    prefix, other_prefix = one.get("prefix", ""), other.get("prefix", "")
+    suffix, other_suffix = one.get("suffix", ""), other.get("suffix", "")
+    return (prefix.startswith(other_prefix) or other_prefix.startswith(prefix)) and (
+        suffix.endswith(other_suffix) or other_suffix.endswith(suffix)
+    )

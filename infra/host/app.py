@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import json
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import SecretStr
@@ -16,39 +14,19 @@ from pydantic import SecretStr
 from functions.notify import plan_body
 from functions.telemetry import logger
 from infra.host.bell import Bell
+from infra.host.body import CLOSE, Body, Disconnected, Receive, Refusal, Scope, Send
 from infra.host.gateway import Gateway
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.publisher import HostPublisher
 
 FAST_DOOR = b"/events/fast"
 MAX_BODY_BYTES = 1 << 20
-BODY_SECONDS = 10.0
-MAX_DRAIN_BYTES, DRAIN_SECONDS = 8 << 20, 1.0
 RETRY_AFTER_SECONDS = 3  # MinIO's own pace
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
 
 _JSON = (b"content-type", b"application/json")
 _PROBLEM = (b"content-type", b"application/problem+json")
-_CLOSE = (b"connection", b"close")
-
-
-class Refusal(Exception):
-    """A request that gets no further, as an RFC 9457 problem."""
-
-    def __init__(self, status: int, title: str, *headers: tuple[bytes, bytes]) -> None:
-        """`status` is the HTTP status, `title` what to tell the client."""
-        self.status = status
-        self.title = title
-        self.headers = headers
-        super().__init__(title)
-
-
-class Disconnected(Exception):
-    """The client went away before its request was complete."""
 
 
 class App:
@@ -61,16 +39,19 @@ class App:
         telemetry: PrometheusTelemetry,
         *,
         tokens: Sequence[SecretStr] = (),
-        gateway: Gateway | None = None,
+        gateways: Sequence[Gateway] = (),
         on_start: Sequence[Callable[[], Awaitable[None]]] = (),
         on_stop: Sequence[Callable[[], Awaitable[None]]] = (),
     ) -> None:
-        """Without `tokens` anybody who can connect may post: bind to loopback then. `gateway` answers devices."""
+        """Without `tokens` anybody who can connect may post: bind to loopback then.
+
+        `gateways` answer devices and administrators.
+        """
         self._bell = bell
         self._publisher = publisher
         self._telemetry = telemetry
         self._tokens = tuple(token.get_secret_value().encode() for token in tokens)
-        self._gateway = gateway
+        self._gateways = tuple(gateways)
         self._on_start = on_start
         self._on_stop = on_stop
         self._routes: dict[str, tuple[tuple[str, ...], Callable[[Scope, Receive, Send], Awaitable[None]]]] = {
@@ -91,14 +72,15 @@ class App:
             except Refusal as refusal:
                 await _refuse(send, refusal)
             except asyncio.CancelledError:  # uvicorn's, to a request that did not arrive in full before the end
-                await _refuse(send, Refusal(503, "shutting down", _CLOSE))
+                await _refuse(send, Refusal(503, "shutting down", CLOSE))
             except Disconnected:
                 pass  # nobody is left to answer
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._routes.get(scope["path"])
-        if route is None and self._gateway is not None and self._gateway.takes(scope["path"]):
-            await self._gateway(scope, send)
+        gateway = next((one for one in self._gateways if one.takes(scope["path"])), None) if route is None else None
+        if gateway is not None:
+            await gateway(scope, receive, send)
             return
         if route is None:
             raise Refusal(404, "there is nothing here: see /healthz, /readyz, /metrics; events are posted to /events")
@@ -148,19 +130,12 @@ class App:
 
     async def _event_body(self, scope: Scope, receive: Receive) -> bytes:
         headers: Headers = scope["headers"]
-        body = _Body(headers, receive)
+        body = Body(headers, receive, MAX_BODY_BYTES)
         if not self.admits(headers):
             self._bell.turn_away("fast" if scope["path"].endswith("/fast") else "sure")
             await body.drain()
-            raise Refusal(401, "a bearer token of WEBHOOK_TOKENS is needed", (b"www-authenticate", b"Bearer"), _CLOSE)
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                return await body.read()
-        except TimeoutError:
-            raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:g} s", _CLOSE) from None
-        except Refusal:
-            await body.drain()
-            raise
+            raise Refusal(401, "a bearer token of WEBHOOK_TOKENS is needed", (b"www-authenticate", b"Bearer"), CLOSE)
+        return await body.read()
 
     def admits(self, headers: Headers) -> bool:
         """Whether a request with these headers may post events."""
@@ -197,42 +172,6 @@ class App:
             "reason": status.reason,
             "reason_code": status.reason_code,
         }
-
-
-class _Body:
-    """A request's body on its way in, whether its length was announced or not."""
-
-    def __init__(self, headers: Headers, receive: Receive) -> None:
-        self._receive = receive
-        self._announced = int(next((value for name, value in headers if name == b"content-length"), b"0"))
-        self._held_back = any(name == b"expect" for name, _ in headers)  # until we ask for it
-        self._complete = False
-
-    async def read(self) -> bytes:
-        """Return the whole body. Raises `Refusal` (413), `Disconnected`."""
-        received = bytearray()
-        while max(self._announced, len(received)) <= MAX_BODY_BYTES:
-            if self._complete:
-                return bytes(received)
-            received += await self._next()
-        raise Refusal(413, f"the body is larger than {MAX_BODY_BYTES} bytes", _CLOSE)
-
-    async def drain(self) -> None:
-        """Throw away what is still being sent: closing on it would reset the connection before our answer is read."""
-        drained = 0
-        with contextlib.suppress(TimeoutError, Disconnected):
-            async with asyncio.timeout(DRAIN_SECONDS):
-                while not (self._complete or self._held_back) and drained < MAX_DRAIN_BYTES:
-                    drained += len(await self._next())
-
-    async def _next(self) -> bytes:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        self._held_back = False
-        self._complete = not message.get("more_body", False)
-        body: bytes = message.get("body", b"")
-        return body
 
 
 async def _refuse(send: Send, refusal: Refusal) -> None:

@@ -7,12 +7,14 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from functions.events import Malformed, ObjectCreated
 from functions.notify import Settled, Step, log, settle_one
 from functions.publisher import Outcome, Status
-from functions.routes import Routes, Skip
+from functions.routes import Detection, Routes, Skip, Unread
 from functions.telemetry import Telemetry, logger
+from infra.host.documents import Reader, Reading
 from infra.host.publisher import Flight, HostPublisher, QueueFull
 
 MEMORY_LIMIT = 50_000
@@ -51,7 +53,7 @@ class Memory:
 class _Joined:
     """An arrival that waits for a flight; `began` it, or met it."""
 
-    flight: Flight
+    flight: Flight | Reading
     began: bool
 
 
@@ -59,16 +61,23 @@ class Bell:
     """Rings at most once for each event, however often and at however many doors it arrives."""
 
     def __init__(
-        self, publisher: HostPublisher, routes: Routes, telemetry: Telemetry, *, patience_seconds: float
+        self,
+        publisher: HostPublisher,
+        routes: Routes,
+        telemetry: Telemetry,
+        *,
+        patience_seconds: float,
+        reader: Reader | None = None,
     ) -> None:
-        """`patience_seconds`: how long `ring` waits for the broker's word."""
+        """`patience_seconds`: how long `ring` waits for the broker's word. `reader` is for routes with detections."""
         self.routes = routes
         self._publisher = publisher
+        self._reader = reader
         self._telemetry = telemetry
         self._patience_seconds = patience_seconds
         self._memory = Memory()
         self._refused = Memory()
-        self._flights: dict[bytes, Flight] = {}
+        self._flights: dict[bytes, Flight | Reading] = {}
         self._log_counts: Counter[tuple[str, str, str]] = Counter()
         self._log_window_at = 0.0
 
@@ -84,7 +93,7 @@ class Bell:
         if waiting and not await _all_done(waiting, self._patience_seconds):
             self._publisher.withdraw_late()
         settled = [
-            arrival if isinstance(arrival, Settled) else self._verdict(step, arrival)
+            arrival if isinstance(arrival, Settled) else self._verdict(step, arrival, source)
             for step, arrival in zip(steps, arrivals, strict=True)
         ]
         for one in settled:
@@ -127,27 +136,33 @@ class Bell:
         if flight is not None:
             return _Joined(flight, began=False)
         try:
-            flight = self._publisher.submit(action)
+            flight = self._read(action) if isinstance(action, Detection) else self._publisher.submit(action)
         except QueueFull:
             return settle_one(step, Outcome(Status.UNCONFIRMED, "too many notifications wait already"))
         self._flights[identity] = flight
         flight.done.add_done_callback(lambda done: self._landed(identity, done.result()))
         return _Joined(flight, began=True)
 
-    def _landed(self, identity: bytes, outcome: Outcome) -> None:
+    def _read(self, detection: Detection) -> Reading:
+        if self._reader is None:
+            raise RuntimeError("routes with detections need a reader")
+        return self._reader.submit(detection)
+
+    def _landed(self, identity: bytes, outcome: Outcome | Unread) -> None:
         self._flights.pop(identity, None)
         if outcome.success:
             self._memory.add(identity)
         elif not outcome.retriable:
             self._refused.add(identity)
 
-    def _verdict(self, step: Step, joined: _Joined) -> Settled:
+    def _verdict(self, step: Step, joined: _Joined, source: str) -> Settled:
         done = joined.flight.done
         if not done.done():
             reason = self._publisher.status.reason or "not acknowledged in time"
             return settle_one(step, Outcome(Status.UNCONFIRMED, reason, self._publisher.status.reason_code))
         outcome = done.result()
-        if outcome.success and not joined.began:
+        is_final = outcome.success or not (outcome.retriable or source == "sqs")
+        if is_final and not joined.began:
             return Settled(step, REPEATED)
         return settle_one(step, outcome)
 
@@ -170,7 +185,7 @@ class Bell:
         return self._log_counts[kind] <= lines
 
 
-async def _all_done(futures: Sequence[asyncio.Future[Outcome]], seconds: float) -> bool:
+async def _all_done(futures: Sequence[asyncio.Future[Any]], seconds: float) -> bool:
     """Return whether all were done within `seconds`: asyncio.wait at a fraction of its cost."""
     loop = asyncio.get_running_loop()
     waiter: asyncio.Future[bool] = loop.create_future()
@@ -180,7 +195,7 @@ async def _all_done(futures: Sequence[asyncio.Future[Outcome]], seconds: float) 
         if not waiter.done():
             waiter.set_result(all_done)
 
-    def count(_future: asyncio.Future[Outcome]) -> None:
+    def count(_future: asyncio.Future[Any]) -> None:
         nonlocal left
         left -= 1
         if left == 0:

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,19 +18,19 @@ from typing import Any, ParamSpec, TypeVar
 
 from functions.telemetry import logger
 from functions.web import Request, as_json
+from infra.host.body import Body, Receive, Scope, Send
 from infra.host.sharing import Sharing
 
-PREFIXES = ("/configs/", "/assets", "/manifest")
+PREFIXES = ("/configs/", "/assets", "/thumbnails", "/manifest")
 THREADS = 16
 MAX_WAITING = 256
+BODILESS = frozenset({"GET", "HEAD"})
 HANDLER_SECONDS = 10.0  # the handler's own deadlines are shorter, but it may have to wait for a thread
 BUSY_RETRY_SECONDS = 1
 MAX_CALLERS = 50_000
 REFUSALS_PER_MINUTE = 30  # of one address: guessing tokens is not worth it
 ROUNDING_SECONDS = 1e-4  # sums of intervals are not exact, and nobody should wait for that
 
-Scope = MutableMapping[str, Any]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Event = dict[str, Any]
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -116,12 +116,21 @@ class Gateway:
     """Bounded in threads, in waiting requests, in time, and in requests per token."""
 
     def __init__(
-        self, handler: Callable[[Event, Any], dict[str, Any]], *, requests_per_minute: int, shares: bool = False
+        self,
+        handler: Callable[[Event, Any], dict[str, Any]],
+        *,
+        requests_per_minute: int,
+        shares: bool = False,
+        prefixes: tuple[str, ...] = PREFIXES,
+        max_body_bytes: int = 0,
     ) -> None:
         """`handler` runs in a thread of the pool. `requests_per_minute` holds for each token; 0: no limit.
 
         `shares`: identical requests at the same moment share an answer. Only for a handler that merely reads.
+        `prefixes` of the paths that are the handler's. `max_body_bytes` 0: bodies are not read.
         """
+        self._prefixes = prefixes
+        self._max_body_bytes = max_body_bytes
         self._shares = shares
         self._handler = handler
         self._pool = Daemons(THREADS)
@@ -135,13 +144,12 @@ class Gateway:
         """Do `work` in the pool: the first request must not pay for it."""
         asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    @staticmethod
-    def takes(path: str) -> bool:
+    def takes(self, path: str) -> bool:
         """Whether a request for this path is for the handler."""
-        return path.startswith(PREFIXES)
+        return path.startswith(self._prefixes)
 
-    async def __call__(self, scope: Scope, send: Send) -> None:
-        """Answer one request. Its body, if any, is not read: nothing here takes one."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. Raises `Refusal` and `Disconnected` about its body."""
         event = api_gateway_event(scope)
         caller, address = _caller(event)
         wait_seconds = self._requests.wait_seconds(caller)
@@ -154,6 +162,8 @@ class Gateway:
             await _refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, BUSY_RETRY_SECONDS)
         else:
             self._requests.take(caller)
+            if self._max_body_bytes and scope["method"] not in BODILESS:
+                _put_body(event, await Body(scope["headers"], receive, self._max_body_bytes).read())
             if self._shares:
                 answer = await self._sharing.ask(_question(event), lambda: self._call(event))
             else:
@@ -227,6 +237,14 @@ def api_gateway_event(scope: Scope) -> Event:
         },
         "isBase64Encoded": False,
     }
+
+
+def _put_body(event: Event, body: bytes) -> None:
+    """As AWS does: text as it is, anything else in base64."""
+    try:
+        event["body"] = body.decode()
+    except UnicodeDecodeError:
+        event["body"], event["isBase64Encoded"] = base64.b64encode(body).decode(), True
 
 
 def _caller(event: Event) -> tuple[bytes, bytes]:

@@ -23,6 +23,8 @@ OPENING_MARGIN_SECONDS = 0.5  # for the opening thread to tell of its own time-o
 # Reasons that are nobody's fault.
 SHUT_DOWN = "shut down"
 CHANGED = "the broker's settings have changed"
+NOT_READ = "the stored settings are not read yet"
+NO_TROUBLE = frozenset({SHUT_DOWN, CHANGED, NOT_READ})
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +265,7 @@ class Link:
         self._telemetry.enabled(enabled=connected)
         now = time.time()
         reason, reason_code = (failure.reason, failure.reason_code) if failure else ("", None)
-        is_error = failure is not None and reason not in {SHUT_DOWN, CHANGED}
+        is_error = failure is not None and reason not in NO_TROUBLE
         self.status = replace(
             self.status,
             connected=connected,

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from functions.notify import plan, sqs_answer
 from functions.publisher import backoff_seconds
 from functions.telemetry import logger
 from infra.host.bell import Bell
+from infra.host.threads import in_thread
 
 LONG_POLL_SECONDS = 20  # SQS' own maximum
 MAX_MESSAGES = 10  # SQS' own maximum
 STOP_SECONDS = 0.5
-
-T = TypeVar("T")
+OFF_SECONDS = 1.0
 
 
 class Poller:
@@ -47,6 +44,9 @@ class Poller:
 
     async def _run(self) -> None:
         while True:
+            if not self._bell.configured:  # publishing is switched off: the queue keeps what comes meanwhile
+                await asyncio.sleep(OFF_SECONDS)
+                continue
             try:
                 await self._once()
                 if self._failures:
@@ -59,13 +59,13 @@ class Poller:
                 await asyncio.sleep(backoff_seconds(self._failures))
 
     async def _once(self) -> None:
-        received = await _in_thread(
+        received = await in_thread(
             lambda: self._client.receive_message(
                 QueueUrl=self._queue_url, MaxNumberOfMessages=MAX_MESSAGES, WaitTimeSeconds=LONG_POLL_SECONDS
             )
         )
         messages = received.get("Messages", [])
-        if messages:
+        if messages and self._bell.configured:  # switched off during the long poll: they come back to the queue
             self._batch = asyncio.create_task(self._settle(messages), name="sqs-batch")
             await asyncio.shield(self._batch)
 
@@ -79,30 +79,4 @@ class Poller:
             if m["MessageId"] not in kept
         ]
         if done:
-            await _in_thread(lambda: self._client.delete_message_batch(QueueUrl=self._queue_url, Entries=done))
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    """Run a blocking call beside the loop, in a daemon: a long poll must not hold up the end of the process."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # None only where T is None
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = call()
-        except Exception as raised:  # noqa: BLE001 - handed to whoever awaits
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=work, name="sqs", daemon=True).start()
-    return await future
+            await in_thread(lambda: self._client.delete_message_batch(QueueUrl=self._queue_url, Entries=done))

@@ -16,15 +16,21 @@ from typing import Any
 
 import uvicorn
 
+from functions.administration import Administration
+from functions.config_store import ConfigStore, StoreUnavailable
+from functions.documents import Documents
 from functions.download import Downloads, respond
 from functions.routes import Routes
 from functions.settings import Settings, SettingsError
 from functions.telemetry import logger
 from functions.tokens import KeyringError
+from infra.host.administration import mount
 from infra.host.app import App
 from infra.host.bell import Bell
+from infra.host.documents import Reader
 from infra.host.gateway import Gateway
-from infra.host.link import CHANGED, SHUT_DOWN, LinkStatus
+from infra.host.integration import Integration
+from infra.host.link import NO_TROUBLE, LinkStatus
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.poller import LONG_POLL_SECONDS, Poller
 from infra.host.protocol import HostProtocol
@@ -79,33 +85,80 @@ def is_loopback(host: str) -> bool:
     return False
 
 
-def build(settings: Settings) -> tuple[App, HostPublisher]:
-    """Put the host together; nothing is connected before the application's start."""
+def build(settings: Settings, port: int = 0) -> tuple[App, HostPublisher]:
+    """Put the host together; nothing is connected before the application's start. Raises `SettingsError`."""
     telemetry = PrometheusTelemetry()
     publisher = HostPublisher(settings.broker, telemetry, on_change=LinkLog())
-    routes = Routes.of(settings)
-    bell = Bell(publisher, routes, telemetry, patience_seconds=settings.mqtt_publish_timeout_seconds)
-    on_start, on_stop = [publisher.start], [publisher.stop]
-    if settings.sqs_queue_url and publisher.configured:
+    store = _store(settings)
+    downloads = _downloads(settings)
+    integration = Integration(settings, publisher, store, port=port, prepare=lambda: _migrate(settings))
+    reader = _reader(settings, downloads, publisher, integration)
+    bell = Bell(
+        publisher,
+        Routes.of(settings),
+        telemetry,
+        patience_seconds=settings.mqtt_publish_timeout_seconds,
+        reader=reader,
+    )
+    gateway = Gateway(
+        lambda event, context: respond(downloads, event, context),
+        requests_per_minute=settings.device_requests_per_minute,
+        shares=True,
+    )
+    administration = mount(
+        Administration(settings, store, integration), requests_per_minute=settings.device_requests_per_minute
+    )
+    # What begins first ends last.
+    on_start = [integration.start, publisher.start]
+    on_stop = [gateway.close, administration.close, publisher.stop, integration.stop]
+    if reader is not None:
+        on_stop.insert(0, reader.close)
+    if settings.sqs_queue_url and (publisher.configured or store is not None):
         from functions import storage  # noqa: PLC0415 - boto3 takes half a second, and only the poller needs it
 
         client = storage.client("sqs", settings, read_timeout_seconds=LONG_POLL_SECONDS + 10.0)
         poller = Poller(client, settings.sqs_queue_url, bell)
         on_start.append(poller.start)
         on_stop.insert(0, poller.stop)
-    downloads = _downloads(settings)
-    gateway = Gateway(
-        lambda event, context: respond(downloads, event, context),
-        requests_per_minute=settings.device_requests_per_minute,
-        shares=True,
-    )
-    on_stop.append(gateway.close)
     if settings.bucket and (settings.device_token_keys or settings.admin_tokens):
         on_start.append(lambda: gateway.warm_up(downloads.warm_up))
     app = App(
-        bell, publisher, telemetry, tokens=settings.webhook_tokens, gateway=gateway, on_start=on_start, on_stop=on_stop
+        bell,
+        publisher,
+        telemetry,
+        tokens=settings.webhook_tokens,
+        gateways=(gateway, administration),
+        on_start=on_start,
+        on_stop=on_stop,
     )
     return app, publisher
+
+
+def _store(settings: Settings) -> ConfigStore | None:
+    try:
+        return ConfigStore.of(settings)
+    except StoreUnavailable as error:
+        raise SettingsError((("DATABASE_URL", str(error).removeprefix("DATABASE_URL ")),)) from None
+
+
+def _migrate(settings: Settings) -> None:
+    from infra.migrate import upgrade  # noqa: PLC0415 - Alembic is for hosts with a database only
+
+    if settings.database_url is not None and upgrade(settings.database_url.get_secret_value()):
+        logger.info("the database's tables are up to date now")
+
+
+def _reader(
+    settings: Settings, downloads: Downloads, publisher: HostPublisher, integration: Integration
+) -> Reader | None:
+    """What reads detection events, where there are any."""
+    if settings.events_prefix is None or downloads.objects is None:
+        return None
+    documents = Documents.of(settings, objects=downloads.objects, keyring=downloads.keyring)
+    reader = Reader(documents, publisher, on_camera=integration.heard, on_camera_failed=integration.cameras.forget)
+    integration.follow(reader.use)
+    integration.look_in(downloads.objects)
+    return reader
 
 
 def _downloads(settings: Settings) -> Downloads:
@@ -140,7 +193,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
         problem = f"must be set to listen on {host}: anybody could ring. Set a token, or use --host 127.0.0.1"
         raise SettingsError((("WEBHOOK_TOKENS", problem),))
     configure_logging(settings.log_level)
-    app, publisher = build(settings)
+    app, publisher = build(settings, port)
     config = uvicorn_config(app, host, port)
     gc.collect()
     gc.freeze()  # what is there now stays: the collector need not look at it again and again
@@ -166,7 +219,7 @@ class LinkLog:
             self._causes.clear()
         elif self._connected:
             logger.info("mqtt disconnected", extra=details)
-        if not status.connected and status.reason not in {SHUT_DOWN, CHANGED}:
+        if not status.connected and status.reason not in NO_TROUBLE:
             self._causes[status.reason] += 1
             if self._causes[status.reason] == 1:
                 logger.warning("mqtt connection failed; trying on", extra=details)

@@ -27,7 +27,7 @@ from tests.hosts import MAC_KEY, NEXT_TOKEN, TOKEN, TOPICS, Host, environment, e
 
 MEBIBYTE = 1 << 20
 ACL = f"user anonymous\ntopic readwrite {TOPICS[0]}\ntopic read #"
-SHORT = "from infra.host import app, protocol\napp.BODY_SECONDS = protocol.HEADER_SECONDS = 0.6"
+SHORT = "from infra.host import body, protocol\nbody.BODY_SECONDS = protocol.HEADER_SECONDS = 0.6"
 
 
 @pytest.fixture(scope="module")

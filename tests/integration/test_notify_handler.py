@@ -80,11 +80,11 @@ def _metrics(out: str) -> dict[tuple[str, ...], float]:
     sums: dict[tuple[str, ...], float] = {}
     for line in out.splitlines():
         document = json.loads(line)
-        (directive,) = document["_aws"]["CloudWatchMetrics"]
-        values = [document[name] for name in directive["Dimensions"][0] if name != "service"]
-        for metric in directive["Metrics"]:
-            name = (metric["Name"], *values)
-            sums[name] = sums.get(name, 0) + sum(document[metric["Name"]])
+        for directive in document["_aws"]["CloudWatchMetrics"]:
+            values = [document[name] for name in directive["Dimensions"][0] if name != "service"]
+            for metric in directive["Metrics"]:
+                name, value = (metric["Name"], *values), document[metric["Name"]]
+                sums[name] = sums.get(name, 0) + (sum(value) if isinstance(value, list) else value)
     return sums
 
 
@@ -341,7 +341,7 @@ def test_no_mqtt_url_on_lambda_is_silent(lambdas: Lambdas) -> None:
     assert function.invoke(_batch(_s3(CONFIG), "{")) == _failures()
     assert function.end() == 0
     others = [line for line in function.said.splitlines() if "imported" not in line and "answer" not in line]
-    assert [json.loads(line)["mqtt_enabled"] for line in others] == [[0.0]]
+    assert [json.loads(line)["mqtt_enabled"] for line in others] == [0]
 
 
 def test_a_password_is_printed_nowhere(tmp_path: Path, mosquitto_binary: Path, lambdas: Lambdas) -> None:

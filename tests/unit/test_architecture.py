@@ -18,19 +18,49 @@ ROOT = Path(__file__).parents[2]
 IMPORT_DEADLINE_SECONDS = 30.0
 MAX_LINES = 400
 
-ENTRIES = {"notify", "download"}
-PURE = {"addresses", "events", "dialects", "routes", "packets", "web"}
+ENTRIES = {"notify", "download", "broker"}
+PURE = {
+    "addresses",
+    "answers",
+    "detections",
+    "dialects",
+    "discovery",
+    "events",
+    "mqtt_config",
+    "openapi",
+    "packets",
+    "pem",
+    "routes",
+    "web",
+}
 ADAPTERS = {
+    "administration",
     "client",
+    "collector",
+    "config_store",
     "connection",
+    "credentials",
+    "database",
+    "documents",
+    "in_force",
+    "lifetime",
     "manifest",
     "objects",
+    "probe",
     "publisher",
     "signing",
     "storage",
     "telemetry",
     "tls",
     "tokens",
+}
+# What the settings are made of: each may import those that it is paired with.
+SETTINGS = {
+    "settings": {"addresses", "pem", "setting_types", "sources", "target"},
+    "sources": {"secret"},
+    "secret": set[str](),
+    "setting_types": {"addresses"},
+    "target": set[str](),
 }
 
 # Each driver, and who may import it.
@@ -39,16 +69,36 @@ DRIVERS = {
         "functions.client",
         "infra.subscriber",  # the other end of the line: hears what the connection says
         "infra.bench.sides",  # what our connection is compared with
+        "infra.bench.usual.handler",  # and the function
     },
     "boto3": {"functions.storage", "functions.signing"},
-    "botocore": {"functions.storage", "functions.signing"},
-    "pydantic_settings": {"functions.settings"},
-    "dotenv": {"functions.settings"},
-    # notify: the type of Lambda's context; download: its routes
-    "aws_lambda_powertools": {"functions.telemetry", "functions.notify", "functions.download"},
+    "botocore": {"functions.storage", "functions.signing", "functions.secret"},
+    "pydantic_settings": {
+        "functions.settings",
+        "functions.setting_types",
+        "functions.sources",
+        "infra.bench.usual.handler",
+    },
+    "dotenv": {"functions.sources"},
+    # notify: the type of Lambda's context; download, broker: their routes
+    "aws_lambda_powertools": {
+        "functions.telemetry",
+        "functions.notify",
+        "functions.download",
+        "functions.broker",
+        "infra.bench.usual.handler",
+    },
     "jwt": {"functions.tokens"},
+    "sqlalchemy": {"functions.database", "infra.migrations.versions.0001_mqtt_config"},
+    "alembic": {"infra.migrate", "infra.migrations.env", "infra.migrations.versions.0001_mqtt_config"},
+    # tokens: the type of one kind of key; certificates: throw-away ones for TLS on this machine
+    "cryptography": {"functions.credentials", "functions.tokens", "infra.local.certificates"},
     "urllib3": {"infra.device.web"},
-    "uvicorn": {"infra.host.server", "infra.bench.sides"},  # sides: what our host is compared with
+    "uvicorn": {
+        "infra.host.server",
+        "infra.host.protocol",
+        "infra.bench.sides",
+    },  # sides: what our host is compared with
     "prometheus_client": {"infra.host.metrics", "infra.host.app"},  # app: the content type of /metrics
 }
 
@@ -119,10 +169,10 @@ def test_every_deployed_module_has_its_room() -> None:
     """A new module says whether it is an entry, pure, an adapter, or the settings."""
     assert {name.removeprefix("functions.") for name in FUNCTIONS} == {
         "functions",
-        "settings",
         *ENTRIES,
         *PURE,
         *ADAPTERS,
+        *SETTINGS,
     }
 
 
@@ -146,8 +196,11 @@ def test_the_flow_is_one_way() -> None:
         file = FUNCTIONS[f"functions.{name}"]
         assert ours(file, types=False) <= PURE, f"{name} is pure"
         assert ours(file, types=True) <= PURE | {"settings"}, f"{name} is pure"
-        assert not top_levels(file) - set(sys.stdlib_module_names) - {"functions"}, f"{name} is pure"
-    assert ours(FUNCTIONS["functions.settings"], types=True) <= {"addresses"}
+        # pydantic: models of what strangers send, at the boundary
+        foreign = top_levels(file) - set(sys.stdlib_module_names) - {"functions", "pydantic", "pydantic_core"}
+        assert not foreign, f"{name} is pure"
+    for name, below in SETTINGS.items():
+        assert ours(FUNCTIONS[f"functions.{name}"], types=True) <= below, f"{name} is below the adapters"
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -182,9 +235,9 @@ def test_a_module_is_one_idea_and_says_which(name: str) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_LINES, "is too long"
 
 
-def loaded_by(statement: str) -> set[str]:
-    """The names in `sys.modules` after `statement` in a fresh interpreter, outside of Lambda."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+def loaded_by(statement: str, **variables: str) -> set[str]:
+    """The names in `sys.modules` after `statement` in a fresh interpreter; outside of Lambda but for `variables`."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | variables
     answer = subprocess.run(
         [sys.executable, "-c", f"{statement}\nimport sys, json; print(json.dumps(list(sys.modules)))"],
         cwd=ROOT,
@@ -198,6 +251,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 HEAVY = {"boto3", "botocore", "uvicorn", "uvloop", "httptools", "prometheus_client", "moto", "cryptography", "httpx"}
+HEAVY |= {"sqlalchemy", "alembic", "psycopg"}
 
 
 def test_the_lambda_entry_loads_only_what_it_needs() -> None:
@@ -206,7 +260,40 @@ def test_the_lambda_entry_loads_only_what_it_needs() -> None:
     needed = loaded_by("import pydantic_settings, paho.mqtt.client\nfrom aws_lambda_powertools import Logger, Metrics")
     assert not {"boto3", "botocore.session", "prometheus_client", "uvicorn", "typer", "cryptography", "infra"} & entry
     # unicodedata: the compiler looks \N{…} up, where there is no .pyc yet
-    assert entry - needed - {"unicodedata"} <= set(FUNCTIONS)
+    assert entry - needed - {"gc", "unicodedata"} <= set(FUNCTIONS)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"AWS_LAMBDA_FUNCTION_NAME": "notify"},
+        {"AWS_LAMBDA_FUNCTION_NAME": "notify", "SECRET_ID": " "},
+        {"AWS_LAMBDA_FUNCTION_NAME": "notify", "AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start"},
+    ],
+    ids=["on demand", "blank secret", "snap start"],
+)
+def test_without_a_secret_notify_starts_on_lambda_without_boto3(variables: dict[str, str]) -> None:
+    """It would cost as much again as all the rest."""
+    assert not {"boto3", "botocore.session"} & loaded_by("import functions.notify", **variables)
+
+
+def test_a_snapshot_has_boto3_where_a_secret_will_be_read() -> None:
+    """So that a restored process need not import it; nothing is asked before the restore."""
+    variables = {"AWS_LAMBDA_FUNCTION_NAME": "notify", "AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start"}
+    assert "botocore.session" in loaded_by("import functions.notify", **variables, SECRET_ID="nowhere")
+
+
+DATABASE = {"sqlalchemy", "psycopg", "alembic", "cryptography", "functions.database", "functions.credentials"}
+
+
+@pytest.mark.parametrize("entry", sorted(ENTRIES))
+def test_without_a_database_nothing_of_one_is_loaded(entry: str) -> None:
+    """Neither by an entry nor by asking for a store that is not configured; where one is, the packages come."""
+    ask = f"""import functions.{entry}, functions.config_store, functions.settings
+functions.config_store.ConfigStore.of(functions.settings.load().settings)"""
+    brought = loaded_by("import jwt") if entry == "download" else set[str]()  # cryptography, where it is installed
+    assert not DATABASE & (loaded_by(ask, DATABASE_URL=" ") - brought)
+    assert DATABASE - {"alembic"} <= loaded_by(ask, DATABASE_URL="postgresql://db.local/settings")
 
 
 def test_help_is_shown_without_loading_the_machinery() -> None:

@@ -145,6 +145,23 @@ async def test_a_second_arrival_shares_the_first_ones_failure_too() -> None:
 
 
 @on_uvloop
+async def test_a_refusal_is_told_once_but_to_a_queue_always() -> None:
+    """Whoever joined the flight at a door needs nothing more; a queue must keep the message for a person."""
+    case, upload = Case(), record()
+    both = asyncio.create_task(_together(case.ring(upload), case.ring(upload)))
+    await asyncio.sleep(0.01)
+    case.answer(REFUSED)
+    assert await both == [["refused"], ["repeated"]]
+    case, upload = Case(), record()
+    case.bell.ring_soon(case.steps(upload), "fast")
+    polled = asyncio.create_task(case.bell.ring(case.steps(upload), "sqs"))
+    await asyncio.sleep(0.01)
+    case.answer(REFUSED)
+    (settled,) = await polled
+    assert (settled.label, settled.hopeless) == ("refused", True)
+
+
+@on_uvloop
 async def test_a_late_acknowledgement_settles_the_event() -> None:
     """When patience ends, the caller hears why the link is down; the answer still counts when it comes."""
     case, upload = Case(), record()

@@ -413,3 +413,44 @@ def test_s3_is_not_asked_again_when_the_policy_is_old() -> None:
         s3.add_client_error("put_bucket_notification_configuration", "InvalidArgument", "Unable to validate", 400)
         with pytest.raises(ConnectError, match="Unable to validate"):
             carry_out(clients, queue_plan(()), print)
+
+
+def test_of_cameras_events_only_the_documents_ring() -> None:
+    """The picture is uploaded before its document, and would only be skipped."""
+    wanted = documents.wanted_rules(MINIO, {**PREFIXES, "events": "events/"})
+    filters = {rule["Id"]: rule["Filter"]["Key"]["FilterRules"] for rule in wanted}
+    for door in MINIO:
+        assert filters[f"bucketbell-{door}-events"] == [
+            {"Name": "prefix", "Value": "events/"},
+            {"Name": "suffix", "Value": ".json"},
+        ]
+        assert filters[f"bucketbell-{door}-assets"] == [{"Name": "prefix", "Value": "assets/"}]
+    merged = documents.merge({}, wanted)
+    assert documents.merge(merged, wanted) == merged
+    without = documents.merge(merged, documents.wanted_rules(MINIO, PREFIXES))
+    assert [rule["Id"] for rule in without["QueueConfigurations"]] == [
+        rule["Id"] for rule in wanted if not rule["Id"].endswith("events")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("filters", "meets"),
+    [
+        ([("Prefix", "events/"), ("Suffix", ".jpg")], False),
+        ([("Prefix", "events/"), ("Suffix", "x.json")], True),
+        ([("Prefix", "events/cam/")], True),
+        ([("Suffix", "on")], True),
+        ([("Suffix", ".jpg")], False),
+        ([("Prefix", "other/")], False),
+    ],
+)
+def test_another_rule_is_in_the_way_where_a_key_can_match_both(filters: list[tuple[str, str]], *, meets: bool) -> None:
+    """By prefix and suffix together, as S3 judges it: a rule for the pictures may stay."""
+    rule = {
+        "Id": "theirs",
+        "QueueArn": "arn:aws:sqs:eu-west-1:123456789012:theirs",
+        "Events": ["s3:ObjectCreated:*"],
+        "Filter": {"Key": {"FilterRules": [{"Name": name, "Value": value} for name, value in filters]}},
+    }
+    wanted = documents.wanted_rules({"queue": QUEUE_ARN}, {"events": "events/"})
+    assert bool(documents.overlapping({"QueueConfigurations": [rule]}, wanted)) is meets

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.host import gateway as module
+from infra.host.body import Refusal
 from infra.host.gateway import REFUSALS_PER_MINUTE, Daemons, Gateway, RateLimit, api_gateway_event
 from tests.hosts import on_uvloop, until
 
@@ -68,9 +69,14 @@ async def ask(gateway: Gateway, request: dict[str, Any] | None = None) -> Answer
     async def send(message: Any) -> None:  # noqa: ANN401 - ASGI's message
         sent.append(message)
 
-    await gateway(request or scope(), send)
+    await gateway(request or scope(), nothing_more, send)
     start, body = sent
     return Answered(start["status"], {n.decode(): v.decode() for n, v in start["headers"]}, body["body"])
+
+
+async def nothing_more() -> Any:  # noqa: ANN401 - ASGI's message
+    """The end of a request without a body, as often as it is asked for."""
+    return {"type": "http.request", "body": b"", "more_body": False}
 
 
 @asynccontextmanager
@@ -482,6 +488,74 @@ async def test_an_answer_becomes_http(answer: dict[str, Any], headers: dict[str,
     assert (got.status, got.headers, got.body) == (answer["statusCode"], headers, body)
 
 
+# Bodies.
+
+
+async def sent(
+    gateway: Gateway, method: str, *parts: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> list[Any]:
+    """Send a body in parts; return what was asked for of it: how many messages."""
+    left = list(parts)
+    asked: list[Any] = []
+
+    async def receive() -> Any:  # noqa: ANN401 - ASGI's message
+        message = {"type": "http.request", "body": left.pop(0) if left else b"", "more_body": bool(left)}
+        asked.append(message)
+        return message
+
+    async def send(_message: object) -> None:
+        """Nobody looks."""
+
+    await gateway(scope(method=method, headers=list(headers)), receive, send)
+    return asked
+
+
+@on_uvloop
+async def test_a_body_reaches_the_handler_as_aws_sends_it() -> None:
+    """Text as it is, other bytes in base64; a GET has none, however much is sent."""
+    events: list[dict[str, Any]] = []
+
+    def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+        events.append(event)
+        return OK
+
+    gateway = Gateway(handler, requests_per_minute=0, max_body_bytes=10)
+    try:
+        await sent(gateway, "PUT", "Gr\u00fc".encode()[:3], "Gr\u00fc\u00df".encode()[3:])
+        await sent(gateway, "POST", b"\xff\x00")
+        await sent(gateway, "DELETE")
+        assert await sent(gateway, "GET", b"x") == []
+        told = [APIGatewayProxyEventV2(json.loads(json.dumps(event))) for event in events]
+        assert [one.decoded_body for one in told[:1]] == ["Gr\u00fc\u00df"]
+        assert [(one.body, one.is_base64_encoded) for one in told[1:3]] == [("/wA=", True), ("", False)]
+        assert told[3].body is None
+    finally:
+        await gateway.close()
+
+
+@pytest.mark.parametrize("headers", [((b"content-length", b"1000000000"),), ()], ids=["announced", "in parts"])
+@on_uvloop
+async def test_a_body_beyond_the_limit_is_refused_before_the_handler(headers: tuple[tuple[bytes, bytes], ...]) -> None:
+    """413; of one that is announced nothing is waited for but the rest of what is under way."""
+    gateway = Gateway(lambda *_: pytest.fail("called"), requests_per_minute=0, max_body_bytes=10)
+    try:
+        with pytest.raises(Refusal) as refused:
+            await sent(gateway, "PUT", *[b"x" * 6] * 3, headers=headers)
+        assert refused.value.status == 413
+    finally:
+        await gateway.close()
+
+
+@on_uvloop
+async def test_without_a_limit_no_body_is_read() -> None:
+    """The devices' gateway never asks for one."""
+    gateway = Gateway(lambda *_: OK, requests_per_minute=0)
+    try:
+        assert await sent(gateway, "PUT", b"x") == []
+    finally:
+        await gateway.close()
+
+
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
@@ -499,4 +573,4 @@ async def test_an_answer_becomes_http(answer: dict[str, Any], headers: dict[str,
 )
 def test_only_paths_of_files_are_the_handlers(path: str, *, expected: bool) -> None:
     """The rest is the host's own."""
-    assert Gateway.takes(path) is expected
+    assert Gateway(lambda *_: OK, requests_per_minute=0).takes(path) is expected

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functions.events import ObjectCreated
-from functions.routes import Notification, Routes, Skip, is_asset_path
+from functions.routes import Detection, Notification, Routes, Skip, is_asset_path
 from functions.settings import load
 
 MAC = "aa-bb-cc-dd-ee-ff"
@@ -21,8 +21,10 @@ def created(key: str, bucket: str = "devices") -> ObjectCreated:
 
 
 def route(key: str, routes: Routes | None = None) -> Notification | Skip:
-    """What becomes of an upload to `key`."""
-    return (routes or Routes()).route(created(key))
+    """What becomes of an upload to `key`, where no detections are announced."""
+    found = (routes or Routes()).route(created(key))
+    assert not isinstance(found, Detection)
+    return found
 
 
 @pytest.mark.parametrize("mac", [MAC, MAC.upper(), "Aa-bB-00-11-22-99"])

@@ -19,6 +19,7 @@ from functions.settings import (
 
 CANARY = "canary-5f3a"
 TOKEN = "0123456789abcdef"
+KEY_A, KEY_B = "A" * 43 + "=", "_-" * 21 + "b="
 
 
 def settings(**environ: str) -> Settings:
@@ -217,6 +218,14 @@ def test_the_defaults_are_those_of_the_design() -> None:
         ("SQS_QUEUE_URL", ["my-queue", "https://u:p@sqs/1/q"], "must be an http"),
         ("MQTT_CA_FILE", ["/nowhere/ca.pem", "/"], "path of a file"),
         ("SECRETS_DIR", ["/nowhere", __file__], "must be a directory"),
+        ("DATABASE_URL", ["settings.db", "mysql://h/d", "postgres://h/d"], "e.g. sqlite:////var/lib/bucketbell"),
+        ("DATABASE_URL", ["sqlite:///:memory:", "sqlite://"], "must name a file"),
+        ("DATABASE_URL", ["postgresql://h", "postgresql://h:x/d"], "must name host and database"),
+        (
+            "ENCRYPTION_KEYS",
+            ["k" * 43, "k" * 44, f"{'k' * 43}=,", "+" * 43 + "=", "k" * 42 + "=="],
+            "openssl rand -base64 32",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_would_be_right(variable: str, values: list[str], said: str) -> None:
@@ -243,6 +252,8 @@ def test_a_wrong_value_is_refused_with_what_would_be_right(variable: str, values
         ("WEBHOOK_TOKENS", f" {TOKEN} , {TOKEN}2 ", (SecretStr(TOKEN), SecretStr(f"{TOKEN}2"))),
         ("MQTT_PASSWORD", '{"looks": "like JSON"}', SecretStr('{"looks": "like JSON"}')),
         ("MQTT_USERNAME", "null", "null"),
+        ("DATABASE_URL", " sqlite:///settings.db ", SecretStr("sqlite:///settings.db")),
+        ("ENCRYPTION_KEYS", f"{KEY_A} , {KEY_B}", (SecretStr(KEY_A), SecretStr(KEY_B))),
         ("WEBHOOK_TOKENS", '["looks-like-JSON"]', (SecretStr('["looks-like-JSON"]'),)),
     ],
 )
@@ -357,6 +368,9 @@ def test_everything_wrong_is_reported_together(tmp_path: Path) -> None:
         {"MQTT_PASSWORD": CANARY},
         {"MQTT_PASSWORD": CANARY + "\udcff"},
         {"WEBHOOK_TOKENS": CANARY},
+        {"ENCRYPTION_KEYS": CANARY},
+        {"DATABASE_URL": f"mysql://u:{CANARY}@host/d"},
+        {"DATABASE_URL": f"postgresql://u:{CANARY}@host"},
         {"WEBHOOK_TOKENS": f"{CANARY} {CANARY}"},
         {"MQTT_QOS": CANARY},
         {"MQTT_KEEPALIVE_SECONDS": CANARY},
@@ -386,6 +400,8 @@ def test_secrets_do_not_show() -> None:
             "WEBHOOK_TOKENS": f"{CANARY}-0123456789,{CANARY}-9876543210",
             "AWS_SECRET_ACCESS_KEY": CANARY,
             "AWS_SESSION_TOKEN": CANARY,
+            "DATABASE_URL": f"postgresql://u:{CANARY}@host/d",
+            "ENCRYPTION_KEYS": f"{CANARY:k<43}=",
         }
     )
     shown = f"{loaded} {loaded.settings} {loaded.settings!r} {loaded.settings.broker} {loaded.settings.model_dump()}"

@@ -6,6 +6,7 @@ import base64
 import json
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -369,3 +370,61 @@ def test_what_is_no_mac_is_refused(text: str) -> None:
     """Mixed separators, wrong digits, wrong length."""
     with pytest.raises(ValueError, match="MAC"):
         normalise_mac(text)
+
+
+# --- one object
+
+
+def test_a_token_for_an_object_names_it_and_ends() -> None:
+    """Its key comes back as it was, in any script; a year by default."""
+    key = "events/Küche 1/☃.jpg"
+    token = RING.mint_for_object(key)
+    assert RING.verify_for_object(token) == key
+    claims = RING.inspect(token).claims
+    assert claims["exp"] - claims["iat"] == YEAR_SECONDS
+    with pytest.raises(TokenError, match="expired"):
+        RING.verify_for_object(RING.mint_for_object(key, expires_seconds=-LEEWAY_SECONDS - 1))
+
+
+def test_no_kind_of_token_passes_for_the_other() -> None:
+    """A device's token opens no picture, and a picture's makes nobody a device: not even one called by a MAC."""
+    with pytest.raises(TokenError, match="wrong_audience"):
+        RING.verify(RING.mint_for_object(MAC))
+    with pytest.raises(TokenError, match="wrong_audience"):
+        RING.verify_for_object(RING.mint(MAC))
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"),
+    [
+        (lambda good: good[:-4] + ("AAAA" if good[-4:] != "AAAA" else "BBBB"), "bad_signature"),
+        (lambda good: ".".join(("e30", *good.split(".")[1:])), "unknown_kid"),
+        (lambda good: good + "é", "malformed"),
+        (lambda good: good + "x" * MAX_TOKEN_CHARACTERS, "too_long"),
+        (lambda _: "", "malformed"),
+        (lambda _: signed({"aud": "bucketbell/object"}, secret=OTHER_SECRET), "bad_signature"),
+        (lambda _: signed({"aud": "bucketbell/object", "exp": None}), "missing_claim"),
+    ],
+    ids=range(7),
+)
+def test_a_token_for_an_object_is_checked_as_a_devices_is(token: Callable[[str], str], reason: str) -> None:
+    """By key, signature, form and claims."""
+    with pytest.raises(TokenError, match=reason):
+        RING.verify_for_object(token(RING.mint_for_object("events/a/b.jpg")))
+
+
+def test_a_token_for_an_object_can_be_revoked() -> None:
+    """By its id, as any other."""
+    token = RING.mint_for_object("events/a/b.jpg")
+    revoking = Keyring.parse([entry()], revoked=[str(RING.inspect(token).claims["jti"])])
+    with pytest.raises(TokenError, match="revoked"):
+        revoking.verify_for_object(token)
+
+
+def test_who_has_public_keys_alone_cannot_sign() -> None:
+    """Nor has who has none."""
+    public = ed25519.Ed25519PrivateKey.generate().public_key()
+    raw = public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    assert not Keyring.parse([f"p:ed25519-public:{base64.b64encode(raw).decode()}"]).can_sign
+    assert not Keyring.parse([]).can_sign
+    assert RING.can_sign

@@ -1,0 +1,277 @@
+"""One bounded attempt to connect to a broker: it publishes nothing, and says in words what came of it."""
+
+from __future__ import annotations
+
+import ipaddress
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TYPE_CHECKING, Literal
+
+from functions.addresses import parse_host
+from functions.client import UNSUPPORTED_PROTOCOL
+from functions.connection import BAD_CREDENTIALS, NOT_AUTHORIZED, Connection, ConnectionFailure
+from functions.publisher import new_client_id
+from functions.settings import SettingsError
+
+if TYPE_CHECKING:
+    from functions.settings import Broker
+
+PROBE_SECONDS = 5.0  # name, TCP, TLS and CONNACK together
+MAX_ADDRESSES = 4  # of one name
+MAX_RESOLVING = 8  # names at a time: a resolver may hang, and its thread with it
+POLL_SECONDS = 0.25
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+Outcome = Literal[
+    "ok",
+    "bad_credentials",
+    "not_authorized",
+    "wrong_protocol",
+    "refused",
+    "forbidden",
+    "name_not_resolved",
+    "unreachable",
+    "silent",
+    "tls_untrusted",
+    "tls_name",
+    "tls_failed",
+    "tls_files",
+    "client_certificate_needed",
+    "not_mqtt",
+]
+
+# Where clouds keep credentials for their machines, beside the link-local 169.254.169.254; and Azure's wire server.
+_METADATA: tuple[Network, ...] = tuple(
+    map(ipaddress.ip_network, ("fd00:ec2::/32", "100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32"))
+)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052 §2.1: the IPv4 address is its last 32 bits
+_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")  # RFC 1122 §3.2.1.3
+_BROADCAST = IPv4Address("255.255.255.255")
+
+_WORDS: dict[Outcome, str] = {
+    "ok": "The broker accepted the connection.",
+    "bad_credentials": "The broker says that user name or password is wrong.",
+    "not_authorized": "The broker does not let this client in. Many brokers, Mosquitto among them, also say so when "
+    "user name or password is wrong or missing.",
+    "wrong_protocol": "The broker does not speak this version of MQTT: set MQTT_PROTOCOL.",
+    "refused": "The broker refused the connection.",
+    "forbidden": "This address must not be tested: it is link-local, a cloud's metadata service, multicast or none at "
+    "all, or not among MQTT_TEST_ALLOWED_HOSTS.",
+    "name_not_resolved": "The host name is unknown, or its resolver does not answer.",
+    "unreachable": "Nobody takes connections there: is the broker running, are host and port right, is a firewall in "
+    "between?",
+    "silent": "No answer in time: the address is wrong, a firewall swallows the packets, or the broker hangs.",
+    "tls_untrusted": "The broker's certificate is not trusted here: MQTT_CA_FILE must hold the authority that signed "
+    "it, and it must not have expired.",
+    "tls_name": "The broker's certificate is for another name: use the one that is in it as broker_host.",
+    "tls_failed": "TLS failed: does this port speak TLS? Often 8883 does, and 1883 does not.",
+    "tls_files": "The TLS files of this process cannot be used: see MQTT_CA_FILE, MQTT_CERT_FILE and MQTT_KEY_FILE.",
+    "client_certificate_needed": "The broker wants a client certificate that it trusts: see MQTT_CERT_FILE and "
+    "MQTT_KEY_FILE.",
+    "not_mqtt": "What answers there does not speak MQTT this way: is it the port of another service, or does it want "
+    "TLS?",
+}
+_CLOSED_IN_TLS = (
+    "The connection was closed before the broker answered: it may want a client certificate (MQTT_CERT_FILE, "
+    "MQTT_KEY_FILE), or this is not an MQTT port."
+)
+_UNHEARD: tuple[Outcome, ...] = ("unreachable", "silent")  # by TCP: another address of the same name may be better
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of an attempt. `reason_code` is the broker's (MQTT 5 §3.2.2.2), `detail` what a person can do."""
+
+    outcome: Outcome
+    detail: str
+    duration_seconds: float
+    reason_code: int | None = None
+    address: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the broker accepted."""
+        return self.outcome == "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Which hosts may be tested: any where nothing is named, and some never."""
+
+    names: frozenset[str] = frozenset()
+    networks: tuple[Network, ...] = ()
+
+    @classmethod
+    def parse(cls, entries: Sequence[str]) -> Targets:
+        """Take names, addresses and networks (CIDR): MQTT_TEST_ALLOWED_HOSTS. Raises SettingsError."""
+        names, networks = set[str](), list[Network]()
+        for entry in entries:
+            try:
+                if "/" in entry or _address(entry) is not None:
+                    networks.append(ipaddress.ip_network(entry.strip("[]"), strict=False))
+                else:
+                    names.add(_plain(parse_host(entry)))
+            except ValueError:
+                problem = "must be names, addresses and networks, comma-separated, e.g. broker.local,192.0.2.0/24"
+                raise SettingsError((("MQTT_TEST_ALLOWED_HOSTS", problem),)) from None
+        return cls(frozenset(names), tuple(networks))
+
+    def allow(self, host: str, address: Address) -> bool:
+        """Tell whether `host`, which is at `address`, may be connected to."""
+        if any(_is_forbidden(one) for one in _faces(address)):
+            return False
+        if not self.names and not self.networks:
+            return True
+        return _plain(host) in self.names or any(one in net for one in _faces(address) for net in self.networks)
+
+
+def probe(broker: Broker, targets: Targets | None = None, *, timeout_seconds: float = PROBE_SECONDS) -> Verdict:
+    """Connect and say DISCONNECT, with a client id of its own, within `timeout_seconds` for everything together.
+
+    What is connected to is the address that was judged: the name is not resolved a second time.
+    """
+    began_at = time.monotonic()
+    deadline = began_at + timeout_seconds
+    targets = Targets() if targets is None else targets
+
+    def verdict(outcome: Outcome, failure: ConnectionFailure | None = None, address: Address | None = None) -> Verdict:
+        unclear = outcome == "client_certificate_needed" and failure is not None and failure.cause == "closed"
+        return Verdict(
+            outcome,
+            _CLOSED_IN_TLS if unclear else _WORDS[outcome],
+            round(time.monotonic() - began_at, 3),
+            None if failure is None else failure.reason_code,
+            None if address is None else str(address),
+        )
+
+    addresses = _resolve(broker.host, deadline)
+    if not addresses:
+        return verdict("name_not_resolved")
+    # One of them forbidden: all of them, or the name's owner would choose by their order.
+    if not all(targets.allow(broker.host, address) for address in addresses):
+        return verdict("forbidden")
+    for left in range(len(addresses), 0, -1):
+        address = addresses[-left]
+        share_seconds = (deadline - time.monotonic()) / left
+        try:
+            _connect(broker, address, time.monotonic() + max(0.001, share_seconds))
+        except ConnectionFailure as failure:
+            outcome = _outcome(failure, broker)
+            if left == 1 or outcome not in _UNHEARD:
+                return verdict(outcome, failure, address)
+        else:
+            return verdict("ok", None, address)
+    raise AssertionError("the last address has been judged")
+
+
+def _connect(broker: Broker, address: Address, deadline: float) -> None:
+    """Raises `ConnectionFailure` where the broker does not accept before `deadline`."""
+    connection = Connection(broker, new_client_id(broker.client_id_prefix), address=str(address))
+    try:
+        connection.open(max(0.001, deadline - time.monotonic()))
+        while not connection.answered and (left_seconds := deadline - time.monotonic()) > 0:
+            poller = select.poll()  # not `select.select`, which knows no file descriptor beyond 1023
+            poller.register(connection.fileno(), select.POLLIN | (select.POLLOUT if connection.wants_write else 0))
+            for _, events in poller.poll(min(POLL_SECONDS, left_seconds) * 1000):
+                if events & ~select.POLLOUT:
+                    connection.read()
+                if events & select.POLLOUT and not connection.closed:
+                    connection.write()
+        if not connection.connected:
+            raise connection.failure or ConnectionFailure("no answer to CONNECT", cause="silent")
+    finally:
+        connection.close()
+
+
+def _outcome(failure: ConnectionFailure, broker: Broker) -> Outcome:
+    if failure.refused:
+        codes: dict[int | None, Outcome] = {
+            BAD_CREDENTIALS: "bad_credentials",
+            NOT_AUTHORIZED: "not_authorized",
+            UNSUPPORTED_PROTOCOL: "wrong_protocol",
+        }
+        return codes.get(failure.reason_code, "refused")
+    if failure.cause == "closed" and broker.tls and not (broker.cert_file or broker.cert_pem):
+        return "client_certificate_needed"  # perhaps: the alert that says so is lost in the reset that follows it
+    causes: dict[str, Outcome] = {
+        "unreachable": "unreachable",
+        "silent": "silent",
+        "tls_file": "tls_files",
+        "tls_untrusted": "tls_untrusted",
+        "tls_name": "tls_name",
+        "tls": "tls_failed",
+        "tls_alert": "client_certificate_needed",
+    }
+    return causes.get(failure.cause, "not_mqtt")
+
+
+_resolving = threading.BoundedSemaphore(MAX_RESOLVING)
+
+
+def _resolve(host: str, deadline: float) -> tuple[Address, ...]:
+    """Return the first addresses of `host`; none where it has none, or the resolver has not answered by `deadline`."""
+    if (literal := _address(host)) is not None:
+        return (literal,)
+    if not _resolving.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        return ()
+    found: list[Address] = []
+    done = threading.Event()
+
+    def resolve() -> None:
+        try:
+            found.extend(_lookup(host))
+        finally:
+            _resolving.release()
+            done.set()
+
+    threading.Thread(target=resolve, name="probe-resolve", daemon=True).start()
+    return tuple(found)[:MAX_ADDRESSES] if done.wait(max(0.0, deadline - time.monotonic())) else ()
+
+
+def _lookup(host: str) -> Iterator[Address]:
+    try:
+        answers = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # UnicodeError: a name that IDNA refuses
+        return
+    for *_, target in answers:
+        if (address := _address(str(target[0]))) is not None:
+            yield address
+
+
+def _address(text: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(text.strip("[]"))
+    except ValueError:
+        return None
+
+
+def _plain(name: str) -> str:
+    return name.casefold().removesuffix(".")
+
+
+def _faces(address: Address) -> tuple[Address, ...]:
+    """The address, and the IPv4 address that it stands for."""
+    if isinstance(address, IPv4Address):
+        return (address,)
+    embedded = address.ipv4_mapped or address.sixtofour
+    if embedded is None and address in _NAT64:
+        embedded = IPv4Address(int(address) & 0xFFFFFFFF)
+    return (address,) if embedded is None else (address, embedded)
+
+
+def _is_forbidden(address: Address) -> bool:
+    return (
+        address.is_link_local
+        or address.is_multicast
+        or address.is_unspecified
+        or address == _BROADCAST
+        or address in _THIS_NETWORK
+        or any(address in network for network in _METADATA)
+    )

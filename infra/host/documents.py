@@ -1,0 +1,90 @@
+"""Takes detection events on their way: their documents are read beside the event loop, then published."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from functions.detections import CameraTopics
+from functions.documents import READERS, Documents, Read, outcome
+from functions.publisher import Outcome, Status
+from functions.routes import Detection, Notification, Unread
+from infra.host.gateway import Daemons
+from infra.host.publisher import HostPublisher, QueueFull
+
+MAX_WAITING = 1_000
+READ_SECONDS = 8.0  # longer than the store's own deadlines, which hold while it is silent, not while it trickles
+
+
+class Reading:
+    """One detection event on its way. `done` gets exactly one verdict, also when nobody waits any more."""
+
+    __slots__ = ("done",)
+
+    def __init__(self, done: asyncio.Future[Outcome | Unread]) -> None:
+        self.done = done
+
+
+class Reader:
+    """Bounded in threads, in waiting events and in time. Every call belongs to the event loop."""
+
+    def __init__(
+        self,
+        documents: Documents,
+        publisher: HostPublisher,
+        *,
+        on_camera: Callable[[str, str], Sequence[Notification]] = lambda _camera_id, _name: (),
+        on_camera_failed: Callable[[str], object] = lambda _camera_id: None,
+    ) -> None:
+        """`on_camera` says what goes before an event of this camera (its id, and its name as the event has it).
+
+        `on_camera_failed` hears of a camera whose event, or what went before it, did not reach the broker.
+        """
+        self._documents = documents
+        self._publisher = publisher
+        self._on_camera = on_camera
+        self._on_camera_failed = on_camera_failed
+        self._pool = Daemons(READERS)
+        self._waiting = 0
+
+    def use(self, topics: CameraTopics) -> None:
+        """Publish there what is read from now on."""
+        self._documents.topics = topics
+
+    def submit(self, detection: Detection) -> Reading:
+        """Put one event on its way. Raises `QueueFull`."""
+        if self._waiting >= MAX_WAITING:
+            raise QueueFull
+        loop = asyncio.get_running_loop()
+        reading = Reading(loop.create_future())
+        self._waiting += 1
+        read = loop.run_in_executor(self._pool, self._documents.read, detection)
+        timer = loop.call_later(READ_SECONDS, read.cancel)
+        read.add_done_callback(lambda _: self._has_read(read, timer, reading))
+        return reading
+
+    async def close(self) -> None:
+        """Read no more; what hangs is left to hang."""
+        self._pool.shutdown()
+
+    def _has_read(self, read: asyncio.Future[Read | Unread], timer: asyncio.TimerHandle, reading: Reading) -> None:
+        self._waiting -= 1
+        timer.cancel()
+        found = outcome(read)
+        if isinstance(found, Unread):
+            reading.done.set_result(found)
+            return
+        try:
+            before = [self._publisher.submit(one) for one in self._on_camera(found.camera_id, found.camera_name)]
+            flight = self._publisher.submit(found.notification)
+        except QueueFull:
+            self._on_camera_failed(found.camera_id)
+            reading.done.set_result(Outcome(Status.UNCONFIRMED, "too many notifications wait already"))
+            return
+        for one in before:
+            one.done.add_done_callback(lambda done: self._has_announced(found.camera_id, done.result()))
+        flight.done.add_done_callback(lambda done: reading.done.set_result(done.result()))
+
+    def _has_announced(self, camera_id: str, fate: Outcome) -> None:
+        if not fate.success:
+            self._on_camera_failed(camera_id)

@@ -1,0 +1,31 @@
+"""A host with a database of its own and an administrator, as tests of its API use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from functions.openapi import BASE
+from tests.databases import new_key, new_sqlite
+from tests.hosts import START_SECONDS, Host, environment, eventually
+
+ADMIN = "admin-token-0123456789"
+
+
+@contextmanager
+def administered(directory: Path, *, patch: str = "") -> Iterator[Host]:
+    """The real process, without a broker in its environment; `http` asks with the admin token."""
+    variables = environment(
+        None,
+        ADMIN_TOKENS=ADMIN,
+        DATABASE_URL=new_sqlite(directory),
+        ENCRYPTION_KEYS=new_key().get_secret_value(),
+        MQTT_CONNECT_TIMEOUT_SECONDS="1",
+        DEVICE_REQUESTS_PER_MINUTE="0",
+    )
+    with Host(directory, variables, ready=False, patch=patch) as host:
+        host.http.headers["Authorization"] = f"Bearer {ADMIN}"
+        host.http.timeout = 15.0
+        eventually(lambda: host.http.get(f"{BASE}/config").status_code == 200, START_SECONDS)  # the tables are made
+        yield host
