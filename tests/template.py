@@ -36,8 +36,10 @@ BROKER_SECRET = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:bell/mqtt-AbC
 KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234abcd"
 EVERYTHING = {
     "ExistingBucket": "firmware.example",
+    "EventsPrefix": "events/",
     "MqttUrl": "mqtts://a1b2c3d4e5f6g7-ats.iot.eu-central-1.amazonaws.com:443",
     "BrokerSecret": BROKER_SECRET,
+    "StoredSettings": "true",
     "MqttAlpn": "x-amzn-mqtt-ca",
     "DownloadSecret": "bell/download",
     "SecretsKeyArn": KEY,
@@ -65,6 +67,7 @@ def transformed(code: str = "one", **parameters: str) -> dict[str, Any]:
     """
     document = copy.deepcopy(source())
     document["Globals"]["Function"]["CodeUri"] = f"s3://artefacts/{code}"  # as `sam deploy` does
+    document["Resources"]["DatabaseLayer"]["Properties"]["ContentUri"] = "s3://artefacts/layer"
     translator = Translator({}, Parser(), boto_session=Session(region_name=REGION))
     result: dict[str, Any] = json.loads(json.dumps(translator.translate(document, parameters)))
     return result
@@ -73,14 +76,18 @@ def transformed(code: str = "one", **parameters: str) -> dict[str, Any]:
 class Stack:
     """The template with these parameters, each `Ref`, `Sub` and `If` replaced by what it comes to.
 
-    A resource's `Ref` becomes its logical name, an attribute `<name>.<attribute>`.
+    A resource's `Ref` becomes its logical name, but a layer's, which has a version; an attribute `<name>.<attribute>`.
     """
 
-    def __init__(self, **parameters: str) -> None:
+    def __init__(self, *, layer_version: str = "1", **parameters: str) -> None:
         declared = source()["Parameters"]
         assert parameters.keys() <= declared.keys()
         self._document = transformed(**parameters)
+        layers = (
+            name for name, one in self._document["Resources"].items() if one["Type"] == "AWS::Lambda::LayerVersion"
+        )
         self._values = PSEUDO | {name: one["Default"] for name, one in declared.items()} | parameters
+        self._values |= dict.fromkeys(layers, f"arn:aws:lambda:{REGION}:{ACCOUNT}:layer:{STACK}:{layer_version}")
         self.resources: dict[str, Any] = self._made("Resources")
         self.outputs: dict[str, str] = {name: one["Value"] for name, one in self._made("Outputs").items()}
 

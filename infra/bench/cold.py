@@ -87,7 +87,7 @@ def measure(bench: Bench) -> list[Figure]:
     return [
         _ratio("cold: process start to PUBACK, against a usual function", ours.cold, theirs.cold, COLD_TARGET),
         _ratio("warm: a batch of ten, the template's default, against the same", ours.batch, theirs.batch, WARM_TARGET),
-        # Without a target: the broker's own round trip is more than half of either side.
+        # Without a target: the broker's own round trip is about half of either side.
         _ratio("warm: one upload, against the same", ours.warm, theirs.warm),
         _ratio("cold, against the usual one with .pyc files", ours.cold, compiled.cold),
         Figure(

@@ -105,7 +105,7 @@ def serve(side: str, port: int, mqtt_port: int, token: str) -> None:
         else ParsingBell(publisher, routes, telemetry, patience_seconds=PATIENCE_SECONDS)
     )
     gateway = Gateway(_redirect, requests_per_minute=0, shares=side == "shared")
-    app = App(bell, publisher, telemetry, tokens=[SecretStr(token)], gateway=gateway)
+    app = App(bell, publisher, telemetry, tokens=[SecretStr(token)], gateways=(gateway,))
     uvicorn.Server(uvicorn_config(app, "127.0.0.1", port)).run()
 
 

@@ -1,7 +1,8 @@
 """`make build`: what is deployed. `sam build`, then trimmed, compiled for the runtime, and the same wherever built.
 
 Lambda cannot write .pyc files beside the code, so that each cold start would compile all that it imports. They are made
-here, *unchecked* (PEP 552): the zip that `sam deploy` makes of the folder has other times than the folder.
+here, *unchecked* (PEP 552): the zip that `sam deploy` makes of the folder has other times than the folder. The layer of
+stored settings is built along with the functions, and the same is done to it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from infra.sam.tool import ROOT, SamError, runtime_python, sam
@@ -23,6 +24,9 @@ BUILD_SECONDS = 300.0
 COMPILE_SECONDS = 120.0
 MAX_ZIPPED_BYTES = 5_000_000
 DEPLOYED_AT = "/var/task"  # where Lambda unpacks it: what tracebacks name, and where they find the source
+LAYER = "DatabaseLayer"  # its name in template.yaml
+LAYER_DEPLOYED_AT = "/opt"
+LAYER_LIST = "infra/database/requirements.txt"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold, as SAM's own zips have it
 
 # Read by type checkers, by pip and by `make lock`; scripts for a shell; a web page that is not served.
@@ -33,6 +37,7 @@ _UNREAD = (
     "*.data",
     "bin",
     "functions/requirements.*",
+    "requirements.*",  # of the layer
     "aws_lambda_powertools/event_handler/openapi/swagger_ui/*.min.*",
 )
 # A fifth of the whole: parts of packages that nothing of ours imports, nor what it imports. tests/sam/test_artefact.py
@@ -76,8 +81,8 @@ _KEPT_METADATA = ("METADATA", "licenses")
 
 
 @dataclass(frozen=True, slots=True)
-class Artefact:
-    """What one build made: a folder for each function, all with the same content, and that content as one zip."""
+class Package:
+    """Folders that all have the same content, and that content as one zip."""
 
     folders: tuple[Path, ...]
     zip_file: Path
@@ -85,6 +90,14 @@ class Artefact:
     zipped_bytes: int
     sha256: str
     """Of the zip: the same for the same tree, wherever and whenever it was built (and by the same zlib)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact(Package):
+    """What one build made: a folder for each function."""
+
+    layer: Package
+    """What stored settings need besides: functions get it where those are switched on, at /opt."""
 
 
 def build(root: Path = ROOT, architecture: str | None = None) -> Artefact:
@@ -95,60 +108,57 @@ def build(root: Path = ROOT, architecture: str | None = None) -> Artefact:
     output = root / ".aws-sam" / "build"
     overrides = () if architecture is None else ("--parameter-overrides", f"Architecture={architecture}")
     sam("build", "--build-dir", str(output), *overrides, deadline_seconds=BUILD_SECONDS, directory=root)
-    folders = tuple(sorted(folder for folder in output.iterdir() if folder.is_dir()))
-    first, *others = folders
+    layer = output / LAYER
+    first, *others = folders = tuple(sorted(path for path in output.iterdir() if path.is_dir() and path != layer))
     if any(_contents(other) != _contents(first) for other in others):
         raise SamError("the functions were built apart: they must share CodeUri and Metadata in template.yaml")
-    _finish(first)
+    _finish(first, first, DEPLOYED_AT)
     for other in others:
         shutil.rmtree(other)
         shutil.copytree(first, other)
-    zip_file = root / "build" / ("bucketbell.zip" if architecture is None else f"bucketbell-{architecture}.zip")
-    _zip(first, zip_file)
-    zipped_bytes = zip_file.stat().st_size
-    if zipped_bytes > MAX_ZIPPED_BYTES:
-        raise SamError(f"the artefact has {zipped_bytes:,} bytes zipped, more than {MAX_ZIPPED_BYTES:,}: {zip_file}")
-    return Artefact(
-        folders,
-        zip_file,
-        sum(file.stat().st_size for file in _files(first)),
-        zipped_bytes,
-        hashlib.sha256(zip_file.read_bytes()).hexdigest(),
-    )
+    _finish(layer, layer / "python", LAYER_DEPLOYED_AT)
+    suffix = "" if architecture is None else f"-{architecture}"
+    code = _packed(folders, root / "build" / f"bucketbell{suffix}.zip")
+    if code.zipped_bytes > MAX_ZIPPED_BYTES:
+        raise SamError(
+            f"the artefact has {code.zipped_bytes:,} bytes zipped, more than {MAX_ZIPPED_BYTES:,}: {code.zip_file}"
+        )
+    return Artefact(**asdict(code), layer=_packed((layer,), root / "build" / f"bucketbell-layer{suffix}.zip"))
 
 
 def build_copy(directory: Path, architecture: str | None = None) -> Artefact:
     """Build a copy of the tree in the new folder `directory`: our own build stays as it is. Raises `SamError`."""
     directory.mkdir(parents=True)
     shutil.copytree(ROOT / "functions", directory / "functions", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("template.yaml", "samconfig.toml"):
+    (directory / LAYER_LIST).parent.mkdir(parents=True)
+    for name in ("template.yaml", "samconfig.toml", LAYER_LIST):
         shutil.copyfile(ROOT / name, directory / name)
     return build(directory, architecture)
 
 
-def _finish(folder: Path) -> None:
-    """Trim and compile; then times and permissions that do not tell where and when."""
+def _finish(folder: Path, packages: Path, deployed_at: str) -> None:
+    """Trim and compile the packages in `folder`; then times and permissions that do not tell where and when."""
     for pattern in _UNREAD + _UNIMPORTED:
-        for found in list(folder.glob(pattern)):
+        for found in list(packages.glob(pattern)):
             _remove(found)
-    for metadata in folder.glob("*.dist-info"):
+    for metadata in packages.glob("*.dist-info"):
         for found in metadata.iterdir():
             if found.name not in _KEPT_METADATA:
                 _remove(found)
         headers, _, _ = (metadata / "METADATA").read_text(encoding="utf-8").partition("\n\n")
         (metadata / "METADATA").write_text(headers + "\n", encoding="utf-8")  # without the package's README
-    compile_all(folder)
+    compile_all(folder, deployed_at)
     epoch = 315_532_800  # 1980-01-01T00:00:00Z
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
         os.utime(path, (epoch, epoch))
 
 
-def compile_all(folder: Path) -> None:
+def compile_all(folder: Path, deployed_at: str = DEPLOYED_AT) -> None:
     """Write the .pyc files of all in `folder`, byte for byte the same wherever `folder` is. Raises `SamError`."""
     command = (runtime_python(), "-P", "-s", "-S", "-m", "compileall", "-q", "-f", "-j", "1")
     done = subprocess.run(  # noqa: S603 - the runtime's own interpreter
-        [*command, "--invalidation-mode", "unchecked-hash", "-s", folder, "-p", DEPLOYED_AT, folder],
+        [*command, "--invalidation-mode", "unchecked-hash", "-s", folder, "-p", deployed_at, folder],
         # The order of a frozenset's elements in a .pyc goes by their hashes.
         env={"PYTHONHASHSEED": "0"},
         capture_output=True,
@@ -158,6 +168,17 @@ def compile_all(folder: Path) -> None:
     )
     if done.returncode != 0:
         raise SamError(f"the artefact could not be compiled:\n{done.stdout}{done.stderr}")
+
+
+def _packed(folders: tuple[Path, ...], zip_file: Path) -> Package:
+    _zip(folders[0], zip_file)
+    return Package(
+        folders,
+        zip_file,
+        sum(file.stat().st_size for file in _files(folders[0])),
+        zip_file.stat().st_size,
+        hashlib.sha256(zip_file.read_bytes()).hexdigest(),
+    )
 
 
 def _zip(folder: Path, zip_file: Path) -> None:
@@ -195,9 +216,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SamError as error:
         print(error, file=sys.stderr)
         return 1
-    folders = ", ".join(str(folder.relative_to(ROOT)) for folder in artefact.folders)
-    print(f"{folders}: {artefact.unpacked_bytes / 1e6:.2f} MB")
-    print(f"{artefact.zip_file.relative_to(ROOT)}: {artefact.zipped_bytes / 1e6:.2f} MB, sha256 {artefact.sha256}")
+    for package in (artefact, artefact.layer):
+        folders = ", ".join(str(folder.relative_to(ROOT)) for folder in package.folders)
+        print(f"{folders}: {package.unpacked_bytes / 1e6:.2f} MB")
+        print(f"{package.zip_file.relative_to(ROOT)}: {package.zipped_bytes / 1e6:.2f} MB, sha256 {package.sha256}")
     return 0
 
 

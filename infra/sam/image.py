@@ -55,7 +55,8 @@ _ENVIRONMENT = {
     "LD_LIBRARY_PATH": "/var/lang/lib:/var/task:/var/task/lib:/opt/lib",
     "LAMBDA_TASK_ROOT": "/var/task",
     "LAMBDA_RUNTIME_DIR": "/var/runtime",
-    "PYTHONPATH": "/var/runtime",
+    # Layers come first (Lambda, "Layer paths for each Lambda runtime").
+    "PYTHONPATH": f"/opt/python/lib/python{VERSION}/site-packages:/opt/python:/var/runtime",
 }
 # AWS_EXECUTION_ENV: by this, and by the missing variables of the emulator, code knows where it runs.
 _BOOTSTRAP = f"""#!/bin/sh

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.template import ROOT, Stack, source
+from tests.template import EVERYTHING, ROOT, Stack, source
 
 PAGE = (ROOT / "docs" / "aws.md").read_text(encoding="utf-8")
 NOTHING = "-"
@@ -36,7 +36,7 @@ def test_every_output_is_listed() -> None:
 def test_every_alarm_is_listed_with_what_to_do() -> None:
     """Also those that the dashboard alone shows."""
     listed = {name: do for name, _, do in rows("Watching it")}
-    assert set(listed) == set(Stack().of("AWS::CloudWatch::Alarm"))
+    assert set(listed) == set(Stack(**EVERYTHING).of("AWS::CloudWatch::Alarm"))
     assert all(listed.values())
 
 

@@ -1,4 +1,4 @@
-"""What `template.yaml` makes and how the parts are joined; permissions and watching have files of their own."""
+"""What `template.yaml` makes and how the parts are joined; options, permissions and watching have their own files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from functions.openapi import BASE, PATH
 from functions.settings import Settings, load
 from infra.connect.documents import (
     DEAD_LETTER_RETENTION_SECONDS,
@@ -71,10 +72,11 @@ def test_a_message_stays_hidden_for_as_long_as_it_is_worked_on() -> None:
 
 def test_the_functions_answer_before_they_are_cut_off() -> None:
     """Longer than the broker is waited for; shorter than the HTTP API waits."""
-    functions = Stack().of("AWS::Lambda::Function")
+    functions = Stack(**EVERYTHING).of("AWS::Lambda::Function")
     defaults = load({}).settings
     assert functions["NotifyFunction"]["Timeout"] > defaults.mqtt_publish_timeout_seconds + 1
-    assert 10 < functions["DownloadFunction"]["Timeout"] < HTTP_API_TIMEOUT_SECONDS
+    for name in functions.keys() - {"NotifyFunction"}:
+        assert 10 < functions[name]["Timeout"] < HTTP_API_TIMEOUT_SECONDS
 
 
 def test_what_cannot_be_announced_is_kept_for_a_person() -> None:
@@ -183,7 +185,7 @@ def test_the_settings_take_what_the_functions_are_given() -> None:
         assert (settings.mqtt_alpn, settings.topic_prefix) == ("x-amzn-mqtt-ca", "plant/a")
 
 
-@pytest.mark.parametrize("function", ["NotifyFunction", "DownloadFunction"])
+@pytest.mark.parametrize("function", ["NotifyFunction", "DownloadFunction", "IntegrationFunction"])
 def test_a_handler_is_where_the_template_says(function: str) -> None:
     """The build keeps the package's folder, so that the handler's dotted name can be imported."""
     declared = source()["Resources"][function]
@@ -194,9 +196,9 @@ def test_a_handler_is_where_the_template_says(function: str) -> None:
     assert code.name == module.partition(".")[0]
     assert declared["Metadata"]["BuildProperties"] == {"ParentPackageMode": "explicit", "ParentPackages": code.name}
     for architecture in ("x86_64", "arm64"):
-        deployed = Stack(Architecture=architecture)[function]
+        deployed = Stack(Architecture=architecture, StoredSettings="true")[function]
         assert (deployed["Runtime"], deployed["Architectures"]) == ("python3.13", [architecture])
-    assert Stack()[function]["Architectures"] == ["x86_64"]
+    assert Stack(StoredSettings="true")[function]["Architectures"] == ["x86_64"]
 
 
 def test_a_snapshot_is_used_where_it_is_asked_for() -> None:
@@ -223,14 +225,15 @@ OTHER_VALUES = EVERYTHING | {
 }
 
 
+@pytest.mark.parametrize("cameras", [{}, {"EventsPrefix": "cameras/", "BrokerSecret": "bell"}], ids=["off", "on"])
 @pytest.mark.parametrize("parameter", sorted(OTHER_VALUES.keys() - {"SnapStart"}))
-def test_a_new_value_of_a_parameter_makes_a_new_snapshot(parameter: str) -> None:
+def test_a_new_value_of_a_parameter_makes_a_new_snapshot(parameter: str, cameras: dict[str, str]) -> None:
     """The version is replaced exactly when the function's settings change: a description is all that it can differ in.
 
     An unchanged description would leave the old settings in force; a changed one without a change of the function
     would fail, because Lambda publishes nothing that it has published already.
     """
-    given = {"SnapStart": "true", "SubnetIds": "subnet-1a", "SecurityGroupIds": "sg-3c"}
+    given = {"SnapStart": "true", "SubnetIds": "subnet-1a", "SecurityGroupIds": "sg-3c", **cameras}
     before, after = Stack(**given), Stack(**(given | {parameter: OTHER_VALUES[parameter]}))
     (old,), (new,) = (stack.of("AWS::Lambda::Version").values() for stack in (before, after))
     assert (old != new) == (before["NotifyFunction"] != after["NotifyFunction"])
@@ -248,19 +251,38 @@ def test_new_code_makes_a_new_snapshot() -> None:
     assert "Description" not in next(iter(Stack().of("AWS::Lambda::Version").values()))
 
 
-def test_the_http_api_has_a_route_for_each_request_of_a_device() -> None:
-    """GET and HEAD of files, GET of the manifest; each in payload format 2.0."""
-    (api,) = Stack().of("AWS::ApiGatewayV2::Api").values()
+FILES = ("/configs/{name}", "/assets", "/assets/{proxy+}")
+THUMBNAILS = ("/thumbnails", "/thumbnails/{proxy+}")
+
+
+@pytest.mark.parametrize("cameras", [False, True])
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_http_api_has_a_route_for_each_request(*, cameras: bool, stored: bool) -> None:
+    """GET and HEAD of files, GET of the manifest; more where it is asked for; each in payload format 2.0."""
+    stack = Stack(EventsPrefix="events/" if cameras else "", StoredSettings=str(stored).lower(), BrokerSecret="bell")
+    (api,) = stack.of("AWS::ApiGatewayV2::Api").values()
     routes = {
         (method.upper(), path): route["x-amazon-apigateway-integration"]
         for path, methods in api["Body"]["paths"].items()
         for method, route in methods.items()
     }
-    files = ("/configs/{name}", "/assets", "/assets/{proxy+}")
-    assert routes.keys() == {("GET", "/manifest"), *((method, path) for method in ("GET", "HEAD") for path in files)}
-    for integration in routes.values():
+    files = (*FILES, *THUMBNAILS) if cameras else FILES
+    downloads = {("GET", "/manifest"), *((method, path) for method in ("GET", "HEAD") for path in files)}
+    administration = {("X-AMAZON-APIGATEWAY-ANY-METHOD", BASE + "/{proxy+}"), ("GET", PATH)} if stored else set()
+    assert routes.keys() == downloads | administration
+    for route, integration in routes.items():
         assert integration["payloadFormatVersion"] == "2.0"
-        assert "DownloadFunction.Arn" in integration["uri"]
+        function = "IntegrationFunction" if route in administration else "DownloadFunction"
+        assert f"{function}.Arn" in integration["uri"]
+
+
+def test_each_part_of_a_path_is_declared() -> None:
+    """As SAM itself would: warnings are errors when the API is made."""
+    (api,) = Stack(**EVERYTHING).of("AWS::ApiGatewayV2::Api").values()
+    assert api["FailOnWarnings"] is True
+    for path, methods in api["Body"]["paths"].items():
+        for route in methods.values():
+            assert re.findall(r"\{(.*?)\}", path) == [one["name"] for one in route.get("parameters", ())]
 
 
 def test_the_http_api_is_throttled() -> None:
@@ -288,6 +310,11 @@ def test_no_resource_waits_for_itself(parameters: dict[str, str]) -> None:
         ({}, ()),
         (EVERYTHING, ()),
         ({"AssetsPrefix": "configs/"}, ("ConfigsPrefix", "AssetsPrefix")),
+        ({"EventsPrefix": "events/"}, ()),
+        ({"EventsPrefix": "configs/"}, ("EventsPrefix", "ConfigsPrefix", "AssetsPrefix")),
+        ({"EventsPrefix": "assets/"}, ("EventsPrefix", "ConfigsPrefix", "AssetsPrefix")),
+        ({"StoredSettings": "true"}, ("StoredSettings", "BrokerSecret", "DATABASE_URL")),
+        ({"StoredSettings": "true", "BrokerSecret": "bell"}, ()),
         ({"SubnetIds": "subnet-1a"}, ("SubnetIds", "SecurityGroupIds")),
         ({"SecurityGroupIds": "sg-3c"}, ("SubnetIds", "SecurityGroupIds")),
         ({"MqttAlpn": "mqtt"}, ("MqttAlpn", "MqttUrl", "BrokerSecret")),
@@ -314,6 +341,8 @@ def test_parameters_that_do_not_go_together_are_refused(parameters: dict[str, st
             ["ab", "Firmware", "s3://firmware", "arn:aws:s3:::firmware"],
         ),
         ("ConfigsPrefix", ["c/", "fleet/configs/"], ["", "/", "/c/", "c", "c//", "a b/"]),
+        ("EventsPrefix", ["", "events/", "plant/cameras/"], ["/", "/e/", "events", "e//", "a b/"]),
+        ("StoredSettings", ["true", "false"], ["", "yes"]),
         (
             "MqttUrl",
             ["", "mqtt://b", "mqtts://b:8883", "mqtt://[::1]:1883"],
@@ -418,15 +447,15 @@ def test_no_command_needs_flags_in_any_environment() -> None:
         stacks.add(commands["global"]["parameters"]["stack_name"])
         buckets.add(Stack(**overrides)["Bucket"]["BucketName"])
     assert len(stacks) == len(buckets) == len(environments)
-    assert not any("RoleName" in one for one in Stack().of("AWS::IAM::Role").values())
+    assert not any("RoleName" in one for one in Stack(**EVERYTHING).of("AWS::IAM::Role").values())
 
 
 def test_two_stacks_of_one_account_do_not_collide() -> None:
     """Every name that we choose holds the stack's name, or is the bucket's, which has a prefix of its own."""
-    chosen = re.compile(r"(QueueName|LogGroupName|DashboardName|RoleName|FunctionName|TopicName|AlarmName)")
-    for kind in ("AWS::SQS::Queue", "AWS::Logs::LogGroup", "AWS::CloudWatch::Dashboard", "AWS::IAM::Role"):
-        for properties in Stack().of(kind).values():
+    chosen = re.compile(r"(QueueName|LogGroupName|DashboardName|LayerName|RoleName|FunctionName|TopicName|AlarmName)")
+    for kind in ("AWS::SQS::Queue", "AWS::Logs::LogGroup", "AWS::CloudWatch::Dashboard", "AWS::Lambda::LayerVersion"):
+        for properties in Stack(**EVERYTHING).of(kind).values():
             assert all(STACK in value for name, value in properties.items() if chosen.fullmatch(name))
-    for kind in ("AWS::Lambda::Function", "AWS::SNS::Topic", "AWS::CloudWatch::Alarm"):
+    for kind in ("AWS::Lambda::Function", "AWS::SNS::Topic", "AWS::CloudWatch::Alarm", "AWS::IAM::Role"):
         for properties in Stack(**EVERYTHING).of(kind).values():
             assert not [name for name in properties if chosen.fullmatch(name)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from fnmatch import fnmatchcase
 
 import pytest
@@ -32,23 +31,50 @@ NOTIFY = {
     ("logs:PutLogEvents", "NotifyLogs.Arn"),
 }
 SECRET_ACTION = "secretsmanager:GetSecretValue"
-SECRETS = {"BrokerSecret": "NotifyRole", "DownloadSecret": "DownloadRole"}
+SECRETS = {"BrokerSecret": {"NotifyRole", "IntegrationRole"}, "DownloadSecret": {"DownloadRole"}}
+ROLES = {role for roles in SECRETS.values() for role in roles}
 
 
 def test_every_function_has_a_role_of_our_own() -> None:
     """SAM makes none: those that it makes read every queue and write every log of the account."""
-    stack = Stack()
-    assert set(stack.of("AWS::IAM::Role")) == {"NotifyRole", "DownloadRole"}
-    roles = {name: one["Role"] for name, one in stack.of("AWS::Lambda::Function").items()}
-    assert roles == {"NotifyFunction": "NotifyRole.Arn", "DownloadFunction": "DownloadRole.Arn"}
-    assert not {"AWS::IAM::Policy", "AWS::IAM::ManagedPolicy"} & {one["Type"] for one in stack.resources.values()}
+    for stack, more in ((Stack(), {}), (Stack(**EVERYTHING), {"IntegrationFunction": "IntegrationRole.Arn"})):
+        roles = {name: one["Role"] for name, one in stack.of("AWS::Lambda::Function").items()}
+        assert roles == {"NotifyFunction": "NotifyRole.Arn", "DownloadFunction": "DownloadRole.Arn"} | more
+        assert {f"{role}.Arn" for role in stack.of("AWS::IAM::Role")} == set(roles.values())
+        assert not {"AWS::IAM::Policy", "AWS::IAM::ManagedPolicy"} & {one["Type"] for one in stack.resources.values()}
 
 
 def test_notify_may_read_its_queue_and_nothing_else() -> None:
-    """It cannot read objects, other queues, secrets or other logs; with all there is, it still reads no object."""
+    """It cannot read objects, other queues, secrets or other logs; without cameras' events it never reads an object."""
     assert Stack().permissions("NotifyRole") == NOTIFY
     more = {(SECRET_ACTION, BROKER_SECRET), ("kms:Decrypt", KEY)}
-    assert Stack(**EVERYTHING).permissions("NotifyRole") == NOTIFY | NETWORK | TRACING | more
+    assert Stack(**EVERYTHING | {"EventsPrefix": ""}).permissions("NotifyRole") == NOTIFY | NETWORK | TRACING | more
+
+
+@pytest.mark.parametrize("bucket", [BUCKET, "firmware.example"])
+def test_with_cameras_events_notify_may_read_those_and_no_other_object(bucket: str) -> None:
+    """And list the bucket, or S3 would call a picture that is not there forbidden, and the event would be retried."""
+    arn = f"arn:aws:s3:::{bucket}"
+    existing = "" if bucket == BUCKET else bucket
+    assert Stack(EventsPrefix="cameras/", ExistingBucket=existing).permissions("NotifyRole") == NOTIFY | {
+        *((f"s3:{do}", f"{arn}/cameras/*") for do in ("GetObject", "GetObjectVersion")),
+        *((f"s3:{do}", arn) for do in ("ListBucket", "ListBucketVersions")),
+    }
+
+
+def test_with_cameras_events_download_may_read_the_thumbnails_too() -> None:
+    """As they are now, and not the documents beside them."""
+    more = Stack(EventsPrefix="cameras/").permissions("DownloadRole") - Stack().permissions("DownloadRole")
+    assert more == {("s3:GetObject", f"arn:aws:s3:::{BUCKET}/cameras/*.jpg")}
+
+
+def test_the_integration_may_read_its_secret_and_nothing_else() -> None:
+    """No queue, no bucket: it talks to the database and to the broker."""
+    granted = Stack(StoredSettings="true", BrokerSecret=BROKER_SECRET).permissions("IntegrationRole")
+    logs = {(f"logs:{do}", "IntegrationLogs.Arn") for do in ("CreateLogStream", "PutLogEvents")}
+    assert granted == logs | {(SECRET_ACTION, BROKER_SECRET)}
+    everything = Stack(**EVERYTHING).permissions("IntegrationRole")
+    assert everything == granted | NETWORK | TRACING | {("kms:Decrypt", KEY)}
 
 
 @pytest.mark.parametrize("bucket", [BUCKET, "firmware.example"])
@@ -71,7 +97,7 @@ def test_no_function_may_do_everything_or_to_everything(parameters: dict[str, st
     for role in stack.of("AWS::IAM::Role"):
         granted = stack.permissions(role)
         assert not [action for action, _ in granted if "*" in action]
-        exceptions = TRACING | (NETWORK if role == "NotifyRole" else set()) if parameters else set()
+        exceptions = TRACING | (NETWORK if role != "DownloadRole" else set()) if parameters else set()
         assert {one for one in granted if one[1] == "*"} == exceptions
         assert stack[role]["AssumeRolePolicyDocument"]["Statement"] == [TRUST_LAMBDA]
 
@@ -79,29 +105,32 @@ def test_no_function_may_do_everything_or_to_everything(parameters: dict[str, st
 @pytest.mark.parametrize("parameter", SECRETS)
 def test_a_function_may_read_its_own_secret_and_no_other(parameter: str) -> None:
     """By name, that is the name with the six characters that Secrets Manager adds; by ARN, exactly that one."""
-    granted = {name: Stack(**{parameter: name}) for name in ("bell/mqtt", BROKER_SECRET)}
+    granted = {name: Stack(StoredSettings="true", **{parameter: name}) for name in ("bell/mqtt", BROKER_SECRET)}
     for stack in granted.values():
-        readers = {role for role in SECRETS.values() if any(a == SECRET_ACTION for a, _ in stack.permissions(role))}
-        assert readers == {SECRETS[parameter]}
-    (by_name,) = (r for a, r in granted["bell/mqtt"].permissions(SECRETS[parameter]) if a == SECRET_ACTION)
-    assert by_name == f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:bell/mqtt-??????"
-    assert fnmatchcase(BROKER_SECRET, by_name)
-    assert not fnmatchcase(BROKER_SECRET.replace("-AbCdEf", "-prod-AbCdEf"), by_name)
-    assert (SECRET_ACTION, BROKER_SECRET) in granted[BROKER_SECRET].permissions(SECRETS[parameter])
+        assert {role for role in ROLES if any(a == SECRET_ACTION for a, _ in stack.permissions(role))} == SECRETS[
+            parameter
+        ]
+    for role in SECRETS[parameter]:
+        (by_name,) = (r for a, r in granted["bell/mqtt"].permissions(role) if a == SECRET_ACTION)
+        assert by_name == f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:bell/mqtt-??????"
+        assert fnmatchcase(BROKER_SECRET, by_name)
+        assert not fnmatchcase(BROKER_SECRET.replace("-AbCdEf", "-prod-AbCdEf"), by_name)
+        assert (SECRET_ACTION, BROKER_SECRET) in granted[BROKER_SECRET].permissions(role)
 
 
 @pytest.mark.parametrize("parameter", SECRETS)
 def test_a_key_of_ones_own_decrypts_secrets_only(parameter: str) -> None:
     """Only for who has a secret, and only through Secrets Manager."""
-    stack = Stack(**{parameter: "bell", "SecretsKeyArn": KEY})
-    for role in SECRETS.values():
+    given = {parameter: "bell", "StoredSettings": "true"}
+    stack = Stack(**given, SecretsKeyArn=KEY)
+    for role in ROLES:
         found = [one for one in stack.statements(role) if "kms:Decrypt" in one["Action"]]
-        assert bool(found) == (role == SECRETS[parameter])
+        assert bool(found) == (role in SECRETS[parameter])
         for statement in found:
             assert statement["Resource"] == KEY
             via = {"kms:ViaService": f"secretsmanager.{REGION}.amazonaws.com"}
             assert statement["Condition"] == {"StringEquals": via}
-    assert not [one for one in Stack(**{parameter: "bell"}).permissions(SECRETS[parameter]) if one[0] == "kms:Decrypt"]
+        assert not [one for one in Stack(**given).permissions(role) if one[0] == "kms:Decrypt"]
 
 
 def test_no_secret_is_in_the_template_or_in_a_functions_configuration() -> None:
@@ -145,27 +174,30 @@ def test_the_bucket_takes_tls_only() -> None:
     ]
 
 
-def test_the_http_api_may_invoke_the_function_for_its_routes_only() -> None:
-    """One permission for each route, and for nobody but the API."""
-    stack = Stack()
-    (api,) = stack.of("AWS::ApiGatewayV2::Api").values()
-    permissions = stack.of("AWS::Lambda::Permission").values()
-    assert {(one["FunctionName"], one["Principal"]) for one in permissions} == {
-        ("DownloadFunction", "apigateway.amazonaws.com")
+def test_nobody_but_the_http_api_may_invoke_the_functions_behind_it() -> None:
+    """This API and no other; NotifyFunction has an event source mapping, which needs no permission."""
+    of_the_api = {
+        "Action": "lambda:InvokeFunction",
+        "Principal": "apigateway.amazonaws.com",
+        "SourceArn": f"arn:aws:execute-api:{REGION}:{ACCOUNT}:DownloadApi/*",
     }
-    allowed = {tuple(one["SourceArn"].rpartition(":")[2].split("/", 3)[2:]) for one in permissions}
-    routes = {(method.upper(), path) for path, methods in api["Body"]["paths"].items() for method in methods}
-    assert allowed == {(method, re.sub(r"\{.*\}", "*", path[1:])) for method, path in routes}
+    for stack, functions in (
+        (Stack(), ["DownloadFunction"]),
+        (Stack(**EVERYTHING), ["DownloadFunction", "IntegrationFunction"]),
+    ):
+        permissions = stack.of("AWS::Lambda::Permission").values()
+        assert list(permissions) == [of_the_api | {"FunctionName": name} for name in functions]
 
 
 def test_the_network_is_a_vpc_where_one_is_named() -> None:
-    """NotifyFunction is put into the named subnets, DownloadFunction never."""
-    assert "VpcConfig" not in Stack()["NotifyFunction"]
-    stack = Stack(**EVERYTHING)
-    assert stack["NotifyFunction"]["VpcConfig"] == {
-        "SubnetIds": EVERYTHING["SubnetIds"].split(","),
-        "SecurityGroupIds": [EVERYTHING["SecurityGroupIds"]],
-    }
+    """Who talks to the broker or the database is put into the named subnets, DownloadFunction never."""
+    stack, outside = Stack(**EVERYTHING), Stack(StoredSettings="true")
+    for function in ("NotifyFunction", "IntegrationFunction"):
+        assert "VpcConfig" not in outside[function]
+        assert stack[function]["VpcConfig"] == {
+            "SubnetIds": EVERYTHING["SubnetIds"].split(","),
+            "SecurityGroupIds": [EVERYTHING["SecurityGroupIds"]],
+        }
     assert "VpcConfig" not in stack["DownloadFunction"]
 
 

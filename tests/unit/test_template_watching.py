@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from functions.detections import LABEL
 from functions.routes import Routes
 from functions.settings import load
 from functions.telemetry import EmfTelemetry
@@ -28,6 +29,7 @@ OF_AWS = {
     },
     ("AWS/ApiGateway", "ApiId"): {"Count", "4xx", "5xx", "Latency"},
 }
+MORE = {"EventsPrefix": "events/", "StoredSettings": "true", "BrokerSecret": "bell"}
 OF_KIND = {
     "FunctionName": ("AWS::Lambda::Function", ""),
     "QueueName": ("AWS::SQS::Queue", ".QueueName"),
@@ -45,7 +47,8 @@ def emitted(stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     telemetry.enabled(enabled=True)
     telemetry.connection(connected=True)
     telemetry.reconnect_attempt()
-    for topic in Routes.of(settings).topics:
+    cameras = (LABEL,) if settings.events_prefix else ()
+    for topic in (*Routes.of(settings).topics, *cameras):
         for success in (True, False):
             telemetry.published(topic, success=success, no_subscribers=True, duration_seconds=0.1)
     capsys.readouterr()
@@ -88,22 +91,27 @@ def test_each_alarm_watches_a_metric_that_is_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By namespace, name and dimensions, as our code prints them or as AWS documents them."""
-    stack = Stack(MqttUrl="mqtt://broker.example", TopicPrefix="plant/a")
+    stack = Stack(MqttUrl="mqtt://broker.example", TopicPrefix="plant/a", **MORE)
     own = emitted(stack, monkeypatch, capsys)
     for alarm in alarms(stack).values():
         check(of_alarm(alarm), stack, own)
 
 
+@pytest.mark.parametrize("more", [{}, MORE], ids=["as is", "everything"])
 def test_each_widget_shows_metrics_that_are_written(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    more: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The dashboard is JSON, shows every alarm, and has no line without values."""
-    stack = Stack(MqttUrl="mqtt://broker.example", TopicPrefix="plant/a")
+    """The dashboard is JSON, shows every alarm and function, and has no line without values."""
+    stack = Stack(MqttUrl="mqtt://broker.example", TopicPrefix="plant/a", **more)
     own = emitted(stack, monkeypatch, capsys)
     (dashboard,) = stack.of("AWS::CloudWatch::Dashboard").values()
     widgets = json.loads(dashboard["DashboardBody"])["widgets"]
     (status,) = (one["properties"] for one in widgets if one["type"] == "alarm")
     assert sorted(status["alarms"]) == sorted(f"{name}.Arn" for name in alarms(stack))
+    places = [(widget["x"], widget["y"]) for widget in widgets]
+    assert len(set(places)) == len(places)
+    assert ("camera/+/event" in dashboard["DashboardBody"]) == bool(more)
+    assert ('"IntegrationFunction"' in dashboard["DashboardBody"]) == bool(more)
     for widget in widgets:
         assert widget["x"] + widget["width"] <= 24
         for line in widget["properties"].get("metrics", ()):
@@ -120,9 +128,8 @@ def test_stacks_of_one_account_do_not_share_metrics(
 
 
 def test_what_can_go_wrong_has_an_alarm() -> None:
-    """Dead letters, failed invocations, age, errors and throttles of both functions, the API's errors, the broker."""
-    watched = {of_alarm(one)[1:]: one for one in alarms(Stack()).values()}
-    assert {(name, *sorted(value for _, value in dimensions)) for name, dimensions in watched} == {
+    """Dead letters, failed invocations, age, errors and throttles of each function, the API's errors, the broker."""
+    always = {
         ("ApproximateNumberOfMessagesVisible", "DeadLetterQueue.QueueName"),
         ("ApproximateNumberOfMessagesVisible", "FailedInvocations.QueueName"),
         ("ApproximateAgeOfOldestMessage", "EventQueue.QueueName"),
@@ -134,11 +141,15 @@ def test_what_can_go_wrong_has_an_alarm() -> None:
         ("mqtt_connection_state", STACK),
         ("mqtt_publish_errors_total", STACK),
     }
+    more = {("Errors", "IntegrationFunction"), ("Throttles", "IntegrationFunction")}
+    for stack, wanted in ((Stack(), always), (Stack(**MORE), always | more)):
+        watched = {of_alarm(one)[1:]: one for one in alarms(stack).values()}
+        assert {(name, *sorted(value for _, value in dimensions)) for name, dimensions in watched} == wanted
 
 
 def test_an_alarm_rings_for_trouble_and_not_for_silence() -> None:
     """Where no metric is written there is nothing to do, except that dead letters stay until they are fetched."""
-    for name, alarm in alarms(Stack()).items():
+    for name, alarm in alarms(Stack(**MORE)).items():
         lasting = name in {"DeadLettersAlarm", "FailedInvocationsAlarm"}
         assert alarm["TreatMissingData"] == ("ignore" if lasting else "notBreaching")
         assert alarm["DatapointsToAlarm"] <= alarm["EvaluationPeriods"]
@@ -183,12 +194,12 @@ def test_alarms_are_told_to_whom_a_parameter_names(parameters: dict[str, str], r
 
 def test_logs_are_kept_for_a_while() -> None:
     """Each function and the API write to a group of the stack's own, which forgets and goes with the stack."""
-    stack = Stack(LogRetentionDays="7")
+    stack = Stack(LogRetentionDays="7", **MORE)
     groups = stack.of("AWS::Logs::LogGroup")
     (stage,) = stack.of("AWS::ApiGatewayV2::Stage").values()
     used = {one["LoggingConfig"]["LogGroup"] for one in stack.of("AWS::Lambda::Function").values()}
     used.add(stage["AccessLogSettings"]["DestinationArn"].removesuffix(".Arn"))
-    assert used == groups.keys() == {"NotifyLogs", "DownloadLogs", "ApiLogs"}
+    assert used == groups.keys() == {"NotifyLogs", "DownloadLogs", "IntegrationLogs", "ApiLogs"}
     for name, group in groups.items():
         assert group["RetentionInDays"] == "7"
         assert STACK in group["LogGroupName"]
