@@ -336,14 +336,17 @@ class Loaded(NamedTuple):
     origins: dict[str, str]
 
 
-def load(environ: Mapping[str, str] | None = None, *, env_file: Path | None = None) -> Loaded:
+def load(
+    environ: Mapping[str, str] | None = None, *, env_file: Path | None = None, given: Mapping[str, str] | None = None
+) -> Loaded:
     """Read the environment, then `env_file`, then the directory `SECRETS_DIR`, then the secret `SECRET_ID`.
 
-    The first that has a value wins. `environ` defaults to the process's. Raises `SettingsError` naming every wrong
-    variable.
+    The first that has a value wins. `environ` defaults to the process's; what was `given` on a command line goes
+    before it. Raises `SettingsError` naming every wrong variable.
     """
+    variables = {**(os.environ if environ is None else environ), **(given or {})}
     try:
-        values, origins = sources.read(Settings, os.environ if environ is None else environ, env_file)
+        values, origins = sources.read(Settings, variables, env_file)
         return Loaded(Settings(**values), origins)
     except sources.SourceError as error:
         problems: tuple[tuple[str, str], ...] = ((error.name, error.problem),)

@@ -145,6 +145,8 @@ def listen(
 ) -> None:
     """Subscribe to the update topics and print each notification as a device hears it, until Ctrl-C.
 
+    With EVENTS_PREFIX also to the cameras' topics below TOPIC_PREFIX.
+
     It uses the same `MQTT_…` settings as the host, and reconnects when the broker goes away.
     """
     settings = load_or_exit().settings
@@ -154,7 +156,9 @@ def listen(
     from functions.routes import Routes  # noqa: PLC0415 - as below
     from infra.subscriber import SubscriberError  # noqa: PLC0415 - paho is only for this command
 
-    topics = Routes.of(settings).topics
+    topics: tuple[str, ...] = Routes.of(settings).topics
+    if settings.events_prefix is not None:
+        topics = (*topics, f"{settings.topic_prefix}/camera/+/event")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` and supervisors end it as Ctrl-C does
     try:
         with _subscriber(broker, topics) as subscriber:

@@ -121,7 +121,7 @@ def connect(
         raise typer.BadParameter("use --queue or --queue-url, not both")
     report = _Report(as_json=as_json, dry_run=dry_run)
     try:
-        settings = load(env_file=ENV_FILE).settings
+        settings = load(env_file=ENV_FILE, given={"BUCKET": bucket} if bucket else None).settings
     except SettingsError as error:
         report.fail(ConnectError("WrongSettings", str(error), "Correct them: `bucketbell config` shows them all."))
     bucket = bucket or _bucket(settings.bucket)

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 
+from infra.local.detection import PICTURE, detect
 from infra.local.install import InstallError, ensure_mosquitto
 from infra.local.process import PartError
 from infra.local.stack import BUCKET, BUCKETBELL, MAC, STOP_SECONDS, TOPICS, DemoError, Stack, console
@@ -26,8 +28,9 @@ ASSET_KEY = "assets/firmware-1.0.bin"
 MISSED_KEY = "assets/firmware-1.1.bin"
 ASSET_BYTES = 256 * 1024
 PULL_SECONDS = 10.0
-HEAR_SECONDS = 10.0
 SILENCE_SECONDS = 1.5
+
+API = "/api/v1/integrations/mqtt"
 
 
 def show_upload(stack: Stack, s3: Any, key: str, body: bytes, topic: str) -> None:  # noqa: ANN401 - boto3 makes its clients at run time
@@ -35,12 +38,7 @@ def show_upload(stack: Stack, s3: Any, key: str, body: bytes, topic: str) -> Non
     began_at = time.monotonic()
     s3.put_object(Bucket=BUCKET, Key=key, Body=body)
     uploaded_at = time.monotonic()
-    try:
-        message = stack.subscriber.next(HEAR_SECONDS)
-    except TimeoutError:
-        raise DemoError(
-            f"nothing was heard within {HEAR_SECONDS:g} s of uploading {key}:\n{stack.last_words()}"
-        ) from None
+    message = stack.hear(key)
     filename = key.split("/", 1)[1]
     if (message.topic, json.loads(message.payload)) != (topic, {"filename": filename}):
         raise DemoError(f"heard something else after uploading {key}: {message}")
@@ -92,8 +90,29 @@ def show_catch_up(stack: Stack, s3: Any) -> None:  # noqa: ANN401 - as above
     show_pull(stack, MISSED_KEY, body)
 
 
+def show_detection(stack: Stack) -> None:
+    """Show a camera's event, and that its link opens the picture. Raises `DemoError` when it does not."""
+    seen = detect(stack)
+    size_bytes = len(PICTURE.read_bytes())
+    console.print(f"\n[bold]upload[/]  {seen.key}.jpg  ({size_bytes:,} bytes)", soft_wrap=True)
+    console.print(f"[bold]upload[/]  {seen.key}.json  ({seen.uploaded_ms:.1f} ms)", soft_wrap=True)
+    console.print(
+        f"[bold green]  rang[/]  {seen.message.topic}  [bold]{seen.heard_ms:.1f} ms[/] after that upload began"
+    )
+    for name, value in json.loads(seen.message.payload).items():
+        console.print(f"        [dim]{name:<20}[/]  [cyan]{escape(json.dumps(value))}[/]", soft_wrap=True)
+    console.print(
+        f"[bold green]opened[/]  thumbnail_url: {seen.content_type}, {size_bytes:,} bytes, as it was uploaded  "
+        f"[bold]{seen.opened_ms:.1f} ms[/]",
+        soft_wrap=True,
+    )
+
+
 def demonstrate(stack: Stack) -> None:
-    """Show the whole way: an upload rings and is pulled, a deletion is silent, and who was away catches up."""
+    """Show the whole way: an upload rings and is pulled, a deletion is silent, and who was away catches up.
+
+    Then a camera's event, with its picture.
+    """
     s3 = stack.store.client("s3")
     for key, body, topic in (
         (CONFIG_KEY, b'{"interval_seconds": 30}\n', TOPICS[0]),
@@ -103,6 +122,7 @@ def demonstrate(stack: Stack) -> None:
         show_pull(stack, key, body)
     show_silence(stack, s3, CONFIG_KEY)
     show_catch_up(stack, s3)
+    show_detection(stack)
 
 
 def invite(stack: Stack) -> None:
@@ -112,16 +132,20 @@ def invite(stack: Stack) -> None:
     mc = f"mc alias set bell {store.endpoint_url} {store.access_key} {store.secret_key}"
     exports = " ".join(f"{name}={value}" for name, value in stack.credentials.items())
     another = " ".join(f"{name}={value}" for name, value in stack.device_environment(OTHER_MAC).items())
+    api = f"BUCKETBELL_SERVER={host.url} BUCKETBELL_TOKEN={stack.admin_token}"
     lines = (
         ("In another terminal", ""),
         ("  the store's address and keys", f"export {exports}"),
         ("  upload with boto3", f"{sys.executable} -c '{python}'"),
         ("  … with aws", f"aws s3 cp README.md s3://{BUCKET}/assets/README.md"),
         ("  … with mc", f"{mc} && mc cp README.md bell/{BUCKET}/assets/"),
-        ("  hear it", f"mosquitto_sub -h 127.0.0.1 -p {broker.port} -t 'iotsupport/updates/#' -v"),
+        ("  hear it", f"mosquitto_sub -h 127.0.0.1 -p {broker.port} -t 'iotsupport/#' -v"),
         ("  … with all properties", f"MQTT_URL={broker.url} {BUCKETBELL} listen --json"),
         ("  be another device", f"{another} {BUCKETBELL} device --directory ./files"),
         ("  the device's files", str(stack.device.files)),
+        ("  the broker, by the API", f"{api} {BUCKETBELL} mqtt status"),
+        ("  … with curl", f"curl -H 'Authorization: Bearer {stack.admin_token}' {host.url}{API}/config"),
+        ("  … in a browser", f"{host.url}/docs (Authorize: {stack.admin_token})"),
         ("  is it ready?", f"curl {host.url}/readyz"),
         ("  metrics", f"curl {host.url}/metrics"),
         ("  logs", str(stack.directory)),

@@ -29,12 +29,15 @@ from infra.local.install import find_minio
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import Process, free_port
 from infra.local.stores import Minio, MotoServer, Store
-from infra.subscriber import Subscriber
+from infra.subscriber import Message, Subscriber
 
 BUCKET = "devices"
 TOPICS = ("iotsupport/updates/configs", "iotsupport/updates/assets")
+EVENTS_PREFIX = "events/"
+CAMERA_TOPICS = "iotsupport/camera/+/event"
 MAC = "a1-b2-c3-d4-e5-f6"
 CONNECT_SECONDS = 30.0
+HEAR_SECONDS = 10.0
 STOP_SECONDS = 2.5
 LAST_WORDS_CHARACTERS = 1500
 
@@ -42,7 +45,7 @@ BUCKETBELL = str(Path(sys.executable).with_name("bucketbell"))
 # What the person's own shell may say about brokers and stores is not about ours.
 OURS = (
     *("MQTT_", "TOPIC_", "BUCKET", "CONFIGS_", "ASSETS_", "WEBHOOK_", "SQS_", "AWS_", "S3_", "URL_TTL_"),
-    *("DEVICE_", "ADMIN_", "SECRETS_", "LOG_"),
+    *("DEVICE_", "ADMIN_", "SECRET", "LOG_", "EVENTS_", "PUBLIC_", "DATABASE_", "ENCRYPTION_"),
 )
 
 console = Console(highlight=False)
@@ -117,6 +120,7 @@ class Stack:
         """Nothing is started yet."""
         self.directory = directory
         self.token = secrets.token_hex(24)
+        self.admin_token = secrets.token_hex(24)
         self.token_key = f"demo:{base64.b64encode(secrets.token_bytes(32)).decode()}"
         host_port = free_port()
         self.broker = Mosquitto(directory / "mosquitto")
@@ -132,7 +136,7 @@ class Stack:
         else:
             self.store = MotoServer(directory / "moto")
         self.host = Host(directory / "host", host_port, {})
-        self.subscriber = Subscriber(self.broker.url, TOPICS)
+        self.subscriber = Subscriber(self.broker.url, (*TOPICS, CAMERA_TOPICS))
         self.device = Device(directory / "device", self.device_environment(MAC))
 
     def device_environment(self, mac: str) -> dict[str, str]:
@@ -174,6 +178,15 @@ class Stack:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda part: part.stop(STOP_SECONDS), (self.device, self.host, self.store, self.broker)))
 
+    def hear(self, key: str, subscriber: Subscriber | None = None) -> Message:
+        """Take the next message after the upload of `key`. Raises `DemoError` when none comes."""
+        try:
+            return (subscriber or self.subscriber).next(HEAR_SECONDS)
+        except TimeoutError:
+            raise DemoError(
+                f"nothing was heard within {HEAR_SECONDS:g} s of uploading {key}:\n{self.last_words()}"
+            ) from None
+
     def last_words(self) -> str:
         """Return the ends of the logs, for a person who has to find out what went wrong."""
         parts = (self.broker, self.store, self.host, self.device)
@@ -181,11 +194,12 @@ class Stack:
 
     def _connect(self) -> None:
         """Run the real command, as the README tells people to."""
-        command = [BUCKETBELL, "connect", "--create", "--endpoint-url", self.store.endpoint_url, "--bucket", BUCKET]
+        command = [BUCKETBELL, "connect", "--create", "--endpoint-url", self.store.endpoint_url]
+        ours = {"EVENTS_PREFIX": EVENTS_PREFIX, "WEBHOOK_TOKENS": self.token}
         environment = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
         done = subprocess.run(
-            [*command, "--host-url", self.host.url],
-            env={**environment, **self.credentials, "WEBHOOK_TOKENS": self.token},
+            [*command, "--bucket", BUCKET, "--host-url", self.host.url],
+            env={**environment, **self.credentials, **ours},
             cwd=self.directory,
             capture_output=True,
             text=True,
@@ -201,6 +215,11 @@ class Stack:
             "BUCKET": BUCKET,
             "WEBHOOK_TOKENS": self.token,
             "DEVICE_TOKEN_KEYS": self.token_key,
+            "EVENTS_PREFIX": EVENTS_PREFIX,
+            "PUBLIC_BASE_URL": self.host.url,
+            "ADMIN_TOKENS": self.admin_token,
+            "DATABASE_URL": f"sqlite:///{self.directory}/bucketbell.db",
+            "ENCRYPTION_KEYS": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             **self.credentials,
         }
         if isinstance(self.store, MotoServer):

@@ -135,6 +135,11 @@ class World:
             "AWS_REGION": self.store.region,
         }
         environment = {"MQTT_URL": (self.proxy or self.broker).url, "BUCKET": BUCKET, **self.credentials}
+        # What `connect` and the host must agree on.
+        self._shared = {name: value for name, value in (mqtt or {}).items() if name == "EVENTS_PREFIX"}
+        self._shared["BUCKET"] = BUCKET
+        if "DEVICE_TOKEN_KEYS" in (mqtt or {}):
+            environment["PUBLIC_BASE_URL"] = self.doors.host_url
         # Versity GW sends no token: its host is on loopback, without one.
         environment |= {} if kind == "versitygw" else {"WEBHOOK_TOKENS": TOKEN}
         self.host = (Host if ready else LiveHost)(directory / "host", port, {**environment, **(mqtt or {})})
@@ -180,7 +185,7 @@ class World:
             return CliRunner().invoke(
                 app,
                 ["connect", "--host-url", self.doors.host_url, *options],
-                env={**ours, **self.credentials, "WEBHOOK_TOKENS": TOKEN},
+                env={**ours, **self.credentials, **self._shared, "WEBHOOK_TOKENS": TOKEN},
             )
 
     def set_queue(self, attributes: Mapping[str, str]) -> None:

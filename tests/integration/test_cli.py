@@ -217,6 +217,13 @@ def test_listen_prints_json_for_scripts(tmp_path: Path, mosquitto: Mosquitto) ->
     assert message == {"topic": TOPIC, "payload": PAYLOAD, "qos": 1, "retain": False, "properties": {"id": "7"}}
 
 
+def test_listen_hears_cameras_where_there_are_any(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    """With EVENTS_PREFIX."""
+    known = {"MQTT_URL": mosquitto.url, "EVENTS_PREFIX": "events/", "BUCKET": "devices"}
+    said = run(tmp_path, "listen", "--seconds", "0.2", **known).stderr
+    assert "iotsupport/camera/+/event" in said
+
+
 def test_listen_ends_after_the_seconds_given(tmp_path: Path, mosquitto: Mosquitto) -> None:
     """With --count it exits 1, because fewer came; without it 0."""
     without = run(tmp_path, "listen", "--seconds", "0.2", MQTT_URL=mosquitto.url)

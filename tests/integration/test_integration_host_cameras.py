@@ -94,10 +94,9 @@ def kept(broker: Mosquitto, *topics: str) -> dict[str, bytes]:
         return {message.topic: message.payload for message in listener.silence(QUIET_SECONDS) if message.retain}
 
 
-def of(messages: list[Message], topic: str) -> Message:
-    """The one message on that topic."""
-    (message,) = (one for one in messages if one.topic == topic)
-    return message
+def in_topic_order(messages: list[Message], *, last: str) -> list[Message]:
+    """By topic: a message of QoS 2 takes a round trip more, and others overtake it."""
+    return sorted(messages, key=lambda message: (message.topic == last, message.topic))
 
 
 def document(message: Message) -> dict[str, Any]:
@@ -124,7 +123,7 @@ def test_camera_events_go_as_stored_and_uploads_of_configs_as_ever(
         with hearing(broker, "#") as listener:
             ring(host, yard, yard.detect())
             ring(host, yard, "configs/aa-bb-cc-dd-ee-ff.json")
-            event, update = listener.wait_for(2)
+            event, update = in_topic_order(listener.wait_for(2), last=TOPICS[0])
         assert (event.topic, event.qos) == ("unifi/protect/camera/front/event", qos)
         assert (update.topic, update.qos, update.retain) == (TOPICS[0], 1, False)
         heard = document(event)
@@ -145,7 +144,7 @@ def test_a_stored_change_of_prefix_qos_and_retaining_is_in_force_for_the_next_ev
             admin.put(mosquitto.port, qos=0, topic_prefix="house")
             ring(host, yard, yard.detect())
             ring(host, yard, "assets/a.bin")
-            first, second, update = listener.wait_for(3)
+            first, second, update = in_topic_order(listener.wait_for(3), last=TOPICS[1])
         assert [(one.topic, one.qos) for one in (first, second, update)] == [
             ("home/camera/front/event", 2),
             ("house/camera/front/event", 0),

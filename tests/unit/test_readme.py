@@ -66,8 +66,8 @@ def test_a_file_without_markers_is_refused(
 def test_every_make_target_named_exists() -> None:
     """`make …` in the README's code is a target of the Makefile, with a line in `make help`."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)", code())) <= targets
+    targets = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)", code())) <= targets
 
 
 def test_every_command_named_exists() -> None:
