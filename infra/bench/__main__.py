@@ -19,16 +19,20 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.bench import (
+    blackhole,
     cold,
+    detections,
     downloads,
     fleet,
     imports,
     latency,
     listing,
     lost,
+    outages,
     presign,
     pull,
     slow_link,
+    switch,
     thaw,
     throughput,
 )
@@ -38,6 +42,10 @@ MEASUREMENTS: dict[str, tuple[Callable[[Bench], list[Figure]], str]] = {
     "latency": (latency.measure, "upload to message, against MinIO's own MQTT target"),
     "latency_queue": (latency.measure_queue, "the same, against its MQTT target with queue_dir"),
     "lost": (lost.measure, "uploads while broker, host, or host and MinIO are down"),
+    "outages": (outages.measure, "uploads while the broker is killed over and over, at QoS 1 and 2"),
+    "switch": (switch.measure, "another broker is stored under 200 events a second"),
+    "detections": (detections.measure, "upload to message: a camera's event against a config"),
+    "blackhole": (blackhole.measure, "the test of settings whose broker never answers"),
     "slow_link": (slow_link.measure, "600 messages over a link of 400 ms"),
     "thaw": (thaw.measure, "the inline publisher after a freeze"),
     "throughput": (throughput.measure, "requests a second, against parsing only and threads"),
