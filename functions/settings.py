@@ -107,7 +107,10 @@ class Settings(BaseSettings):
     device_tokens_revoked: Words = Field(
         default=(), description="Ids (`jti`) of device tokens that are no longer valid, comma-separated."
     )
-    admin_tokens: Tokens = Field(default=(), description="Bearer tokens that may fetch every file and change the stored settings, comma-separated.")
+    admin_tokens: Tokens = Field(
+        default=(),
+        description="Bearer tokens that may fetch every file and change the stored settings, comma-separated.",
+    )
     mqtt_test_allowed_hosts: Words = Field(
         default=(),
         description="What an administrator's connection test may reach: names, addresses and networks (CIDR), "
