@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -116,15 +117,17 @@ def test_under_a_stream_of_events_a_change_loses_none_and_the_old_broker_hears_n
             posted_later = {stream: stream.next_name() for stream in (one, other)}
             eventually(lambda: all(stream.next_name() > posted_later[stream] for stream in (one, other)))
             time.sleep(0.3)
+        confirmed = {*one.confirmed, *other.confirmed}
+        eventually(lambda: confirmed <= {*names(at_old), *names(at_new)})  # at QoS 2 the subscriber takes a while
         heard_old, heard_new = set(names(at_old)), set(names(at_new))
         for stream in (one, other):
             assert set(stream.answers) <= {200, 503}
-            assert set(stream.confirmed) <= heard_old | heard_new
             later = {name for name in stream.confirmed if name >= posted_later[stream]}
             assert later
             assert later <= heard_new
             assert not later & heard_old
-        assert "Received DISCONNECT" in old.log_text()
+        # Where an acknowledgement crosses our DISCONNECT, the kernel resets the connection before the broker reads it.
+        eventually(lambda: re.search(r"Client bucketbell-\w+ disconnected", old.log_text()))
 
 
 def test_a_change_during_a_poll_of_the_database_is_not_undone_by_it(tmp_path: Path) -> None:
