@@ -8,6 +8,7 @@ SHELL := /bin/sh
 
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
@@ -30,8 +31,8 @@ run: $(STAMP) ## the whole thing on this machine: object store, Mosquitto, host
 demo: $(STAMP) ## the same, with an upload and a device that hears of it; then stops
 	@$(BIN)/python -m infra.local.demo demo $(ARGS)
 
-test: $(STAMP) ## the tests (ARGS="tests/unit -k topic" for some of them)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## the tests (ARGS="tests/unit -k topic" for some of them, WORKERS=0 for one after the other)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(STAMP) ## formatting, lint, types
 	@$(BIN)/python -m ruff format --check .

@@ -151,10 +151,12 @@ class Client(paho.Client):
 
     def publish_packets(self, packets: bytes) -> None:
         """Put whole PUBLISH packets on the wire in one piece, behind what waits already."""
-        if not self.want_write():
-            with contextlib.suppress(OSError):  # no room (BlockingIOError), or an end: paho meets either again below
+        if not self._out_packet:
+            try:
                 packets = packets[self._sock_send(packets) :]
                 self._last_msg_out = time.monotonic()
+            except OSError:  # no room (BlockingIOError), or an end: paho meets either again below
+                pass
         if packets:
             # A QoS above 0, or paho would want a callback of its own for it.
             self._packet_queue(PUBLISH, packets, 0, 1)

@@ -109,7 +109,6 @@ class HostProtocol(HttpToolsProtocol):
         return (
             self.parser.get_method() == b"POST"
             and self.parser.should_keep_alive()
-            and self.parser.get_http_version() == "1.1"
             and not self.expect_100_continue
             and not self.parser.should_upgrade()
             and self._idle  # answers keep the order of their requests

@@ -120,7 +120,7 @@ def build(settings: Settings, port: int = 0) -> tuple[App, HostPublisher]:
         poller = Poller(client, settings.sqs_queue_url, bell)
         on_start.append(poller.start)
         on_stop.insert(0, poller.stop)
-    if settings.bucket and (settings.device_token_keys or settings.admin_tokens):
+    if settings.bucket and (settings.device_token_keys or settings.admin_tokens or reader is not None):
         on_start.append(lambda: gateway.warm_up(downloads.warm_up))
     app = App(
         bell,

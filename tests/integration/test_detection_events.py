@@ -490,11 +490,11 @@ async def test_more_events_than_may_wait_are_turned_away(
 @on_uvloop
 async def test_a_read_that_never_ends_is_given_up(plain: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that trickles is none of the loop's deadlines; the event may be tried again."""
-    monkeypatch.setattr(documents_module, "READ_SECONDS", 0.2)
     with behind_a_proxy(plain) as (yard, proxy):
         async with hosting(yard) as host:
             upload = plain.upload("y1")
             assert await host.ring(plain.upload("y0")) == ["no_subscribers"]
+            monkeypatch.setattr(documents_module, "READ_SECONDS", 0.2)
             proxy.blackhole()
             begun_at = time.monotonic()
             (settled,) = await host.bell.ring(host.steps(upload), "sure")

@@ -327,7 +327,7 @@ def test_a_bad_token_is_401_and_the_client_learns_no_reason(host: Host, token: s
         (f"Cookie: token={TOKEN}",),
         (f"X-Authorization: Bearer {TOKEN}",),
     ],
-    ids=str,
+    ids=lambda lines: str(lines).replace(TOKEN, "TOKEN"),
 )
 def test_a_header_that_brings_no_one_token_is_401(host: Host, lines: tuple[str, ...]) -> None:
     """Missing, doubled, of another scheme, not ASCII."""
