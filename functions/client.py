@@ -185,8 +185,8 @@ class Client(paho.Client):
         sock = self.socket()
         if sock is not None:
             with contextlib.suppress(OSError, AttributeError):
-                # A real socket, since `_create_socket` made it.
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, DISCARD_LINGER)  # type: ignore[attr-defined]
+                linger = socket.SO_LINGER, DISCARD_LINGER
+                sock.setsockopt(socket.SOL_SOCKET, *linger)  # type: ignore[attr-defined]  # `_create_socket` made it
             self._sock_close()
 
     def _tell_connack(

@@ -16,22 +16,22 @@ from infra.local.stores import Minio, MotoServer, VersityGateway
 from infra.migrate import upgrade
 from tests.databases import new_postgresql, new_sqlite
 
-_missing: dict[str, str] = {}
+IS_MISSING = " is missing: "
 
 
 def missing(part: str, remedy: str) -> NoReturn:
     """Fail where nothing may be missing (CI), otherwise skip, and say so once at the end of the run."""
-    _missing[part] = remedy
     if os.environ.get("CI"):
-        pytest.fail(f"{part} is missing: {remedy}")
-    pytest.skip(f"{part} is missing: {remedy}")  # a developer's machine only, and loudly: see the summary below
+        pytest.fail(f"{part}{IS_MISSING}{remedy}")
+    pytest.skip(f"{part}{IS_MISSING}{remedy}")  # a developer's machine only, and loudly: see the summary below
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name in one line what could not be run."""
-    if _missing:
-        parts = "; ".join(f"{part} ({remedy})" for part, remedy in sorted(_missing.items()))
-        terminalreporter.write_line(f"NOT TESTED, because it is not here: {parts}", red=True, bold=True)
+    """Name in one line what could not be run: read off the reports, for the tests may have run in other processes."""
+    reasons = {str(report.longrepr[-1]).removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped")}
+    parts = [reason.replace(IS_MISSING, " (", 1) + ")" for reason in sorted(reasons) if IS_MISSING in reason]
+    if parts:
+        terminalreporter.write_line(f"NOT TESTED, because it is not here: {'; '.join(parts)}", red=True, bold=True)
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from boto3.session import Session
-
-# aws-sam-translator brings no types.
-from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
-from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
-from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]
+from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]  # it brings no types
+from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]  # as above
+from samtranslator.yaml_helper import yaml_parse  # type: ignore[import-untyped]  # as above
 
 ROOT = Path(__file__).parents[1]
 ACCOUNT, REGION, STACK = "123456789012", "eu-central-1", "stack"

@@ -16,6 +16,7 @@ from infra.local import stack as local
 from infra.local.detection import PICTURE, detect
 from infra.local.process import Process
 from infra.local.stack import BUCKET, DemoError, Stack
+from tests.conftest import missing
 
 DEMO = (sys.executable, "-m", "infra.local.demo")
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def test_the_demonstration_shows_every_step(request: pytest.FixtureRequest, tmp_
     if store == "MinIO":
         request.getfixturevalue("minio_binary")
     elif shutil.which("minio"):
-        pytest.skip("`make demo` takes MinIO, since it is on the PATH")
+        missing("a PATH without MinIO", "move `minio` to where `make minio` puts it: on the PATH `make demo` takes it")
     else:
         variables["BUCKETBELL_CACHE"] = str(tmp_path)
     done = subprocess.run(

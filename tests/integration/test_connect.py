@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 from infra.connect.command import EPILOG, connect
 from infra.local.install import find_minio, find_versitygw
 from infra.local.stores import Minio, MotoServer, Store, VersityGateway
+from tests.conftest import missing
 
 DELIVERY_DEADLINE_SECONDS = 15.0
 TOKEN = "a-token-of-the-tests-0123456789"
@@ -75,7 +76,7 @@ def doors() -> Iterator[tuple[str, Queue[Post]]]:
 @pytest.fixture
 def minio(tmp_path: Path) -> Iterator[Minio]:
     """A real MinIO that knows one webhook target, somebody else's."""
-    _need(find_minio() is not None, "MinIO", "make minio")
+    find_minio() or missing("minio", "`make minio`")
     with Minio(tmp_path / "minio", environment=FOREIGN_TARGET) as store:
         yield store
 
@@ -105,13 +106,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         return result
 
     return run
-
-
-def _need(present: bool, name: str, remedy: str) -> None:  # noqa: FBT001 - a helper of three lines
-    if not present and os.environ.get("CI"):
-        pytest.fail(f"{name} is missing: {remedy}")
-    if not present:
-        pytest.skip(f"{name} IS MISSING, so this was not tested: {remedy}")
 
 
 def rules(store: Store) -> dict[str, Any]:
@@ -399,7 +393,7 @@ def test_sqs_bucket_in_another_region(moto: MotoServer, run: Run) -> None:
 
 def test_a_store_with_neither_is_told_so(tmp_path: Path, run: Run) -> None:
     """Versity Gateway has no notification rules: plain words, the door's URL to configure by hand, exit 1."""
-    _need(find_versitygw() is not None, "Versity Gateway", "make versitygw")
+    find_versitygw() or missing("versitygw", "`make versitygw`")
     with VersityGateway(tmp_path / "versity") as store:
         store.client().create_bucket(Bucket="firmware")
         result = run(store, expect=1)

@@ -189,7 +189,7 @@ def test_a_change_at_one_host_is_in_force_at_the_other_and_each_lists_the_other(
         other = parts.enter_context(Host(tmp_path / "other", known, ready=False, patch=SHORT))
         here, there = Admin(one), Admin(other)
         for admin in (here, there):
-            eventually(lambda admin=admin: admin.ask("GET", "config").status_code == 200)  # type: ignore[misc]
+            eventually(lambda admin=admin: admin.ask("GET", "config").status_code == 200)  # type: ignore[misc]  # the default binds it
         here.put(broker.port)
         eventually(there.connected)
         assert there.config() == here.config()
@@ -204,7 +204,7 @@ def test_a_change_at_one_host_is_in_force_at_the_other_and_each_lists_the_other(
             return [recorded["connected"] for recorded in admin.status()["recorded"]]
 
         for admin in (here, there):
-            eventually(lambda admin=admin: listed(admin) == [True])  # type: ignore[misc]
+            eventually(lambda admin=admin: listed(admin) == [True])  # type: ignore[misc]  # the default binds it
         assert here.status()["process"] != there.status()["process"]
         other.stop()
         eventually(lambda: listed(here) == [False])

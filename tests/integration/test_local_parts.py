@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import subprocess
@@ -28,28 +27,22 @@ from infra.local.mosquitto import Mosquitto
 from infra.local.process import PartError, Process, free_port
 from infra.local.stores import Minio, MotoServer, VersityGateway
 from infra.subscriber import Subscriber, SubscriberError, SubscriberTimeoutError
+from tests.conftest import missing
 from tests.fakes.broker import GARBAGE, HTTP_ANSWER, Behaviour, FakeBroker, Packet
 from tests.fakes.proxy import TcpProxy
 
 DEADLINE_SECONDS = 5.0
 
 
-def _need(found: Path | None, name: str, command: str) -> None:
-    if found is None and os.environ.get("CI"):
-        pytest.fail(f"{name} is not here, and CI must have it: run `{command}`")
-    if found is None:
-        pytest.skip(f"{name} is not here: run `{command}`")
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _mosquitto_is_here() -> None:
-    _need(find_mosquitto(), "Mosquitto", "python -m infra.local.install mosquitto")
+    find_mosquitto() or missing("mosquitto", "`python -m infra.local.install mosquitto`")
 
 
 @pytest.fixture
 def minio(tmp_path: Path) -> Iterator[Minio]:
     """A running MinIO without buckets."""
-    _need(find_minio(), "MinIO", "make minio")
+    find_minio() or missing("minio", "`make minio`")
     with Minio(tmp_path / "minio") as store:
         yield store
 
@@ -481,7 +474,7 @@ def test_moto_passes_uploads_to_sqs_and_forgets_them(tmp_path: Path) -> None:
 
 def test_versity_gateway_posts_an_upload_to_its_webhook(tmp_path: Path) -> None:
     """An upload to Versity Gateway can be read back, and its event is posted."""
-    _need(find_versitygw(), "Versity Gateway", "make versitygw")
+    find_versitygw() or missing("versitygw", "`make versitygw`")
     bodies: list[bytes] = []
 
     class Webhook(BaseHTTPRequestHandler):

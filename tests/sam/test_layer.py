@@ -15,6 +15,7 @@ from infra.local.stores import REGION, MotoServer
 from infra.migrate import upgrade
 from infra.sam.build import LAYER_DEPLOYED_AT, Artefact, build_copy
 from infra.sam.engine import HOST, Engine
+from tests.conftest import missing
 from tests.databases import new_key, new_postgresql, store_of
 from tests.gateway import Answered, http_event
 from tests.sam.artefact import ARCHITECTURES
@@ -31,7 +32,7 @@ LISTED = {"cryptography", "psycopg", "sqlalchemy"}
 def postgres(tmp_path: Path, docker_engine: Engine) -> Iterator[Postgres]:
     """A PostgreSQL that containers reach too."""
     if find_postgres() is None:
-        pytest.skip("PostgreSQL's server is not here: install the package `postgresql`")
+        missing("PostgreSQL", "install the package `postgresql`")
     # Not in tmp_path: the server is another user, who may not look into it.
     with tempfile.TemporaryDirectory(prefix="bucketbell-hba-") as directory:
         Path(directory).chmod(0o755)
