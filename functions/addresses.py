@@ -13,10 +13,11 @@ MAX_HOST_CHARACTERS = 253  # RFC 1035 §2.3.4
 
 _HTTP_URL = re.compile(r"https?://[^\s/@?#]+(?:/[^\s@?#]*)?")
 _AUTHORITY = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>.*))?", re.DOTALL)  # RFC 3986 §3.2
-# The part behind the two slashes. PostgreSQL without a host: a Unix socket, which `?host=` may name.
+# The part behind the two slashes. PostgreSQL without a host: a Unix socket, which `?host=` may name. No `@` in the name
+# of the database: it would be one out of a password, and what is before it would be shown as an address.
 _SQLITE_FILE = re.compile(r"/[^\x00?#]*[^\x00?#/]")
 _POSTGRESQL = re.compile(
-    r"(?:[^@/\s]*@)?(?:(?:\[[0-9A-Fa-f:.]+\]|[^@/:\[\]?#\s]+)(?::[0-9]{1,5})?)?/[^/?#\s]+(?:\?\S*)?"
+    r"(?:[^@/\s]*@)?(?:(?:\[[0-9A-Fa-f:.]+\]|[^@/:\[\]?#\s]+)(?::[0-9]{1,5})?)?/[^/?#@\s]+(?:\?\S*)?"
 )
 _LABEL = re.compile("(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _NUMBER = re.compile("[0-9]+|0x[0-9a-f]*")

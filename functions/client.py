@@ -16,18 +16,22 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from functions.packets import PUBLISH
 
 if TYPE_CHECKING:
     from paho.mqtt.client import DisconnectFlags
-    from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
 
 MIN_REFUSAL = 0x80  # MQTT 5 §2.4: reason codes from here on are errors
 MIN_ACK_BYTES = 2  # packet identifier; a reason code may follow (MQTT 5 §3.4.2)
 MAX_MID = 65535
 RECEIVE_BYTES = 4096
+MAX_PACKET_BYTES = 16384
+"""What a broker may send at once: nobody has more to say to a publisher, and paho would read 256 MB into memory, or
+take properties apart for minutes. MQTT 5 tells the broker so (§3.1.2.11.4)."""
 UNACCEPTABLE_PROTOCOL = b"\x00\x01"  # MQTT 3.1.1 §3.2: a CONNACK's flags, and return code 1
 UNSUPPORTED_PROTOCOL = 0x84  # MQTT 5 §3.2.2.2
 QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux only
@@ -73,14 +77,31 @@ class Client(paho.Client):
         self.on_connect = self._tell_connack
         self.on_disconnect = self._tell_disconnect
         self.address: str | None = None  # to connect to, where it is not the host's name that is to be resolved
-        self.unread = b""  # received and not yet taken by paho: the socket will not become readable for it
+        self._unread = b""  # received and not yet taken by paho
+        self._may_receive = True
         self.tls_alert = ""  # what the peer found wrong with our side of TLS: 1.3 says so only after the handshake
 
+    def open(self, host: str, port: int, keepalive_seconds: int) -> None:
+        """Connect, and send CONNECT."""
+        properties = None
+        if self.protocol == MQTTProtocolVersion.MQTTv5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho has no types there
+            properties.MaximumPacketSize = MAX_PACKET_BYTES
+        self.connect(host, port, keepalive_seconds, properties=properties)
+
+    def receive(self) -> None:
+        """Take in what has arrived. Call when the socket is readable."""
+        self._acknowledge_at_once()
+        self._may_receive = True
+        self.loop_read()
+        # Neither for what is buffered here nor for the rest of a TLS record will the socket become readable.
+        while self.socket() is not None and (self._unread or self._rest_of_record):
+            self.loop_read()
+
     @property
-    def pending(self) -> bool:
-        """Whether something can be read although the socket does not become readable for it."""
+    def _rest_of_record(self) -> bool:
         sock = self.socket()
-        return bool(self.unread) or (isinstance(sock, ssl.SSLSocket) and sock.pending() > 0)
+        return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
     def _create_socket(self) -> socket.socket:
         """TCP and TLS within one `connect_timeout`, shared among the host's addresses; Nagle's delay off."""
@@ -108,14 +129,22 @@ class Client(paho.Client):
             raise
 
     def _sock_recv(self, bufsize: int) -> bytes:
-        """As much as there is, at once: paho asks for a packet in three pieces."""
-        if not self.unread:
+        """As much as there is, at once: paho asks for a packet in three pieces. But only once for each `receive`.
+
+        A broker that sends without end would otherwise be listened to for ever.
+        """
+        if bufsize > MAX_PACKET_BYTES:
+            raise ValueError(f"a packet larger than {MAX_PACKET_BYTES} bytes")
+        if not self._unread:
+            if not (self._may_receive or self._rest_of_record):
+                raise BlockingIOError
+            self._may_receive = False
             try:
-                self.unread = super()._sock_recv(RECEIVE_BYTES)
+                self._unread = super()._sock_recv(RECEIVE_BYTES)
             except ssl.SSLError as error:
                 self.tls_alert = error.reason or str(error)
                 raise
-        piece, self.unread = self.unread[:bufsize], self.unread[bufsize:]
+        piece, self._unread = self._unread[:bufsize], self._unread[bufsize:]
         return piece
 
     def _handle_connack(self) -> MQTTErrorCode:
@@ -161,7 +190,7 @@ class Client(paho.Client):
             # A QoS above 0, or paho would want a callback of its own for it.
             self._packet_queue(PUBLISH, packets, 0, 1)
 
-    def acknowledge_at_once(self) -> None:
+    def _acknowledge_at_once(self) -> None:
         """Have the kernel confirm what arrives without its usual 40 ms delay; Linux forgets this again and again.
 
         Mosquitto leaves Nagle's algorithm on: it holds a second PUBACK back until the first is confirmed.

@@ -116,7 +116,7 @@ class Connection:
             if broker.tls:
                 self._client.tls_set_context(client_context(broker))
             self._client.connect_timeout = timeout_seconds
-            self._client.connect(broker.host, broker.port, broker.keepalive_seconds)
+            self._client.open(broker.host, broker.port, broker.keepalive_seconds)
             if self.closed:  # on writing CONNECT already
                 self.failure = self._lost()
         except TlsFileError as error:
@@ -180,11 +180,7 @@ class Connection:
 
     def read(self) -> None:
         """Take in what has arrived. Call when the socket is readable; it may be closed afterwards."""
-        self._client.acknowledge_at_once()
-        self._guard(self._client.loop_read)
-        # Neither for what is buffered here nor for the rest of a TLS record will the socket become readable.
-        while not self.closed and self._client.pending:
-            self._guard(self._client.loop_read)
+        self._guard(self._client.receive)
         self.last_traffic_at = time.time()
 
     def write(self) -> None:
@@ -222,7 +218,7 @@ class Connection:
         """Put the outbox on the wire, in one piece. Raises `ConnectionFailure`."""
         if self._outbox:
             packets, self._outbox = bytes(self._outbox), bytearray()
-            self._guard(lambda: self._client.publish_packets(packets))
+            self._guard(self._client.publish_packets, packets)
             if self.closed:
                 raise self.why("connection lost")
             self._note_written()
@@ -276,10 +272,10 @@ class Connection:
         if qos is not None:
             self._acks.append(Ack(mid, reason_code, qos))
 
-    def _guard(self, step: Callable[[], object]) -> None:
+    def _guard(self, step: Callable[..., object], *arguments: object) -> None:
         """Run one step of paho; a peer that makes it raise (bad packets do) has ended the connection."""
         try:
-            step()
+            step(*arguments)
         except Exception as error:  # noqa: BLE001 - a malformed packet surfaces as anything from KeyError to struct.error
             self._fail(f"protocol error: {error!r}")
         if self.closed:

@@ -255,7 +255,12 @@ class Database:
             with self._engine.connect().execution_options(begin=begin) as connection, connection.begin():
                 yield connection
         except SQLAlchemyError as error:
-            raise StoreUnavailable(f"{self.name} cannot be used: {self._explained(error)}") from None
+            failure = StoreUnavailable(f"{self.name} cannot be used: {self._explained(error)}")
+            try:
+                raise failure from None
+            finally:
+                # `from None` merely hides it, and psycopg's errors hold what was connected with.
+                failure.__context__ = None
 
     def _explained(self, error: SQLAlchemyError) -> str:
         """Return in words what is wrong and what to do."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from functions.routes import CONTENT_TYPE
@@ -14,7 +15,7 @@ PUBLISH = 0x30
 
 def publish_packet(notification: Notification, mid: int, qos: int, *, properties: bool) -> bytes:
     """One PUBLISH (MQTT 5 §3.3, MQTT 3.1.1 §3.3), not a duplicate; `properties` are MQTT 5's."""
-    topic = _string(notification.topic)
+    topic = _repeated(notification.topic)
     identifier = mid.to_bytes(2, "big") if qos else b""
     packed = _properties(notification) if properties else b""
     remaining = len(topic) + len(identifier) + len(packed) + len(notification.payload)
@@ -24,9 +25,9 @@ def publish_packet(notification: Notification, mid: int, qos: int, *, properties
 
 def _properties(notification: Notification) -> bytes:
     """UTF-8 payload, content type, user properties in their order (MQTT 5 §3.3.2.3)."""
-    body = _FIXED_PROPERTIES + b"".join(
-        b"\x26" + _string(name) + _string(value) for name, value in notification.user_properties
-    )
+    body = bytearray(_FIXED_PROPERTIES)
+    for name, value in notification.user_properties:
+        body += b"\x26" + _repeated(name) + _string(value)
     return _variable_byte_integer(len(body)) + body
 
 
@@ -34,6 +35,9 @@ def _string(text: str) -> bytes:
     """MQTT 5 §1.5.4."""
     encoded = text.encode()
     return len(encoded).to_bytes(2, "big") + encoded
+
+
+_repeated = lru_cache(maxsize=256)(_string)  # topics and names of properties: few, and in every message
 
 
 def _variable_byte_integer(value: int) -> bytes:

@@ -11,6 +11,8 @@ from pydantic_settings import NoDecode
 from functions.addresses import check_database_url
 
 MIN_TOKEN_CHARACTERS = 16
+MAX_MQTT_BYTES = 65535  # MQTT 5 §1.5.4 and §1.5.6: the length of a string or of binary data has two bytes
+MAX_TOPIC_PREFIX_BYTES = 1024
 
 _FERNET_KEY = re.compile("[A-Za-z0-9_-]{43}=")  # 32 bytes: what `cryptography.fernet.Fernet` takes
 
@@ -44,8 +46,22 @@ def _database_url(url: SecretStr) -> SecretStr:
     return url
 
 
+def _mqtt_name(name: str) -> str:
+    if not name.isprintable() or len(name.encode()) > MAX_MQTT_BYTES:
+        raise ValueError(f"must be text without control characters, at most {MAX_MQTT_BYTES} bytes")
+    return name
+
+
+def _mqtt_secret(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value().encode()) > MAX_MQTT_BYTES:
+        raise ValueError(f"must have at most {MAX_MQTT_BYTES} bytes")
+    return secret
+
+
 def _topic_prefix(prefix: str) -> str:
     prefix = prefix.rstrip("/")
+    if len(prefix.encode()) > MAX_TOPIC_PREFIX_BYTES:
+        raise ValueError(f"must have at most {MAX_TOPIC_PREFIX_BYTES} bytes, e.g. iotsupport")
     # MQTT 5 §4.7.1: a topic name holds no wildcard; §4.7.3: at least one character.
     if not prefix or prefix.startswith(("/", "$")) or {"+", "#"} & set(prefix) or not prefix.isprintable():
         raise ValueError("must not begin with / or $, nor hold + # or control characters, e.g. iotsupport")
@@ -53,6 +69,8 @@ def _topic_prefix(prefix: str) -> str:
 
 
 Seconds = Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)]
+MqttName = Annotated[str, AfterValidator(_mqtt_name)]
+MqttSecret = Annotated[SecretStr, AfterValidator(_mqtt_secret)]
 TopicPrefix = Annotated[str, AfterValidator(_topic_prefix)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]

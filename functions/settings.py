@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from functions import pem, sources
+from functions import pem, setting_types, sources
 from functions.addresses import is_http_url, parse_mqtt_url
 from functions.setting_types import DatabaseUrl, EncryptionKeys, Seconds, Secrets, Tokens, TopicPrefix, Words
 from functions.target import Broker
@@ -42,8 +42,8 @@ class Settings(BaseSettings):
         default=None,
         description="The broker: `mqtt://host[:1883]` or `mqtts://host[:8883]`. Unset: nothing is published.",
     )
-    mqtt_username: str | None = Field(default=None, description="User name at the broker.")
-    mqtt_password: SecretStr | None = Field(default=None, description="Password at the broker.")
+    mqtt_username: setting_types.MqttName | None = Field(default=None, description="User name at the broker.")
+    mqtt_password: setting_types.MqttSecret | None = Field(default=None, description="Password at the broker.")
     mqtt_ca_file: Path | None = Field(
         default=None, description="PEM file with the authorities to trust, instead of the system's (`mqtts` only)."
     )
@@ -210,7 +210,7 @@ class Settings(BaseSettings):
     @field_validator("mqtt_ca_file", "mqtt_cert_file", "mqtt_key_file")
     @classmethod
     def _tls_file(cls, path: Path | None) -> Path | None:
-        if path is not None and not (path.is_file() and os.access(path, os.R_OK)):
+        if path is not None and not (sources.is_there(path.is_file) and os.access(path, os.R_OK)):
             raise ValueError("must be the path of a file that this process may read")
         return path
 
@@ -300,7 +300,7 @@ class Settings(BaseSettings):
     @field_validator("secrets_dir")
     @classmethod
     def _directory(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_dir():
+        if path is not None and not sources.is_there(path.is_dir):
             raise ValueError("must be a directory with a file for each secret, e.g. /run/secrets")
         return path
 
@@ -347,15 +347,21 @@ def load(
     The first that has a value wins. `environ` defaults to the process's; what was `given` on a command line goes
     before it. Raises `SettingsError` naming every wrong variable.
     """
-    variables = {**(os.environ if environ is None else environ), **(given or {})}
+    loaded = _loaded({**(os.environ if environ is None else environ), **(given or {})}, env_file)
+    if isinstance(loaded, Loaded):
+        return loaded
+    raise SettingsError(loaded)  # out here, or the rejected values would ride along
+
+
+def _loaded(variables: Mapping[str, str], env_file: Path | None) -> Loaded | tuple[tuple[str, str], ...]:
+    """The settings, or the problems with them."""
     try:
         values, origins = sources.read(Settings, variables, env_file)
         return Loaded(Settings(**values), origins)
     except sources.SourceError as error:
-        problems: tuple[tuple[str, str], ...] = ((error.name, error.problem),)
+        return ((error.name, error.problem),)
     except ValidationError as error:
-        problems = tuple(_problem(detail) for detail in error.errors(include_url=False))
-    raise SettingsError(problems)  # out here, or the ValidationError would ride along, with the rejected values
+        return tuple(_problem(detail) for detail in error.errors(include_url=False))
 
 
 def _problem(detail: ErrorDetails) -> tuple[str, str]:

@@ -200,12 +200,15 @@ class Header:
             # No body says more: boto3 reads the same from it.
             status = answer.status_code
             raise StorageError(str(status), responses.get(status, ""), status=status, server=headers.get("server"))
-        return {
-            "ETag": headers["etag"],
-            "ContentLength": int(headers["content-length"]),
-            "LastModified": read_timestamp(headers["last-modified"]),
-            "VersionId": headers.get("x-amz-version-id"),
-        }
+        try:
+            return {
+                "ETag": headers["etag"],
+                "ContentLength": int(headers["content-length"]),
+                "LastModified": read_timestamp(headers["last-modified"]),
+                "VersionId": headers.get("x-amz-version-id"),
+            }
+        except (KeyError, ValueError):
+            raise StorageError(BAD_REQUEST, "what answers a HEAD there is no S3") from None
 
     def read(self, key: str, version_id: str, amount_bytes: int) -> bytes:
         """The first `amount_bytes` of an object. Raises StorageError, whose code is that of the store."""

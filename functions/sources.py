@@ -47,15 +47,23 @@ def read(settings_class: type[BaseSettings], variables: Mapping[str, str], env_f
                 origins[field] = origin
 
     take("environment", _Variables(settings_class, variables)())
-    if env_file is not None and env_file.is_file():
+    if env_file is not None and is_there(env_file.is_file):
         # Not interpolated: a dollar in a password is a dollar, and nothing comes from elsewhere.
         dotenv = _readable(str(env_file), lambda: dotenv_values(env_file, interpolate=False))
         take(str(env_file), _Variables(settings_class, dotenv)())
-    if Path(directory := values.get("secrets_dir", "")).is_dir() and directory:
+    if (directory := values.get("secrets_dir", "")) and is_there(Path(directory).is_dir):
         take(directory, _readable("SECRETS_DIR", SecretsSettingsSource(settings_class, secrets_dir=directory)))
     if secret_id := str(values.get("secret_id", "")).strip():
         take(secret_id, _secret(secret_id, settings_class, values))
     return found
+
+
+def is_there(check: Callable[[], bool]) -> bool:
+    """Whether a `Path`'s `check` holds; it does not where the system will not say, as of a name that is too long."""
+    try:
+        return check()
+    except OSError:
+        return False
 
 
 class _Variables(EnvSettingsSource):

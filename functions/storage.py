@@ -173,27 +173,41 @@ def storage_errors() -> Iterator[None]:
 
     try:
         yield
-    except exceptions.ClientError as error:
+    except (exceptions.ClientError, exceptions.BotoCoreError, ValueError) as error:
+        failure = _translated(error)
+        try:
+            raise failure from None
+        finally:
+            # `from None` merely hides it, and its frames hold the request: signed, with a session token.
+            failure.__context__ = None
+
+
+def _translated(error: Exception) -> StorageError:
+    from botocore import exceptions  # noqa: PLC0415 - as in `client`
+
+    if isinstance(error, exceptions.ClientError):
         details = error.response.get("Error", {})
         answer = error.response.get("ResponseMetadata", {})
         headers = answer.get("HTTPHeaders", {})
-        raise StorageError(
+        return StorageError(
             # An answer to HEAD has no body: MinIO says in a header what it would have said there.
             str(headers.get("x-minio-error-code") or details.get("Code", "unknown")),
             str(details.get("Message", error)),
             status=answer.get("HTTPStatusCode"),
             server=headers.get("server"),
-        ) from None
-    except (
-        exceptions.NoCredentialsError,
-        exceptions.PartialCredentialsError,
-        exceptions.CredentialRetrievalError,
-        exceptions.TokenRetrievalError,
-        exceptions.ProfileNotFound,
-    ) as error:
-        raise StorageError(NO_CREDENTIALS, str(error)) from None
-    except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:
-        raise StorageError(UNREACHABLE, str(error)) from None
-    except (exceptions.BotoCoreError, ValueError) as error:
-        # ValueError: botocore's word for an endpoint that is no URL.
-        raise StorageError(BAD_REQUEST, str(error)) from None
+        )
+    if isinstance(
+        error,
+        (
+            exceptions.NoCredentialsError,
+            exceptions.PartialCredentialsError,
+            exceptions.CredentialRetrievalError,
+            exceptions.TokenRetrievalError,
+            exceptions.ProfileNotFound,
+        ),
+    ):
+        return StorageError(NO_CREDENTIALS, str(error))
+    if isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError)):
+        return StorageError(UNREACHABLE, str(error))
+    # ValueError: botocore's word for an endpoint that is no URL.
+    return StorageError(BAD_REQUEST, str(error))

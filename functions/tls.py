@@ -31,17 +31,19 @@ def _context(broker: Broker, _modified_at: tuple[int, ...]) -> ssl.SSLContext:
     except ssl.SSLError as error:
         variable = "MQTT_CA_PEM" if broker.ca_pem else "MQTT_CA_FILE"
         raise TlsFileError(f"{variable} is not usable: {error.reason or error}") from None
-    kind = "FILE"
+    kind = problem = ""
     try:
         if broker.cert_file and broker.key_file:
+            kind = "FILE"
             # A password, because OpenSSL would ask the terminal for that of an encrypted key, and wait.
             context.load_cert_chain(broker.cert_file, broker.key_file, password="")
         elif broker.cert_pem and broker.key_pem:
             kind = "PEM"
             _load_pem(context, broker.cert_pem + broker.key_pem.get_secret_value())
     except ssl.SSLError as error:
-        reason = error.reason or "is the key encrypted?"
-        raise TlsFileError(f"MQTT_CERT_{kind} or MQTT_KEY_{kind} is not usable: {reason}") from None
+        problem = error.reason or "is the key encrypted?"
+    if problem:  # out here, or the frame that holds the key would ride along
+        raise TlsFileError(f"MQTT_CERT_{kind} or MQTT_KEY_{kind} is not usable: {problem}")
     if broker.alpn:
         context.set_alpn_protocols([broker.alpn])
     return context

@@ -41,6 +41,9 @@ class Doors:
         lines |= self._target(SURE_TARGET, "/events")
         lines[f"MINIO_NOTIFY_WEBHOOK_QUEUE_DIR_{SURE_TARGET}"] = self.queue_directory
         lines[f"MINIO_NOTIFY_WEBHOOK_QUEUE_LIMIT_{SURE_TARGET}"] = str(QUEUE_LIMIT_EVENTS)
+        # It would take uploads while it starts, before it has loaded its rules, and never tell of them (its
+        # cmd/server-main.go: "freeze the services until the bucket notification subsystem gets initialized").
+        lines["MINIO_SYNC_BOOT"] = "on"
         if self.sure_only:
             return {**lines, "MINIO_API_SYNC_EVENTS": "on"}
         return {**lines, "GOMAXPROCS": str(EVENT_WORKERS)}

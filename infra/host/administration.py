@@ -57,19 +57,16 @@ def mount(administration: Administration, *, requests_per_minute: int) -> Gatewa
 
 
 @cache
-def _file(name: str) -> str | None:
-    if name == "start.js":
-        return _START
-    if name in {"swagger-ui.min.css", "swagger-ui-bundle.min.js"}:
-        folder = files("aws_lambda_powertools") / "event_handler" / "openapi" / "swagger_ui"
-        return (folder / name).read_text(encoding="utf-8")
-    return None
+def _files() -> dict[str, str]:
+    folder = files("aws_lambda_powertools") / "event_handler" / "openapi" / "swagger_ui"
+    names = ("swagger-ui.min.css", "swagger-ui-bundle.min.js")
+    return {name: (folder / name).read_text(encoding="utf-8") for name in names} | {"start.js": _START}
 
 
 def _docs(path: str) -> dict[str, Any] | None:
     if path == DOCS:
         return _page(_PAGE, "text/html; charset=utf-8")
-    text = _file(name := path.removeprefix(DOCS + "/"))
+    text = _files().get(name := path.removeprefix(DOCS + "/"))
     return None if text is None else _page(text, _TYPES[name.rpartition(".")[2]])
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from functions.connection import NOT_AUTHORIZED
 from functions.events import Malformed, ObjectCreated
 from functions.notify import Settled, Step, log, settle_one
 from functions.publisher import Outcome, Status
-from functions.routes import Detection, Routes, Skip, Unread
+from functions.routes import Detection, Notification, Routes, Skip, Unread
 from functions.telemetry import Telemetry, logger
 from infra.host.documents import Reader, Reading
 from infra.host.publisher import Flight, HostPublisher, QueueFull
 
 MEMORY_LIMIT = 50_000
 MEMORY_SECONDS = 24 * 3600.0
+FORBIDDEN_SECONDS = 3600.0  # a topic that the broker forbids is tried for so long: somebody may give the right back
+MAX_FORBIDDEN_TOPICS = 1_000
 REPEATED = "repeated"
 LOG_LINES_PER_KIND = 10
 LOG_WINDOW_SECONDS = 60.0
@@ -32,21 +35,27 @@ class Memory:
         """Begin empty, as after every restart."""
         self._limit = limit
         self._seconds = seconds
-        self._settled_at: OrderedDict[bytes, float] = OrderedDict()
+        # By the last byte. Python replaces a table in which much was added and removed, and one of all identities has
+        # megabytes, which the allocator keeps now and then: the process grew by 11 MB in a million events.
+        self._tables: tuple[dict[bytes, float], ...] = tuple({} for _ in range(256))
+        self._order: deque[tuple[bytes, float]] = deque()
 
     def __contains__(self, identity: bytes) -> bool:
-        settled_at = self._settled_at.get(identity)
+        settled_at = self._tables[identity[-1]].get(identity)
         return settled_at is not None and time.monotonic() - settled_at < self._seconds
 
     def __len__(self) -> int:
-        return len(self._settled_at)
+        return sum(map(len, self._tables))
 
     def add(self, identity: bytes) -> None:
         """Remember `identity` (16 bytes), and forget the oldest beyond the limit."""
-        self._settled_at[identity] = time.monotonic()
-        self._settled_at.move_to_end(identity)
-        while len(self._settled_at) > self._limit:
-            self._settled_at.popitem(last=False)
+        settled_at = self._tables[identity[-1]][identity] = time.monotonic()
+        self._order.append((identity, settled_at))
+        while len(self._order) > self._limit:
+            oldest, since = self._order.popleft()
+            table = self._tables[oldest[-1]]
+            if table.get(oldest) is since:  # not added anew
+                del table[oldest]
 
 
 @dataclass(slots=True)
@@ -77,6 +86,7 @@ class Bell:
         self._patience_seconds = patience_seconds
         self._memory = Memory()
         self._refused = Memory()
+        self._forbidden_since: dict[str, float] = {}
         self._flights: dict[bytes, Flight | Reading] = {}
         self._log_counts: Counter[tuple[str, str, str]] = Counter()
         self._log_window_at = 0.0
@@ -140,7 +150,7 @@ class Bell:
         except QueueFull:
             return settle_one(step, Outcome(Status.UNCONFIRMED, "too many notifications wait already"))
         self._flights[identity] = flight
-        flight.done.add_done_callback(lambda done: self._landed(identity, done.result()))
+        flight.done.add_done_callback(lambda done: self._landed(action, done.result()))
         return _Joined(flight, began=True)
 
     def _read(self, detection: Detection) -> Reading:
@@ -148,12 +158,25 @@ class Bell:
             raise RuntimeError("routes with detections need a reader")
         return self._reader.submit(detection)
 
-    def _landed(self, identity: bytes, outcome: Outcome | Unread) -> None:
-        self._flights.pop(identity, None)
+    def _landed(self, action: Notification | Detection, outcome: Outcome | Unread) -> None:
+        self._flights.pop(action.identity, None)
         if outcome.success:
-            self._memory.add(identity)
-        elif not outcome.retriable:
-            self._refused.add(identity)
+            self._memory.add(action.identity)
+            self._forbidden_since.pop(_topic(action), None)
+            return
+        if _is_forbidden(outcome):
+            if len(self._forbidden_since) >= MAX_FORBIDDEN_TOPICS:
+                self._forbidden_since.clear()
+            self._forbidden_since.setdefault(_topic(action), time.monotonic())
+        if not self._may_pass(action, outcome):
+            self._refused.add(action.identity)
+
+    def _may_pass(self, action: Notification | Detection | Skip, outcome: Outcome | Unread) -> bool:
+        """Whether a store shall bring it again. Not for ever: behind it waits whatever else is in the store's queue."""
+        if isinstance(action, Skip) or not _is_forbidden(outcome):
+            return outcome.retriable
+        since = self._forbidden_since.get(_topic(action))
+        return since is None or time.monotonic() - since < FORBIDDEN_SECONDS
 
     def _verdict(self, step: Step, joined: _Joined, source: str) -> Settled:
         done = joined.flight.done
@@ -161,10 +184,12 @@ class Bell:
             reason = self._publisher.status.reason or "not acknowledged in time"
             return settle_one(step, Outcome(Status.UNCONFIRMED, reason, self._publisher.status.reason_code))
         outcome = done.result()
-        is_final = outcome.success or not (outcome.retriable or source == "sqs")
+        may_pass = not outcome.success and self._may_pass(step.action, outcome)
+        is_final = outcome.success or not (may_pass or source == "sqs")
         if is_final and not joined.began:
             return Settled(step, REPEATED)
-        return settle_one(step, outcome)
+        settled = settle_one(step, outcome)
+        return settled._replace(retriable=True, hopeless=False) if may_pass else settled
 
     def _account(self, settled: Settled, source: str) -> None:
         """Count every record; log each kind a bounded number of times a minute, and a repeat not at all."""
@@ -183,6 +208,16 @@ class Bell:
             self._log_counts.clear()
         self._log_counts[kind] += 1
         return self._log_counts[kind] <= lines
+
+
+def _is_forbidden(outcome: Outcome | Unread) -> bool:
+    """Whether the broker's rules, which a person may correct, are all that is against it (MQTT 5 §3.4.2.1)."""
+    return isinstance(outcome, Outcome) and outcome.status is Status.REFUSED and outcome.reason_code == NOT_AUTHORIZED
+
+
+def _topic(action: Notification | Detection) -> str:
+    """What the broker's rules go by; a camera has a topic of its own."""
+    return action.topic if isinstance(action, Notification) else action.camera_id
 
 
 async def _all_done(futures: Sequence[asyncio.Future[Any]], seconds: float) -> bool:

@@ -39,7 +39,8 @@ class Body:
         """Nothing is read yet."""
         self._receive = receive
         self._limit_bytes = limit_bytes
-        self._announced = int(next((value for name, value in headers if name == b"content-length"), b"0"))
+        announced = next((value for name, value in headers if name == b"content-length"), b"")
+        self._announced = int(announced.lstrip(b"0") or 0)  # Python reads no number of more than 4,300 digits
         self._held_back = any(name == b"expect" for name, _ in headers)  # until we ask for it
         self._complete = False
 

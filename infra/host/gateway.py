@@ -207,10 +207,10 @@ class Gateway:
 
 def api_gateway_event(scope: Scope) -> Event:
     """Build what an HTTP API sends: the path decoded once, the query as it came, repeated headers joined."""
-    headers: dict[str, str] = {}
+    values: dict[str, list[str]] = {}
     for name, value in scope["headers"]:
-        key, text = name.decode("latin-1"), value.decode("latin-1")
-        headers[key] = f"{headers[key]},{text}" if key in headers else text
+        values.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+    headers = {name: ",".join(texts) for name, texts in values.items()}
     address = scope["client"][0] if scope.get("client") else ""
     now = time.time()
     return {
@@ -273,8 +273,9 @@ async def _answer(send: Send, answer: dict[str, Any]) -> None:
     headers = [
         (name.lower().encode("latin-1"), str(value).encode("latin-1")) for name, value in answer["headers"].items()
     ]
-    # A 304's length would be that of the answer it stands for (RFC 9110 §8.6).
-    if answer["statusCode"] != HTTPStatus.NOT_MODIFIED and not any(name == b"content-length" for name, _ in headers):
+    # A 304's length would be that of the answer it stands for, and a 204 has none (RFC 9110 §8.6).
+    lengthless = answer["statusCode"] in {HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT}
+    if not lengthless and not any(name == b"content-length" for name, _ in headers):
         headers.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": answer["statusCode"], "headers": headers})
     await send({"type": "http.response.body", "body": body})

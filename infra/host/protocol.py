@@ -6,18 +6,16 @@ import asyncio
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 from functions.telemetry import logger
-from functions.web import as_json
 from infra.host.app import FAST_DOOR, MAX_BODY_BYTES, App
+from infra.host.guard import GuardedProtocol
 
 HEADER_SECONDS = 10.0
 MAX_HEADER_BYTES = 64 * 1024  # of a request: its line and its fields; checked between two reads
 _ACCEPTED = b"HTTP/1.1 202 Accepted\r\n%bcontent-length: 0\r\n\r\n"
 
 
-class HostProtocol(HttpToolsProtocol):
+class HostProtocol(GuardedProtocol):
     """One connection. uvicorn would wait for ever for the rest of a request's header, and keep however much came.
 
     An event at the fast door that has arrived in full, as a store sends it, is dealt with on the spot: nothing about
@@ -27,6 +25,8 @@ class HostProtocol(HttpToolsProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _header_bytes: int | None = None  # so far, of the header that is on its way
+    _arriving_bytes = 0  # in this read
+    _not_header_bytes = 0  # of those, at most, what belongs to the requests before
     _event: bytearray | None = None  # the body so far, of an event at the fast door
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - uvicorn's own signature
@@ -36,7 +36,12 @@ class HostProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """So has each later request on it, from its first byte on; whatever came ended uvicorn's own patience."""
+        idle = not self._in_body and self._header_bytes is None
+        self._arriving_bytes = len(data)
+        self._not_header_bytes = 0 if idle else len(data)
         super().data_received(data)
+        if self._over:
+            return
         if self._event is not None:
             self._leave_to_application()
         if self._header_bytes is not None:
@@ -49,7 +54,7 @@ class HostProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A header begins."""
         super().on_message_begin()
-        self._header_bytes = 0
+        self._header_bytes, self._not_header_bytes = -self._not_header_bytes, self._arriving_bytes
 
     def on_headers_complete(self) -> None:
         """The application has a deadline of its own for the body."""
@@ -85,10 +90,6 @@ class HostProtocol(HttpToolsProtocol):
         self.transport.write(_ACCEPTED % fields)
         self.on_response_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """As every other refusal: uvicorn's own is plain text."""
-        self._refuse(HTTPStatus.BAD_REQUEST, msg)
-
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing to wait for any more."""
         self._disarm()
@@ -99,11 +100,6 @@ class HostProtocol(HttpToolsProtocol):
         app: App = self.app  # `uvicorn_config` is given no other
         return app
 
-    @property
-    def _idle(self) -> bool:
-        """Whether no request is being answered."""
-        return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
-
     def _is_plain_post(self) -> bool:
         """Whether a request has nothing about it that the application would have to see to."""
         return (
@@ -113,6 +109,7 @@ class HostProtocol(HttpToolsProtocol):
             and not self.parser.should_upgrade()
             and self._idle  # answers keep the order of their requests
             and not self.transport.is_closing()
+            and not self.flow.write_paused  # the application waits until the client reads
         )
 
     def _leave_to_application(self) -> None:
@@ -121,12 +118,6 @@ class HostProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self.cycle.body += body or b""
         self.cycle.message_event.set()
-
-    def _refuse(self, status: HTTPStatus, detail: str) -> None:
-        body = as_json({"title": status.phrase, "status": status.value, "detail": detail})
-        head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/problem+json\r\n"
-        self.transport.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n{body}".encode())
-        self.transport.close()
 
     def _arm(self) -> None:
         if self._deadline is None and not self.transport.is_closing():

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import ipaddress
 import logging
+import resource
 import signal
 import sys
 import time
@@ -35,9 +36,12 @@ from infra.host.metrics import PrometheusTelemetry
 from infra.host.poller import LONG_POLL_SECONDS, Poller
 from infra.host.protocol import HostProtocol
 from infra.host.publisher import HostPublisher
+from infra.host.slices import ask_for_short_slices
 
 KEEP_ALIVE_SECONDS = 75  # longer than MinIO's pause between two attempts: its connection stays warm
 GRACE_SECONDS = 2  # after FLUSH_SECONDS every waiter has its answer
+MAX_DESCRIPTORS = 65_536
+OWN_DESCRIPTORS = 128  # for the broker, the store, the database and the log, whoever else connects
 
 
 class Server(uvicorn.Server):
@@ -187,6 +191,21 @@ def uvicorn_config(app: App, host: str, port: int) -> uvicorn.Config:
     )
 
 
+def room_for_connections() -> int:
+    """Take the descriptors that the system grants, and return how many of them clients may have.
+
+    Where clients have all of them, a lost broker could not be reached again.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS grants fewer than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    descriptors = MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    return max(descriptors - OWN_DESCRIPTORS, descriptors // 2)
+
+
 def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT. Raises `SettingsError` where the doors would stand open to the network."""
     if not settings.webhook_tokens and not is_loopback(host):
@@ -195,10 +214,12 @@ def serve(settings: Settings, host: str, port: int) -> None:
     configure_logging(settings.log_level)
     app, publisher = build(settings, port)
     config = uvicorn_config(app, host, port)
+    HostProtocol.max_connections = room_for_connections()
     gc.collect()
     gc.freeze()  # what is there now stays: the collector need not look at it again and again
     server = Server(config)
     server.publisher = publisher
+    ask_for_short_slices()
     server.run()
 
 
