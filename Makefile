@@ -17,7 +17,7 @@ SAM_STAMP := $(SAM_VENV)/.stamp
 UV_VERSION := 0.13.8
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test check format bench build sam-test aws-test minio versitygw lock clean
+.PHONY: help setup run demo test check format bench chaos fuzz build sam-test aws-test minio versitygw lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,8 +43,14 @@ format: $(STAMP) ## put formatting and imports right
 	@$(BIN)/python -m ruff check --select I --fix --quiet .
 	@$(BIN)/python -m ruff format .
 
-bench: $(STAMP) $(SAM_STAMP) ## latency and throughput on this machine
+bench: $(STAMP) $(SAM_STAMP) ## every figure beside a peer's (ARGS="--write docs/benchmarks.md" for the page and its plot)
 	@$(BIN)/python -m infra.bench $(ARGS)
+
+chaos: $(STAMP) ## numbered uploads while everything breaks; none may be lost (ARGS="--profile long", root for all of it)
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
+fuzz: $(STAMP) ## the searches in tests/hostile, 100 times as hard (FUZZ=1000, ARGS="-k event")
+	@FUZZ=$${FUZZ:-100} $(BIN)/python -m pytest tests/hostile -k search --timeout 14400 --numprocesses $(WORKERS) $(ARGS)
 
 build: $(STAMP) $(SAM_STAMP) ## what is deployed: `sam build`, trimmed and compiled (ARGS="--architecture arm64")
 	@$(BIN)/python -m infra.sam.build $(ARGS)

@@ -21,6 +21,7 @@ class Certificates:
     """PEM files. `stranger_ca_file` signed none of them: whoever trusts only that must refuse the server."""
 
     ca_file: Path
+    ca_key: Path
     server_cert: Path
     server_key: Path
     client_cert: Path
@@ -44,6 +45,7 @@ def make_certificates(directory: Path, *, client_name: str = "bucketbell-client"
     stranger = _authority("bucketbell stranger")
     files = Certificates(
         ca_file=directory / "ca.pem",
+        ca_key=directory / "ca.key",
         server_cert=directory / "server.pem",
         server_key=directory / "server.key",
         client_cert=directory / "client.pem",
@@ -52,6 +54,27 @@ def make_certificates(directory: Path, *, client_name: str = "bucketbell-client"
     )
     _write_certificate(files.ca_file, authority.certificate)
     _write_certificate(files.stranger_ca_file, stranger.certificate)
+    _write_key(files.ca_key, authority.key)
+    _issue_server(files, authority, VALID_FOR)
+    client, client_key = _issue(authority, client_name, ExtendedKeyUsageOID.CLIENT_AUTH, None)
+    _write_certificate(files.client_cert, client)
+    _write_key(files.client_key, client_key)
+    return files
+
+
+def renew_server(files: Certificates, *, valid_for: dt.timedelta = VALID_FOR) -> None:
+    """Replaces the server's certificate by one of the same authority; it has expired where `valid_for` is negative.
+
+    Valid from an hour ago, which `valid_for` must not go behind.
+    """
+    certificate = x509.load_pem_x509_certificate(files.ca_file.read_bytes())
+    key = serialization.load_pem_private_key(files.ca_key.read_bytes(), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise TypeError(f"{files.ca_key} is not a key of ours")
+    _issue_server(files, _Authority(certificate, key), valid_for)
+
+
+def _issue_server(files: Certificates, authority: _Authority, valid_for: dt.timedelta) -> None:
     loopback = x509.SubjectAlternativeName(
         [
             x509.DNSName("localhost"),
@@ -59,21 +82,15 @@ def make_certificates(directory: Path, *, client_name: str = "bucketbell-client"
             x509.IPAddress(ipaddress.ip_address("::1")),
         ]
     )
-    server = _issue(authority, "localhost", ExtendedKeyUsageOID.SERVER_AUTH, loopback)
-    client = _issue(authority, client_name, ExtendedKeyUsageOID.CLIENT_AUTH, None)
-    for (certificate, key), certificate_file, key_file in (
-        (server, files.server_cert, files.server_key),
-        (client, files.client_cert, files.client_key),
-    ):
-        _write_certificate(certificate_file, certificate)
-        _write_key(key_file, key)
-    return files
+    certificate, key = _issue(authority, "localhost", ExtendedKeyUsageOID.SERVER_AUTH, loopback, valid_for)
+    _write_certificate(files.server_cert, certificate)
+    _write_key(files.server_key, key)
 
 
 def _authority(name: str) -> _Authority:
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = (
-        _builder(name, key)
+        _builder(name, key, VALID_FOR)
         .issuer_name(_named(name))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(authority=True), critical=True)
@@ -87,12 +104,13 @@ def _issue(
     name: str,
     purpose: x509.ObjectIdentifier,
     names: x509.SubjectAlternativeName | None,
+    valid_for: dt.timedelta = VALID_FOR,
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     key = ec.generate_private_key(ec.SECP256R1())
     # Python 3.13 verifies strictly (RFC 5280): key identifiers and basic constraints must be there.
     issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
     builder = (
-        _builder(name, key)
+        _builder(name, key, valid_for)
         .issuer_name(authority.certificate.subject)
         .add_extension(issuer_key, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -104,7 +122,7 @@ def _issue(
     return builder.sign(authority.key, hashes.SHA256()), key
 
 
-def _builder(name: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _builder(name: str, key: ec.EllipticCurvePrivateKey, valid_for: dt.timedelta) -> x509.CertificateBuilder:
     now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
@@ -112,7 +130,7 @@ def _builder(name: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuil
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(now + VALID_FOR)
+        .not_valid_after(now + valid_for)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
 

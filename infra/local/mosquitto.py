@@ -14,8 +14,8 @@ from infra.local.certificates import Certificates
 from infra.local.install import find_mosquitto, find_mosquitto_passwd
 from infra.local.process import READY_POLL_SECONDS, PartError, Process, free_port
 
-RELOAD_TIMEOUT_SECONDS = 2.0
-HASH_TIMEOUT_SECONDS = 10.0
+RELOAD_TIMEOUT_SECONDS = 10.0
+HASH_TIMEOUT_SECONDS = 30.0
 
 _RUNNING = re.compile(r"mosquitto version \S+ running")
 _RELOADING = "Reloading config."
@@ -27,7 +27,8 @@ class Mosquitto(Process):
     `acl` is the text of an ACL file. With `certificates` the listener speaks TLS only, and with
     `require_client_certificate` it also asks the client for one. `receive_maximum` is what the broker accepts
     unacknowledged per client, `max_packet_size` is in bytes, `max_keepalive` in seconds; `extra` are further
-    configuration lines. Messages are kept in memory only, as is Mosquitto's default.
+    configuration lines. Messages are kept in memory only, as is Mosquitto's default, unless `persistent`: then
+    sessions and what waits in them are written to disk at every change.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Mosquitto(Process):
         max_packet_size: int | None = None,
         receive_maximum: int | None = None,
         max_keepalive: int | None = None,
+        persistent: bool = False,
         extra: Sequence[str] = (),
     ) -> None:
         binary = find_mosquitto()
@@ -61,6 +63,7 @@ class Mosquitto(Process):
         self.max_packet_size = max_packet_size
         self.receive_maximum = receive_maximum
         self.max_keepalive = max_keepalive
+        self.persistent = persistent
         self.extra = tuple(extra)
         self._config_file = directory / "mosquitto.conf"
         self._password_file = directory / "passwords"
@@ -119,12 +122,15 @@ class Mosquitto(Process):
         lines = [
             f"listener {self.port} {self.host}",
             f"allow_anonymous {'true' if self.users is None else 'false'}",
-            "persistence false",
+            f"persistence {'true' if self.persistent else 'false'}",
             "log_dest stderr",
             "log_type all",
             "log_timestamp true",
             "log_timestamp_format %Y-%m-%dT%H:%M:%S",
         ]
+        if self.persistent:
+            # Changes, not seconds, and one is enough; the location is put before the file's name as it is.
+            lines += [f"persistence_location {self.directory}/", "autosave_on_changes true", "autosave_interval 1"]
         # As root it would become user mosquitto, who may not read files of ours.
         if os.geteuid() == 0:
             lines.append("user root")

@@ -16,7 +16,7 @@ from infra.local.process import PartError, Process, free_port
 PROBE_TIMEOUT_SECONDS = 1.0
 CLIENT_CONNECT_TIMEOUT_SECONDS = 2.0
 CLIENT_READ_TIMEOUT_SECONDS = 10.0
-STORE_START_TIMEOUT_SECONDS = 30.0
+STORE_START_TIMEOUT_SECONDS = 60.0
 REGION = "us-east-1"
 LOOPBACK = "127.0.0.1"
 
@@ -64,7 +64,7 @@ class Store(Process):
         """Whether its health page answers 200."""
         return self._ask("GET", self._ready_path) == http.HTTPStatus.OK
 
-    def client(self, service: str = "s3") -> Any:  # noqa: ANN401 - boto3 makes a client's methods at run time
+    def client(self, service: str = "s3", *, attempts: int = 2) -> Any:  # noqa: ANN401 - boto3 makes a client's methods at run time
         """A boto3 client of this store: `s3`, and with moto `sqs` and others; short time-outs, one retry."""
         boto3 = importlib.import_module("boto3")
         config = importlib.import_module("botocore.config")
@@ -79,7 +79,7 @@ class Store(Process):
                 s3={"addressing_style": "path"},
                 connect_timeout=CLIENT_CONNECT_TIMEOUT_SECONDS,
                 read_timeout=CLIENT_READ_TIMEOUT_SECONDS,
-                retries={"total_max_attempts": 2, "mode": "standard"},
+                retries={"total_max_attempts": attempts, "mode": "standard"},
                 # Empty rather than absent: a proxy named in the environment has no business on loopback.
                 proxies={},
             ),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -38,11 +39,13 @@ class TcpProxy:
 
     `delay_seconds` holds back every chunk that long in each direction, as a long line does: throughput stays.
     `cut_after_bytes` resets a connection once that many bytes have gone up (client to target) on it.
+    `swallowed` are the MQTT packet types of the target's that never arrive, where it speaks MQTT without TLS.
     `connections` counts all that were accepted, `bytes_up` and `bytes_down` what was passed on.
     """
 
     def __init__(self, target_host: str, target_port: int, *, delay_seconds: float = 0.0) -> None:
         self.delay_seconds = delay_seconds
+        self.swallowed: Collection[int] = ()
         self.cut_after_bytes: int | None = None
         self.connections = 0
         self.bytes_up = 0
@@ -136,7 +139,7 @@ class TcpProxy:
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(self._collect(from_client, up))
                 pumps.create_task(self._deliver(passage, up, passage.target, up=True))
-                pumps.create_task(self._collect(from_target, down))
+                pumps.create_task(self._collect(from_target, down, _Sieve(self)))
                 pumps.create_task(self._deliver(passage, down, to_client, up=False))
         except* OSError:
             pass
@@ -144,7 +147,7 @@ class TcpProxy:
             _reset(passage)
             self._passages.discard(passage)
 
-    async def _collect(self, reader: asyncio.StreamReader, line: _Line) -> None:
+    async def _collect(self, reader: asyncio.StreamReader, line: _Line, sieve: _Sieve | None = None) -> None:
         loop = asyncio.get_running_loop()
         due = 0.0
         chunk = b"?"
@@ -152,7 +155,9 @@ class TcpProxy:
             chunk = await reader.read(CHUNK_BYTES)
             # Never before the chunk in front of it, should the delay have been shortened.
             due = max(due, loop.time() + self.delay_seconds)
-            line.put_nowait((due, chunk))
+            kept = sieve.pass_on(chunk) if sieve is not None and chunk else chunk
+            if kept or not chunk:
+                line.put_nowait((due, kept))
 
     async def _deliver(self, passage: _Passage, line: _Line, writer: asyncio.StreamWriter, *, up: bool) -> None:
         loop = asyncio.get_running_loop()
@@ -185,6 +190,46 @@ class TcpProxy:
             if cut:
                 _reset(passage)
                 return
+
+
+class _Sieve:
+    """Takes the proxy's `swallowed` packets out of one stream of MQTT (MQTT 5 §2.1), however it is cut into chunks.
+
+    It holds nothing back: the type is a packet's first byte. So any other stream passes as it is.
+    """
+
+    def __init__(self, proxy: TcpProxy) -> None:
+        self._proxy = proxy
+        self._keeps = True
+        self._header_bytes = 0
+        self._length = 0
+        self._left_bytes = 0
+
+    def pass_on(self, chunk: bytes) -> bytes:
+        kept = bytearray()
+        at = 0
+        while at < len(chunk):
+            begun_at = at
+            if self._left_bytes:
+                at = min(len(chunk), at + self._left_bytes)
+                self._left_bytes -= at - begun_at
+            else:
+                self._take_header(chunk[at])
+                at += 1
+            if self._keeps:
+                kept += chunk[begun_at:at]
+        return bytes(kept)
+
+    def _take_header(self, byte: int) -> None:
+        if self._header_bytes == 0:
+            self._keeps = byte >> 4 not in self._proxy.swallowed
+            self._length = 0
+        else:
+            self._length += (byte & 0x7F) << 7 * (self._header_bytes - 1)
+        if self._header_bytes and not byte & 0x80:
+            self._left_bytes, self._header_bytes = self._length, 0
+        else:
+            self._header_bytes += 1
 
 
 def _reset(passage: _Passage) -> None:

@@ -1,0 +1,1 @@
+"""`make chaos`: numbered uploads while something breaks. None may go unheard."""

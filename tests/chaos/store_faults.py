@@ -1,0 +1,230 @@
+"""What happens to MinIO: it dies, its queue on disk is full or has no room, and its token is changed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from pathlib import Path
+
+from infra.connect.documents import SURE_TARGET
+from infra.local.stores import Minio
+from tests.chaos.host_faults import stop
+from tests.chaos.metrics import MINIO_METRICS_FOR_ALL, host_metric, sure_door_dropped, sure_door_waiting
+from tests.chaos.verdict import Verdict
+from tests.chaos.world import Profile, World, eventually
+
+SMALL_QUEUE_EVENTS = {"short": 40, "long": 800}
+# An event takes a page of memory there, as it takes a block on a disk.
+SMALL_DISK_KIBIBYTES = {"short": 160, "long": 3200}
+DROPPED_EVENTS = 10
+SOME_EVENTS = 10
+FULL_SECONDS = 120.0
+EMPTY_SECONDS = 90.0
+HANG_SECONDS = 1.0
+REFUSED_SECONDS = 15.0
+
+
+def kill_store(world: World, profile: Profile) -> None:
+    """SIGKILL, and a new start after the outage; uploads begin again as soon as MinIO takes them."""
+    world.store.kill()
+    time.sleep(profile.outage_seconds)
+    world.store.start()
+    world.healed()
+
+
+def kill_store_with_full_hands(world: World, profile: Profile) -> None:
+    """The host is away, and MinIO, which holds its events meanwhile, is killed and started again."""
+    world.host.kill()
+    time.sleep(profile.outage_seconds / 2)
+    world.store.kill()
+    world.store.start()
+    time.sleep(profile.outage_seconds / 2)
+    world.host.start()
+    world.healed()
+
+
+def hang_host_and_kill_store(world: World, profile: Profile) -> None:
+    """The host hangs (SIGSTOP) and MinIO is killed: what its workers were waiting with is on disk all the same.
+
+    That holds for as many events as MinIO has workers: 64, as `connect` says. What is uploaded beyond them meanwhile
+    is in MinIO's memory only, so the rate of this scenario leaves it at fewer (README, "Two doors").
+    """
+    del profile
+    world.host.freeze()
+    time.sleep(HANG_SECONDS)
+    world.store.kill()
+    world.host.thaw()
+    world.store.start()
+    world.healed()
+
+
+def small_queue(directory: Path, profile: Profile) -> World:
+    """A MinIO that keeps few events."""
+    return _with_queue(directory, profile, SMALL_QUEUE_EVENTS[profile.name])
+
+
+def ample_queue(directory: Path, profile: Profile) -> World:
+    """A MinIO that keeps ten times as many, more than are uploaded while the host is away."""
+    return _with_queue(directory, profile, 10 * SMALL_QUEUE_EVENTS[profile.name])
+
+
+def small_disk(directory: Path, profile: Profile) -> World:
+    """A MinIO with hardly any room under its queue directory: a file system in memory that nobody else sees.
+
+    It is mounted in a mount namespace of MinIO's own, which ends with it. That needs root, or a kernel that lets
+    users have namespaces.
+    """
+    world = World(directory, profile)
+    world.queue_directory.mkdir()
+    user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    mount = f'mount -t tmpfs -o size={SMALL_DISK_KIBIBYTES[profile.name]}k tmpfs "$0" && exec "$@"'
+    world.store.command = [
+        *("unshare", "--mount", *user, "sh", "-c", mount),
+        *(str(world.queue_directory), *world.store.command),
+    ]
+    world.store.environment |= MINIO_METRICS_FOR_ALL
+    return world
+
+
+def overflow(world: World, profile: Profile) -> None:
+    """The host is away for longer than MinIO has room for events, and comes back."""
+    world.host.kill()
+    enough = sure_door_dropped(world.store) + DROPPED_EVENTS
+    eventually(lambda: sure_door_dropped(world.store) >= enough, "the queue never was full", FULL_SECONDS)
+    time.sleep(profile.outage_seconds)
+    _come_back(world)
+
+
+def stay_away(world: World, profile: Profile) -> None:
+    """The host is away, and comes back."""
+    world.host.kill()
+    time.sleep(profile.outage_seconds)
+    _come_back(world)
+
+
+def tear_queue_file(world: World, profile: Profile) -> None:
+    """A file in MinIO's queue is cut in half while MinIO is down, as a loss of power can leave it.
+
+    MinIO tries that one again and again, and all others wait behind it, until somebody removes it.
+    """
+    world.host.kill()
+    rang = set(_queue_files(world))  # through the fast door, some of them
+    eventually(lambda: world.queued() >= len(rang) + SOME_EVENTS, "MinIO does not keep events")
+    world.store.kill()
+    torn = next(file for file in _queue_files(world) if file not in rang)
+    whole, modified_at = torn.read_bytes(), torn.stat().st_mtime
+    torn.write_bytes(whole[: len(whole) // 2])
+    os.utime(torn, (modified_at, modified_at))
+    world.store.start()
+    world.host.start()
+    time.sleep(profile.outage_seconds)
+    if not torn.exists() or world.queued() < SOME_EVENTS:
+        raise AssertionError("MinIO got past the torn file: nobody need be told to remove it")
+    torn.unlink()
+    world.healed()
+
+
+def lost_torn_files_only(world: World, verdict: Verdict) -> str:
+    """An event that cannot be read is lost, and no other."""
+    torn = len(world.healed_at)
+    return "" if len(verdict.missing) == torn else f"{len(verdict.missing)} missing, but {torn} files were torn"
+
+
+def lost_what_was_dropped(world: World, verdict: Verdict) -> str:
+    """What is missing must be what MinIO itself counts as dropped, and from before the host was back."""
+    dropped = sure_door_dropped(world.store)
+    if len(verdict.missing) > dropped:
+        return f"{len(verdict.missing)} missing, but MinIO dropped only {dropped}"
+    answered = world.uploads.answered
+    late = [key for key in verdict.missing if answered[key].began_at > world.healed_at[-1]]
+    if late:
+        return f"{len(late)} missing that were uploaded when the host was back"
+    return "" if verdict.missing else "nothing is missing although MinIO's queue was full: this shows nothing"
+
+
+def dropped_nothing(world: World, _verdict: Verdict) -> str:
+    """With room enough MinIO must not have dropped any."""
+    dropped = sure_door_dropped(world.store)
+    return f"MinIO dropped {dropped}" if dropped else ""
+
+
+def rotate_overlapping(world: World, profile: Profile) -> None:
+    """The host is given the new token beside the old one, then MinIO the new one, then the host forgets the old one.
+
+    This is the order that the documentation gives: no event is ever refused.
+    """
+    old = world.host.environment["WEBHOOK_TOKENS"]
+    new = secrets.token_hex(16)
+    _tell_host(world, f"{old},{new}")
+    _tell_store(world, new)
+    time.sleep(profile.outage_seconds / 2)
+    refused = host_metric(world.host, "events_total", outcome="unauthorised")
+    if refused:
+        raise AssertionError(f"{refused:g} events were refused although both tokens are known")
+    _tell_host(world, new)
+    world.healed()
+
+
+def rotate_store_first(world: World, profile: Profile) -> None:
+    """MinIO is given the new token, and the host hears of it only after the outage: until then it refuses all."""
+    new = secrets.token_hex(16)
+    _tell_store(world, new)
+    _see_refusals(world, profile)
+    _tell_host(world, new)
+    world.healed()
+
+
+def rotate_host_first(world: World, profile: Profile) -> None:
+    """The host is given the new token instead of the old one, and MinIO only after the outage."""
+    new = secrets.token_hex(16)
+    _tell_host(world, new)
+    _see_refusals(world, profile)
+    _tell_store(world, new)
+    world.healed()
+
+
+def _with_queue(directory: Path, profile: Profile, limit: int) -> World:
+    world = World(directory, profile)
+    world.store.environment |= {
+        f"MINIO_NOTIFY_WEBHOOK_QUEUE_LIMIT_{SURE_TARGET}": str(limit),
+        **MINIO_METRICS_FOR_ALL,
+    }
+    return world
+
+
+def _queue_files(world: World) -> list[Path]:
+    """The oldest first, as MinIO sends them."""
+    return sorted(world.queue_directory.rglob("*.event"), key=lambda file: file.stat().st_mtime)
+
+
+def _come_back(world: World) -> None:
+    world.host.start()
+    world.healed()
+    world.uploads.hold()  # or there would always be some that wait for MinIO's next look
+    eventually(lambda: not sure_door_waiting(world.store), "MinIO's queue never was empty again", EMPTY_SECONDS)
+    world.uploads.go()
+
+
+def _tell_host(world: World, tokens: str) -> None:
+    world.host.environment["WEBHOOK_TOKENS"] = tokens
+    stop(world.host)
+    world.host.start()
+
+
+def _tell_store(world: World, token: str) -> None:
+    if not isinstance(world.store, Minio):
+        raise TypeError(world.store)
+    world.store.environment = {
+        name: token if "_AUTH_TOKEN_" in name else value for name, value in world.store.environment.items()
+    }
+    world.store.restart()
+
+
+def _see_refusals(world: World, profile: Profile) -> None:
+    time.sleep(profile.outage_seconds)
+    eventually(
+        lambda: host_metric(world.host, "events_total", outcome="unauthorised"),
+        "no event was refused: the tokens do not matter",
+        REFUSED_SECONDS,
+    )
