@@ -1,4 +1,4 @@
-"""`python -m infra.bench`: measures, and prints each figure beside its target.
+"""`python -m infra.bench`: measures, and prints each figure beside its peer and its target.
 
 Exit status 0 when everything could be measured, whatever the figures say; 1 when something could not; 2 for wrong use.
 """
@@ -6,16 +6,21 @@ Exit status 0 when everything could be measured, whatever the figures say; 1 whe
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import shlex
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
 from infra.bench import (
@@ -23,50 +28,56 @@ from infra.bench import (
     cold,
     detections,
     downloads,
+    fanout,
     fleet,
+    half_open,
     imports,
     latency,
     listing,
     lost,
+    memory,
     outages,
+    page,
+    plot,
     presign,
     pull,
+    rates,
     slow_link,
     switch,
     thaw,
     throughput,
 )
-from infra.bench.figures import Bench, Figure
+from infra.bench.figures import Bench, Figure, Result
+from infra.local.machine import describe
 
 MEASUREMENTS: dict[str, tuple[Callable[[Bench], list[Figure]], str]] = {
     "latency": (latency.measure, "upload to message, against MinIO's own MQTT target"),
     "latency_queue": (latency.measure_queue, "the same, against its MQTT target with queue_dir"),
+    "rate_1": (rates.measure_1, "upload to message at 1 upload/s, against both of MinIO's MQTT targets"),
+    "rate_10": (rates.measure_10, "the same at 10 uploads/s"),
+    "rate_100": (rates.measure_100, "the same at 100 uploads/s"),
+    "cold": (cold.measure, "the deployed function's cold start and warm call, against a usual function's"),
+    "import": (imports.measure, "import time of functions.notify"),
+    "thaw": (thaw.measure, "the first publish after a freeze, against paho's threaded client"),
+    "half_open": (half_open.measure, "a publish over a link that has vanished, against the same"),
+    "throughput": (throughput.measure, "requests a second, against parsing only and threads"),
+    "node": (throughput.measure_node, "requests a second, against a host of Node"),
+    "fanout": (fanout.measure, "what many subscribers of one broker cost the handler"),
+    "memory": (memory.measure, "the host's memory, files and threads after a million events"),
+    "memory_mix": (memory.measure_mix, "the same of both doors, with downloads beside them"),
+    "presign": (presign.measure, "presigning a URL, against boto3's own"),
+    "downloads": (downloads.measure, "GET /assets/x, against the same server answering a constant 307"),
+    "listing": (listing.measure, "manifests of 1,000 to 100,000 objects, against a bare LIST"),
+    "pull": (pull.measure, "upload to the verified file on a device's disk, leg by leg"),
+    "fleet": (fleet.measure, "200 devices told of one asset"),
+    "detections": (detections.measure, "upload to message: a camera's event against a config"),
     "lost": (lost.measure, "uploads while broker, host, or host and MinIO are down"),
     "outages": (outages.measure, "uploads while the broker is killed over and over, at QoS 1 and 2"),
     "switch": (switch.measure, "another broker is stored under 200 events a second"),
-    "detections": (detections.measure, "upload to message: a camera's event against a config"),
     "blackhole": (blackhole.measure, "the test of settings whose broker never answers"),
     "slow_link": (slow_link.measure, "600 messages over a link of 400 ms"),
-    "thaw": (thaw.measure, "the inline publisher after a freeze"),
-    "throughput": (throughput.measure, "requests a second, against parsing only and threads"),
-    "import": (imports.measure, "import time of functions.notify"),
-    "cold": (cold.measure, "the deployed function's cold start and warm call, against a usual function's"),
-    "presign": (presign.measure, "presigning a URL, against boto3's own"),
-    "downloads": (downloads.measure, "GET /assets/x, against the same server answering a constant 307"),
-    "pull": (pull.measure, "upload to the verified file on a device's disk, leg by leg"),
-    "listing": (listing.measure, "a manifest of 10,000 objects, against a bare LIST"),
-    "fleet": (fleet.measure, "200 devices told of one asset"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of one measurement: figures, or the reason why there are none."""
-
-    name: str
-    seconds: float
-    figures: Sequence[Figure]
-    problem: str = ""
+ATTEMPTS = 2  # what fails once may have met somebody else's work on the machine; the page says so
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=MEASUREMENTS, help="these measurements only")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    parser.add_argument("--write", type=Path, metavar="PAGE.md", help="write this page, and a plot beside it")
     parser.add_argument("--list", action="store_true", help="name the measurements and stop")
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     if options.list:
         for name, (_, about) in MEASUREMENTS.items():
@@ -84,11 +97,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # SIGTERM ends the parts in the same orderly way as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     progress = Console(stderr=True, highlight=False)
+    begun_at, described = time.monotonic(), describe()
+    names = options.only or list(MEASUREMENTS)
+    results = []
     try:
-        results = [_measure(name, progress, quick=options.quick) for name in options.only or MEASUREMENTS]
+        for number, name in enumerate(names, 1):
+            minutes = (time.monotonic() - begun_at) / 60
+            progress.print(
+                f"[bold]{name}[/] ({number} of {len(names)}, {minutes:.1f} min so far): {MEASUREMENTS[name][1]}"
+            )
+            results.append(_measure(name, progress, quick=options.quick))
+            progress.print(f"  {_in_short(results[-1])}", soft_wrap=True)
     except KeyboardInterrupt:
         progress.print("stopped")
         return 130
+    if options.write:
+        command = f"make bench ARGS={shlex.quote(shlex.join(arguments))}"
+        whole = not options.only and not options.quick
+        _write(options.write, page.Run(results, command, datetime.now(UTC).date(), described, whole))
     if options.json:
         print(json.dumps([_document(result) for result in results], ensure_ascii=False, indent=2))
     else:
@@ -100,50 +126,88 @@ def _measure(name: str, progress: Console, *, quick: bool) -> Result:
     measure, about = MEASUREMENTS[name]
     begun_at = time.monotonic()
     figures: Sequence[Figure] = ()
-    problem = ""
-    progress.print(f"[bold]{name}[/]: {about}")
-    with tempfile.TemporaryDirectory(prefix="bucketbell-bench-") as directory, progress.status("…") as status:
+    problems: list[str] = []
+    for _ in range(ATTEMPTS):
+        with tempfile.TemporaryDirectory(prefix="bucketbell-bench-") as directory, progress.status("…") as status:
 
-        def say(text: str) -> None:
-            if progress.is_terminal:
-                status.update(text)
-            else:
-                progress.print(f"  {text}", soft_wrap=True)
+            def say(text: str, status: Status = status) -> None:
+                if progress.is_terminal:
+                    status.update(text)
+                else:
+                    progress.print(f"  {text}", soft_wrap=True)
 
-        try:
-            figures = measure(Bench(Path(directory), quick, say))
-        except Exception as error:  # noqa: BLE001 - whatever it was, the others can still be measured
-            problem = f"{type(error).__name__}: {error}"
-            progress.print(f"  [red]could not be measured[/] {problem}", soft_wrap=True)
-    return Result(name, time.monotonic() - begun_at, figures, problem)
+            try:
+                figures = measure(Bench(Path(directory), quick, say))
+                break
+            except Exception as error:  # noqa: BLE001 - whatever it was, the others can still be measured
+                problems.append(f"{type(error).__name__}: {error}")
+                progress.print(f"  [red]could not be measured[/] {escape(problems[-1])}", soft_wrap=True)
+    problem = "" if figures else problems[-1]
+    return Result(
+        name,
+        about,
+        _story(measure),
+        time.monotonic() - begun_at,
+        figures,
+        problem,
+        "" if problem else "".join(problems),
+    )
+
+
+def _story(measure: Callable[[Bench], list[Figure]]) -> str:
+    """How it is measured: what its module says, but for what is about running that, and what it says itself."""
+    paragraphs = f"{inspect.getdoc(inspect.getmodule(measure))}\n\n{inspect.getdoc(measure)}".split("\n\n")
+    return "\n\n".join(paragraph for paragraph in paragraphs if not paragraph.startswith("`python -m"))
+
+
+def _in_short(result: Result) -> str:
+    missed = sum(figure.passed is False for figure in result.figures)
+    return f"[dim]{len(result.figures)} figures, {missed} goals missed, {result.seconds:.0f} s[/]"
+
+
+def _write(file: Path, run: page.Run) -> None:
+    picture = file.with_suffix(".svg")
+    picture.write_text(plot.draw(run.results), encoding="utf-8")
+    file.write_text(page.render(run, picture.name), encoding="utf-8")
 
 
 def _show(results: Sequence[Result]) -> None:
-    table = Table("figure", "value", "target", "", "both sides", header_style="bold", box=None, padding=(0, 1))
-    for column in (1, 2):
-        table.columns[column].justify = "right"
-        table.columns[column].no_wrap = True
+    columns = ("figure", "ours", "the peer's", "value", "spread", "goal", "")
+    table = Table(*columns, header_style="bold", box=None, padding=(0, 1))
+    for column in table.columns[1:]:
+        column.justify = "right"
+        column.no_wrap = True
     for result in results:
-        table.add_row(f"[bold]{result.name}[/]", "", "", "", f"[dim]{result.seconds:.0f} s[/]")
+        table.add_row(f"[bold]{result.name}[/]", "", "", "", "", f"[dim]{result.seconds:.0f} s[/]", "")
         if result.problem:
-            table.add_row("  could not be measured", "", "", "[red]?[/]", result.problem)
+            table.add_row(f"  could not be measured: {escape(result.problem)}", "", "", "", "", "", "[red]?[/]")
         for figure in result.figures:
-            mark = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: ""}[figure.passed]
-            target = "" if figure.target is None else f"{figure.sense} {_number(figure.target)} {figure.unit}"
-            table.add_row(f"  {figure.what}", f"{_number(figure.value)} {figure.unit}", target, mark, figure.detail)
+            mark = {True: "[green]met[/]", False: "[red]MISSED[/]", None: ""}[figure.passed]
+            peer = f", against {figure.peer}" if figure.peer else ""
+            detail = f" [dim]({escape(figure.detail)})[/]" if figure.detail else ""
+            table.add_row(
+                f"  {escape(figure.what + peer)}{detail}",
+                *(figure.sides or ("", "")),
+                page.value(figure),
+                page.spread(figure),
+                page.goal(figure),
+                mark,
+            )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 160  # a file or a pipe has no width of its own
+        console.width = 180  # a file or a pipe has no width of its own
     console.print(table)
-
-
-def _number(value: float) -> str:
-    return f"{value:g}" if value == int(value) else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"  # noqa: PLR2004 - to read
 
 
 def _document(result: Result) -> dict[str, object]:
     figures = [{**asdict(figure), "passed": figure.passed} for figure in result.figures]
-    return {"name": result.name, "seconds": round(result.seconds, 1), "problem": result.problem, "figures": figures}
+    return {
+        "name": result.name,
+        "seconds": round(result.seconds, 1),
+        "problem": result.problem,
+        "hiccup": result.hiccup,
+        "figures": figures,
+    }
 
 
 if __name__ == "__main__":

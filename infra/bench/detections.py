@@ -6,7 +6,7 @@ import json
 import time
 
 from infra.bench.ear import Ear
-from infra.bench.figures import TIMES, Bench, Figure, NotMeasuredError, milliseconds, percentile
+from infra.bench.figures import Bench, Figure, NotMeasuredError, compared_percentiles
 from infra.bench.rig import BUCKET, PREFIXES, Rig, download_variables, mac_address
 from infra.connect.documents import merge, wanted_rules
 
@@ -46,15 +46,17 @@ def measure(bench: Bench) -> list[Figure]:
                 time.sleep(PAUSE_SECONDS)
     configs, events = (took[topic][WARM_UPLOADS:] for topic in (CONFIGS, CAMERA))
     return [
-        Figure(
-            "a camera's event, upload began → heard, p50, against a config's",
-            percentile(events, 50) / percentile(configs, 50),
-            "≤",
-            TARGET,
-            TIMES,
-            f"{milliseconds(percentile(events, 50))} / {milliseconds(percentile(configs, 50))}, {count} uploads each; "
-            f"p99 {milliseconds(percentile(events, 99))} / {milliseconds(percentile(configs, 99))}",
+        compared_percentiles(
+            "a camera's event, upload began → heard",
+            "a device's config",
+            events,
+            configs,
+            percent,
+            sense="≤",
+            target=target,
+            detail=f"{count} uploads each",
         )
+        for percent, target in ((50, TARGET), (99, None))
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 # The shape, order and spelling of tests/events/minio-put.json, which a real MinIO sent.
 _EVENT = (
     b'{"EventName":"s3:ObjectCreated:Put","Key":"%(bucket)s/assets/%(stem)s-%(number)09d.bin","Records":'
@@ -37,3 +39,13 @@ def get(path: str, port: int, token: str) -> bytes:
     return (
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: bench\r\nAuthorization: Bearer {token}\r\n\r\n"
     ).encode()
+
+
+async def ask(port: int, request: bytes) -> int:
+    """The status of one request, over a connection of its own."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(request)
+        return int((await reader.readuntil(b"\r\n")).split()[1])
+    finally:
+        writer.close()

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from infra.bench.ear import Ear
-from infra.bench.figures import TIMES, Bench, Figure, NotMeasuredError, milliseconds, percentile
+from infra.bench.figures import TIMES, Bench, Figure, NotMeasuredError, compared_percentiles, percentile
 from infra.bench.rig import BUCKET, PREFIXES, TOPIC, Rig, asset_keys
 from infra.connect.documents import EVENTS, Document, merge, wanted_rules
 
@@ -25,25 +25,29 @@ PAUSE_SECONDS = 0.02
 QUEUE_PAUSE_SECONDS = (0.1, 0.7)  # by chance: in step with MinIO's 3 s they would all wait equally long
 HEAR_SECONDS = 10.0
 BODY = b'{"interval_seconds": 30}\n'
+WHAT = "upload began → heard"
 
+# The buckets that MinIO's own MQTT targets serve, each named as its target.
 OWN, OWN_QUEUED = "own", "ownqueued"
+PEERS = {OWN: "MinIO's MQTT target", OWN_QUEUED: "MinIO's MQTT target with queue_dir"}
 
 
 def measure(bench: Bench) -> list[Figure]:
     """Both doors and the MQTT target without a queue on the same uploads; then each on uploads of its own."""
     count = bench.count(1000, 300)
-    with _rig(bench.directory, OWN) as (rig, ear):
-        apart = _apart(bench, rig, ear, count)
+    with rig_with(bench.directory, OWN) as (rig, ear):
+        apart = _apart(bench, rig, ear, count // 3)
         together = _together(bench, rig, ear, count)
     return [
-        Figure(
-            f"both doors, upload began → heard, p{percent}, against MinIO's own MQTT target on the same uploads",
-            percentile(together[BUCKET], percent) / percentile(together[OWN], percent),
-            "≤",
-            target,
-            TIMES,
-            f"{milliseconds(percentile(together[BUCKET], percent))} / "
-            f"{milliseconds(percentile(together[OWN], percent))}, {count} uploads; on uploads of their own "
+        compared_percentiles(
+            f"{WHAT}, the same uploads",
+            PEERS[OWN],
+            together[BUCKET],
+            together[OWN],
+            percent,
+            sense="≤",
+            target=target,
+            detail=f"{count} uploads; on uploads of their own "
             f"{percentile(apart[BUCKET], percent) / percentile(apart[OWN], percent):.2f} {TIMES}",
         )
         for percent, target in ((50, P50_TARGET), (99, P99_TARGET))
@@ -57,7 +61,7 @@ def _apart(bench: Bench, rig: Rig, ear: Ear, count: int) -> dict[str, list[float
         if number % 100 == 0:
             bench.say(f"upload {number} of {WARM_UPLOADS + count}, each to both buckets")
         for bucket in sorted(took, reverse=bool(number % 2)):
-            began_at = _upload(rig, bucket, key)
+            began_at = upload(rig, bucket, key)
             took[bucket].append(_heard(ear, bucket, key) - began_at)
             time.sleep(PAUSE_SECONDS)
     return {bucket: seconds[WARM_UPLOADS:] for bucket, seconds in took.items()}
@@ -71,10 +75,10 @@ def _together(bench: Bench, rig: Rig, ear: Ear, count: int) -> dict[str, list[fl
     for number, key in enumerate(asset_keys("together", WARM_UPLOADS + count)):
         if number % 100 == 0:
             bench.say(f"upload {number} of {WARM_UPLOADS + count}, heard twice")
-        began_at = _upload(rig, BUCKET, key)
+        began_at = upload(rig, BUCKET, key)
         for _ in took:
             message = ear.next(HEAR_SECONDS)
-            if message is None or _upload_of(message.payload) != (BUCKET, key):
+            if message is None or upload_of(message.payload) != (BUCKET, key):
                 raise NotMeasuredError(f"uploading {key} was not heard from both within {HEAR_SECONDS:g} s")
             took[OWN if message.topic == OWN else BUCKET].append(message.received_at - began_at)
         time.sleep(PAUSE_SECONDS)
@@ -84,10 +88,10 @@ def _together(bench: Bench, rig: Rig, ear: Ear, count: int) -> dict[str, list[fl
 def measure_queue(bench: Bench) -> list[Figure]:
     """Both doors against the MQTT target with `queue_dir`, whose queue MinIO looks at every 3 s."""
     count = bench.count(60, 40)
-    with _rig(bench.directory, OWN_QUEUED) as (rig, ear):
+    with rig_with(bench.directory, OWN_QUEUED) as (rig, ear):
         first, *keys = asset_keys("latency", 1 + count)
         for bucket in (BUCKET, OWN_QUEUED):
-            _upload(rig, bucket, first)
+            upload(rig, bucket, first)
             _heard(ear, bucket, first)
         began: dict[tuple[str, str], float] = {}
         heard: dict[tuple[str, str], float] = {}
@@ -95,28 +99,25 @@ def measure_queue(bench: Bench) -> list[Figure]:
             if number % 10 == 0:
                 bench.say(f"upload {number} of {count}, each to both buckets")
             for bucket in (BUCKET, OWN_QUEUED):
-                began[bucket, key] = _upload(rig, bucket, key)
-            _collect(ear, heard, random.uniform(*QUEUE_PAUSE_SECONDS))
-        until = time.monotonic() + HEAR_SECONDS
-        while len(heard) < len(began) and time.monotonic() < until:
-            _collect(ear, heard, 0.1)
-        if len(heard) < len(began):
-            raise NotMeasuredError(f"only {len(heard)} of {len(began)} uploads were heard within {HEAR_SECONDS:g} s")
+                began[bucket, key] = upload(rig, bucket, key)
+            collect(ear, heard, random.uniform(*QUEUE_PAUSE_SECONDS))
+        collect_all(ear, heard, len(began))
         took = {bucket: [heard[at] - began[at] for at in began if at[0] == bucket] for bucket in (BUCKET, OWN_QUEUED)}
-    ours, own = percentile(took[BUCKET], 50), percentile(took[OWN_QUEUED], 50)
     return [
-        Figure(
-            "both doors, upload began → heard, p50, against MinIO's MQTT target with queue_dir",
-            ours / own,
-            "≤",
-            QUEUE_TARGET,
-            TIMES,
-            f"{milliseconds(ours)} / {milliseconds(own)}, {count} uploads each",
+        compared_percentiles(
+            WHAT,
+            PEERS[OWN_QUEUED],
+            took[BUCKET],
+            took[OWN_QUEUED],
+            50,
+            sense="≤",
+            target=QUEUE_TARGET,
+            detail=f"{count} uploads each",
         )
     ]
 
 
-def _upload(rig: Rig, bucket: str, key: str) -> float:
+def upload(rig: Rig, bucket: str, key: str) -> float:
     """Put a small object; when that began (`time.monotonic`)."""
     began_at = time.monotonic()
     rig.s3.put_object(Bucket=bucket, Key=key, Body=BODY)
@@ -124,20 +125,22 @@ def _upload(rig: Rig, bucket: str, key: str) -> float:
 
 
 @contextmanager
-def _rig(directory: Path, own: str) -> Iterator[tuple[Rig, Ear]]:
-    """A started rig with a second bucket that MinIO's MQTT target named `own` serves, and an ear for both."""
+def rig_with(directory: Path, *owns: str) -> Iterator[tuple[Rig, Ear]]:
+    """A started rig with a bucket more for each of MinIO's own MQTT targets, and an ear for all of them."""
     rig = Rig(directory)
-    target = {
-        "ENABLE": "on",
-        "BROKER": f"tcp://127.0.0.1:{rig.broker.port}",
-        "TOPIC": own,
-        "QOS": "1",
-        **({"QUEUE_DIR": str(directory / "mqtt-queue")} if own == OWN_QUEUED else {}),
-    }
-    rig.minio.environment |= {f"MINIO_NOTIFY_MQTT_{name}_{own.upper()}": value for name, value in target.items()}
+    for own in owns:
+        target = {
+            "ENABLE": "on",
+            "BROKER": f"tcp://127.0.0.1:{rig.broker.port}",
+            "TOPIC": own,
+            "QOS": "1",
+            **({"QUEUE_DIR": str(directory / "mqtt-queue")} if own == OWN_QUEUED else {}),
+        }
+        rig.minio.environment |= {f"MINIO_NOTIFY_MQTT_{name}_{own.upper()}": value for name, value in target.items()}
     with rig:
-        rig.make_bucket(own, _rules(own))
-        with Ear(rig.broker.url, (TOPIC, own)) as ear:
+        for own in owns:
+            rig.make_bucket(own, _rules(own))
+        with Ear(rig.broker.url, (TOPIC, *owns)) as ear:
             yield rig, ear
 
 
@@ -151,20 +154,29 @@ def _heard(ear: Ear, bucket: str, key: str) -> float:
     heard = ear.next(HEAR_SECONDS)
     if heard is None:
         raise NotMeasuredError(f"nothing was heard within {HEAR_SECONDS:g} s of uploading {bucket}/{key}")
-    if _upload_of(heard.payload) != (bucket, key):
+    if upload_of(heard.payload) != (bucket, key):
         raise NotMeasuredError(f"{heard.payload!r} was heard after uploading {bucket}/{key}")
     return heard.received_at
 
 
-def _collect(ear: Ear, heard: dict[tuple[str, str], float], seconds: float) -> None:
-    """Take what arrives within `seconds`."""
+def collect(ear: Ear, heard: dict[tuple[str, str], float], seconds: float) -> None:
+    """Take what arrives within `seconds`: when each upload was first heard of, by bucket and key."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         if (message := ear.next(left)) is not None:
-            heard.setdefault(_upload_of(message.payload), message.received_at)
+            heard.setdefault(upload_of(message.payload), message.received_at)
 
 
-def _upload_of(payload: bytes) -> tuple[str, str]:
+def collect_all(ear: Ear, heard: dict[tuple[str, str], float], count: int) -> None:
+    """The same, until `count` uploads have been heard of. Raises `NotMeasuredError` when they are not in time."""
+    until = time.monotonic() + HEAR_SECONDS
+    while len(heard) < count and time.monotonic() < until:
+        collect(ear, heard, 0.1)
+    if len(heard) < count:
+        raise NotMeasuredError(f"only {len(heard)} of {count} uploads were heard within {HEAR_SECONDS:g} s")
+
+
+def upload_of(payload: bytes) -> tuple[str, str]:
     """Bucket and key of a message: ours names the file, MinIO's is the event."""
     document = json.loads(payload)
     if "filename" in document:

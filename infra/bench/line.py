@@ -1,4 +1,4 @@
-"""A line to a local port that takes its time, counts its connections, and can be shut."""
+"""A line to a local port that takes its time, counts its connections, and can be shut or fall silent."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Line:
         self._delay_seconds = delay_seconds
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._silent: set[asyncio.StreamWriter] = set()
         self._passages: set[asyncio.Task[None] | None] = set()
 
     async def open(self) -> None:
@@ -41,6 +42,13 @@ class Line:
             self._server = None
         for writer in self._writers:
             writer.transport.abort()
+
+    def forget(self) -> None:
+        """Carry nothing more over the connections that there are, nor their ends: neither side is told.
+
+        So does a firewall that has forgotten them. New ones are carried.
+        """
+        self._silent |= self._writers
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -65,13 +73,17 @@ class Line:
         self._writers |= ends
         await asyncio.gather(self._carry(from_near, to_far), self._carry(from_far, to_near))
         self._writers -= ends
+        self._silent -= ends
         self._passages.discard(passage)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         held: deque[bytes] = deque()
 
         def deliver() -> None:
-            if chunk := held.popleft():
+            chunk = held.popleft()
+            if writer in self._silent:
+                return
+            if chunk:
                 writer.write(chunk)
             else:
                 writer.close()

@@ -7,7 +7,9 @@ send to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,34 +20,51 @@ from infra.bench.events import get, minio_event, post
 from infra.bench.rig import BUCKET, TOPIC
 
 CONNECT_SECONDS = 5.0
-NUMBERS = 10_000_000  # an order's events are numbered from a multiple of this
+ANSWERED_SECONDS = 10.0  # what is under way when the time is over
+LOOK_SECONDS = 0.005
+NUMBERS = 2_000_000  # an order's events are numbered from a multiple of this
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to do: `connections` to `port`, `warm_seconds` unmeasured, then `seconds`; `round_number` makes keys new.
+    """What to do: `connections` to `port`, `warm_seconds` unmeasured, then `seconds`; or `events`, within `seconds`.
 
-    With `path` it is asked for, and answered by a redirect; without, events are posted, and a broker is at `mqtt_port`.
+    With `path` it is asked for, and answered by a redirect. Without, events are posted to `door`, and a broker is at
+    `mqtt_port`; those of one `batch` have keys of their own. The sure door's answer has to hold `outcome`.
     """
 
     port: int
     mqtt_port: int
     token: str
-    round_number: int
+    batch: int
     connections: int
-    warm_seconds: float
-    seconds: float
+    warm_seconds: float = 0.0
+    seconds: float = 0.0
     path: str = ""
+    events: int = 0
+    door: str = "/events"
+    outcome: str = "delivered"
 
 
 class _Drain(asyncio.Protocol):
-    """Subscribes to the topic at QoS 0 and reads on (MQTT 5 §3.1, §3.8)."""
+    """Subscribes to the topic at QoS 0 and reads on (MQTT 5 §3.1, §3.8). `subscribed` is done with the SUBACK."""
+
+    def __init__(self) -> None:
+        self.subscribed = asyncio.get_running_loop().create_future()
+        self._answers = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         subscription = b"\x00\x01\x00" + len(TOPIC).to_bytes(2, "big") + TOPIC.encode() + b"\x00"
         writer = cast("asyncio.WriteTransport", transport)  # uvloop's is one in all but name
         writer.write(b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x00")
         writer.write(b"\x82" + len(subscription).to_bytes(1, "big") + subscription)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.subscribed.done():
+            self._answers += data
+            connack_bytes = 2 + self._answers[1] if len(self._answers) > 1 else 2
+            if self._answers[connack_bytes : connack_bytes + 1] == b"\x90":
+                self.subscribed.set_result(None)
 
 
 class _Client(asyncio.Protocol):
@@ -58,7 +77,7 @@ class _Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)
-        self._transport.write(self._run.request())
+        self._ask()
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -66,7 +85,10 @@ class _Client(asyncio.Protocol):
         if not separator or len(body) < _content_length(head):
             return
         self._received = b""
-        self._run.answered(head)
+        self._run.answered(head, body)
+        self._ask()
+
+    def _ask(self) -> None:
         if self._transport is not None and not self._run.over:
             self._transport.write(self._run.request())
 
@@ -84,49 +106,69 @@ class _Run:
 
     def __init__(self, order: Order) -> None:
         self._order = order
-        self._number = order.round_number * NUMBERS
+        self._number = order.batch * NUMBERS
+        self._last = self._number + order.events
         self._get = get(order.path, order.port, order.token)
-        self._good_head = b"HTTP/1.1 307" if order.path else b"HTTP/1.1 200"
+        self._good_head = (
+            b"HTTP/1.1 307" if order.path else b"HTTP/1.1 202" if order.door != "/events" else b"HTTP/1.1 200"
+        )
+        self._good_body = order.outcome.encode() if self._good_head.endswith(b"200") else b""
         self.over = False
-        self.good = self.bad = 0
+        self.good = self.bad = self.waiting = 0
 
     def request(self) -> bytes:
         order = self._order
+        self.waiting += 1
+        self._number += 1
+        if self._number == self._last:
+            self.over = True
         if order.path:
             return self._get
-        self._number += 1
-        return post("/events", order.port, order.token, minio_event(BUCKET, "load", self._number))
+        return post(order.door, order.port, order.token, minio_event(BUCKET, "load", self._number))
 
-    def answered(self, head: bytes) -> None:
-        if head.startswith(self._good_head):
+    def answered(self, head: bytes, body: bytes) -> None:
+        self.waiting -= 1
+        if head.startswith(self._good_head) and self._good_body in body:
             self.good += 1
         else:
             self.bad += 1
 
+    async def until(self, done: Callable[[], bool], seconds: float) -> None:
+        """Return when `done`, or after `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not done():  # noqa: ASYNC110 - an event would be set a hundred thousand times
+                    await asyncio.sleep(LOOK_SECONDS)
 
-async def fulfil(order: Order) -> tuple[float, int]:
-    """Good answers a second, and how many others came."""
+
+async def fulfil(order: Order) -> tuple[float, int, int]:
+    """Good answers a second, how many requests had none or another, and how many had one, unmeasured ones too."""
     loop = asyncio.get_running_loop()
     run = _Run(order)
     drain: asyncio.WriteTransport | None = None
     async with asyncio.timeout(CONNECT_SECONDS):
         if not order.path:
-            drain, _ = await loop.create_connection(_Drain, "127.0.0.1", order.mqtt_port)
+            drain, protocol = await loop.create_connection(_Drain, "127.0.0.1", order.mqtt_port)
+            await protocol.subscribed
+        begun_at, before = time.perf_counter(), 0
         clients = [
             (await loop.create_connection(lambda: _Client(run), "127.0.0.1", order.port))[1]
             for _ in range(order.connections)
         ]
-    await asyncio.sleep(order.warm_seconds)
-    begun_at, before = time.perf_counter(), run.good
-    await asyncio.sleep(order.seconds)
+    if order.events:
+        await run.until(lambda: run.over and not run.waiting, order.seconds)
+    else:
+        await asyncio.sleep(order.warm_seconds)
+        begun_at, before = time.perf_counter(), run.good
+        await asyncio.sleep(order.seconds)
     rate = (run.good - before) / (time.perf_counter() - begun_at)
     run.over = True
-    await asyncio.sleep(order.warm_seconds)  # what is under way is answered
+    await run.until(lambda: not run.waiting, ANSWERED_SECONDS)
     for client in clients:
         client.close()
     if drain is not None:
         drain.abort()
-    return rate, run.bad
+    return rate, run.bad + run.waiting, run.good
 
 
 if __name__ == "__main__":

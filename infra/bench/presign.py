@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from urllib.parse import parse_qsl, urlsplit
 
 from functions.objects import Objects, content_disposition
 from functions.settings import load
-from infra.bench.figures import TIMES, Bench, Figure, NotMeasuredError
+from infra.bench.figures import Bench, Figure, NotMeasuredError, compared, per_second
 from infra.bench.rig import BUCKET, asset_keys
 
 TARGET = 2.5
@@ -26,7 +25,7 @@ SIGNED = {"X-Amz-Date", "X-Amz-Signature"}  # what may differ between two moment
 
 
 def measure(bench: Bench) -> list[Figure]:
-    """Both sides in turn, round after round, the same URLs; the median of the rounds' ratios."""
+    """Both sides in turn, round after round, the same URLs."""
     rounds = bench.count(30, 10)
     objects = Objects(load(VARIABLES).settings, BUCKET, url_ttl_seconds=TTL_SECONDS)
     s3 = objects.client  # boto3's own, with the same configuration
@@ -49,13 +48,15 @@ def measure(bench: Bench) -> list[Figure]:
         for sign in (ours, boto3s) if number % 2 else (boto3s, ours):
             took[sign].append(_seconds(sign, keys))
     return [
-        Figure(
-            "a URL presigned on a warm process, times faster than boto3's generate_presigned_url",
-            statistics.median(theirs / mine for mine, theirs in zip(took[ours], took[boto3s], strict=True)),
-            "≥",
-            TARGET,
-            TIMES,
-            f"{_microseconds(took[ours])} / {_microseconds(took[boto3s])} a URL, {rounds} rounds of {URLS}",
+        compared(
+            "URLs presigned a second, on a warm process",
+            "boto3's generate_presigned_url",
+            [URLS / seconds for seconds in took[ours]],
+            [URLS / seconds for seconds in took[boto3s]],
+            per_second,
+            sense="≥",
+            target=TARGET,
+            detail=f"{URLS} URLs a round",
         )
     ]
 
@@ -65,10 +66,6 @@ def _seconds(sign: Callable[[str], str], keys: Sequence[str]) -> float:
     for key in keys:
         sign(key)
     return time.perf_counter() - begun_at
-
-
-def _microseconds(rounds: Sequence[float]) -> str:
-    return f"{statistics.median(rounds) / URLS * 1e6:.0f} µs"
 
 
 def _unsigned(url: str) -> tuple[str, dict[str, str]]:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from http import HTTPStatus
 
-from infra.bench.events import minio_event, post
+from infra.bench.events import ask, minio_event, post
 from infra.bench.figures import Bench, Figure
 from infra.bench.line import Line
 from infra.bench.rig import BUCKET, TOPIC
@@ -84,17 +84,7 @@ async def _deliver(port: int, request: bytes, after_seconds: float) -> tuple[boo
     await asyncio.sleep(after_seconds)
     until = time.monotonic() + ALL_SECONDS
     attempts = 1
-    while (status := await _ask(port, request)) == HTTPStatus.SERVICE_UNAVAILABLE and time.monotonic() < until:
+    while (status := await ask(port, request)) == HTTPStatus.SERVICE_UNAVAILABLE and time.monotonic() < until:
         await asyncio.sleep(RETRY_SECONDS)
         attempts += 1
     return status == HTTPStatus.OK, attempts
-
-
-async def _ask(port: int, request: bytes) -> int:
-    """The status of one request, over a connection of its own."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(request)
-        return int((await reader.readuntil(b"\r\n")).split()[1])
-    finally:
-        writer.close()

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from infra.bench.events import minio_event, post
+from infra.bench.events import ask, minio_event, post
 from infra.bench.figures import Bench, Figure, NotMeasuredError
 from infra.bench.rig import BUCKET, TOPIC
 from infra.local.mosquitto import Mosquitto
@@ -116,19 +116,10 @@ async def _stream(port: int, posted_at: list[float], over: asyncio.Event) -> int
 async def _deliver(port: int, number: int) -> bool:
     request = post("/events", port, TOKEN, minio_event(BUCKET, STEM, number))
     for _ in range(ATTEMPTS):
-        if (status := await _ask(port, request)) != HTTPStatus.SERVICE_UNAVAILABLE:
+        if (status := await ask(port, request)) != HTTPStatus.SERVICE_UNAVAILABLE:
             return status == HTTPStatus.OK
         await asyncio.sleep(RETRY_SECONDS)
     return False
-
-
-async def _ask(port: int, request: bytes) -> int:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(request)
-        return int((await reader.readuntil(b"\r\n")).split()[1])
-    finally:
-        writer.close()
 
 
 async def _change(port: int, brokers: list[Mosquitto], to: int) -> _Change:

@@ -1,6 +1,9 @@
-"""The inline publisher after a freeze that outlasts its keep alive, as Lambda freezes a function between calls.
+"""A publisher after a freeze that outlasts its keep alive, as Lambda freezes a function between calls.
 
-`python -m infra.bench.thaw <port>` is the process that is frozen.
+The inline one beside the usual one, whose network thread is frozen too. Whatever was not confirmed is published once
+more, as its source would do.
+
+`python -m infra.bench.thaw inline|threaded <port>` is a process that is frozen.
 """
 
 from __future__ import annotations
@@ -11,81 +14,167 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from functions.publisher import InlinePublisher, Status
 from functions.routes import Notification
 from functions.settings import Broker
 from functions.telemetry import EmfTelemetry
 from infra.bench.child import Child, obey
-from infra.bench.figures import Bench, Figure, milliseconds, percentile
+from infra.bench.figures import Bench, Figure, NotMeasuredError, compared, milliseconds, percentile
 from infra.bench.rig import TOPIC
+from infra.bench.threaded import ThreadedPublisher
 from infra.local.mosquitto import Mosquitto
-from infra.subscriber import Subscriber
+from infra.subscriber import Message, Subscriber
 
-PROCESSES = 15
+PROCESSES = 10  # of each kind
 KEEPALIVE_SECONDS = 5
 FROZEN_SECONDS = 13.0
 DEADLINE_SECONDS = 5.0
 ANSWER_SECONDS = 15.0
-LATE_SECONDS = 1.0
+LATE_SECONDS = 2.0
 P50_TARGET_SECONDS = 0.005
+INLINE, THREADED = KINDS = ("inline", "threaded")
+WHAT = f"first publish after {FROZEN_SECONDS:g} s of SIGSTOP at keep alive {KEEPALIVE_SECONDS} s"
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One publish: when it was asked for (`time.monotonic`), whether it was confirmed, and the seconds of the call."""
+
+    at: float
+    confirmed: bool
+    took_seconds: float
 
 
 def measure(bench: Bench) -> list[Figure]:
-    """All are frozen side by side, and thawed one by one, so that none has to wait for a processor."""
+    """All are frozen side by side, and thawed one by one, in turn, so that none has to wait for a processor."""
     with (
         Mosquitto(bench.directory / "mosquitto") as broker,
         Subscriber(broker.url, [TOPIC]) as subscriber,
         ExitStack() as processes,
     ):
-        bench.say(f"starting {PROCESSES} processes")
-        sleepers = {n: processes.enter_context(Child("infra.bench.thaw", str(broker.port))) for n in range(PROCESSES)}
-        for number, sleeper in sleepers.items():
-            sleeper.ask(f"before-{number}.bin", ANSWER_SECONDS)
+        names = [f"{kind}-{number}" for number in range(PROCESSES) for kind in KINDS]
+        bench.say(f"starting {len(names)} processes")
+        sleepers = {
+            name: processes.enter_context(Child("infra.bench.thaw", name.partition("-")[0], str(broker.port)))
+            for name in names
+        }
+        for name, sleeper in sleepers.items():
+            _ask(sleeper, f"{name}-before.bin")
         for sleeper in sleepers.values():
             sleeper.send_signal(signal.SIGSTOP)
-        bench.say(f"{PROCESSES} processes are frozen for {FROZEN_SECONDS:g} s at keep alive {KEEPALIVE_SECONDS} s")
+        bench.say(f"{len(names)} processes are frozen for {FROZEN_SECONDS:g} s at keep alive {KEEPALIVE_SECONDS} s")
         time.sleep(FROZEN_SECONDS)
-        answers: dict[str, tuple[str, float]] = {}
-        for number, sleeper in sleepers.items():
+        asked: dict[str, _Asked] = {}
+        for name, sleeper in sleepers.items():
             sleeper.send_signal(signal.SIGCONT)
-            filename = f"after-{number}.bin"
-            answers[filename] = sleeper.ask(filename, ANSWER_SECONDS)
+            asked[name] = _ask(sleeper, f"{name}.bin")
         time.sleep(LATE_SECONDS)
-        copies = Counter(json.loads(message.payload)["filename"] for message in subscriber.messages)
-    delivered = sum(status == Status.DELIVERED and filename in copies for filename, (status, _) in answers.items())
-    seconds = [took for _, took in answers.values()]
+        for name, sleeper in sleepers.items():
+            if not asked[name].confirmed:
+                _ask(sleeper, f"{name}.bin")
+        time.sleep(LATE_SECONDS)
+        heard = _heard(subscriber.messages)
+    return _figures(asked, heard)
+
+
+def _ask(sleeper: Child, filename: str) -> _Asked:
+    asked_at = time.monotonic()
+    confirmed, took_seconds = sleeper.ask(filename, ANSWER_SECONDS)
+    return _Asked(asked_at, bool(confirmed), float(took_seconds))
+
+
+def _heard(messages: list[Message]) -> Mapping[str, list[float]]:
+    """When each name's copies came, in order."""
+    heard: dict[str, list[float]] = {}
+    for message in messages:
+        heard.setdefault(str(json.loads(message.payload)["filename"]).removesuffix(".bin"), []).append(
+            message.received_at
+        )
+    return heard
+
+
+def _figures(asked: Mapping[str, _Asked], heard: Mapping[str, list[float]]) -> list[Figure]:
+    seconds: dict[str, list[float]] = {}
+    counts: dict[str, Counter[str]] = {}
+    for kind in KINDS:
+        mine = [name for name in asked if name.startswith(kind)]
+        if lost := [name for name in mine if name not in heard]:
+            raise NotMeasuredError(f"never heard, although published twice: {', '.join(lost)}")
+        seconds[kind] = [heard[name][0] - asked[name].at for name in mine]
+        counts[kind] = Counter(
+            confirmed=sum(asked[name].confirmed for name in mine), repeated=sum(len(heard[name]) > 1 for name in mine)
+        )
+    took = [asked[name].took_seconds for name in asked if name.startswith(INLINE)]
+    ours, theirs = counts[INLINE], counts[THREADED]
+    peer = "paho's threaded client"
     return [
-        Figure("inline publish after 13 s of SIGSTOP at keep alive 5 s: delivered", delivered, "=", PROCESSES),
-        Figure("repeated", sum(count > 1 for count in copies.values()), "=", 0),
+        Figure(
+            f"{WHAT}: confirmed",
+            ours["confirmed"],
+            "=",
+            PROCESSES,
+            detail=f"of {PROCESSES}",
+            peer=peer,
+            sides=(str(ours["confirmed"]), str(theirs["confirmed"])),
+        ),
+        Figure(
+            "heard more than once, what was not confirmed being published again",
+            ours["repeated"],
+            "=",
+            0,
+            peer=peer,
+            sides=(str(ours["repeated"]), str(theirs["repeated"])),
+        ),
         Figure(
             "duration of that publish, p50",
-            percentile(seconds, 50) * 1e3,
+            percentile(took, 50) * 1e3,
             "≤",
             P50_TARGET_SECONDS * 1e3,
             "ms",
-            f"longest {milliseconds(max(seconds))}",
+            f"longest {milliseconds(max(took))}",
+        ),
+        compared(
+            "thawed → heard",
+            peer,
+            seconds[INLINE],
+            seconds[THREADED],
+            milliseconds,
+            sense="≤",
+            detail=f"longest {milliseconds(max(seconds[INLINE]))} / {milliseconds(max(seconds[THREADED]))}",
         ),
     ]
 
 
-def _publish(publisher: InlinePublisher, filename: str) -> tuple[str, float]:
-    """Child: publish once; the outcome's status, and the seconds that `publish` took."""
-    payload = json.dumps({"filename": filename}).encode()
-    notification = Notification(TOPIC, filename, payload, identity=os.urandom(16))
-    begun_at = time.perf_counter()
-    (outcome,) = publisher.publish([notification], time.monotonic() + DEADLINE_SECONDS)
-    return outcome.status, time.perf_counter() - begun_at
+def _inline(port: int) -> Callable[[str], bool]:
+    """Child: the inline publisher."""
+    publisher = InlinePublisher(
+        Broker(host="127.0.0.1", port=port, keepalive_seconds=KEEPALIVE_SECONDS), EmfTelemetry()
+    )
+
+    def publish(filename: str) -> bool:
+        payload = json.dumps({"filename": filename}).encode()
+        notification = Notification(TOPIC, filename, payload, identity=os.urandom(16))
+        (outcome,) = publisher.publish([notification], time.monotonic() + DEADLINE_SECONDS)
+        return outcome.status is Status.DELIVERED
+
+    return publish
 
 
-def main(port: int) -> None:
-    """Child: publish each filename that it is told."""
-    broker = Broker(host="127.0.0.1", port=port, keepalive_seconds=KEEPALIVE_SECONDS)
-    publisher = InlinePublisher(broker, EmfTelemetry())
-    obey(lambda filename: _publish(publisher, str(filename)))
-    publisher.close()
+def main(kind: str, port: int) -> None:
+    """Child: publish each filename that it is told, and answer whether that was confirmed, and its seconds."""
+    publish = _inline(port) if kind == INLINE else ThreadedPublisher(port, KEEPALIVE_SECONDS).publish
+
+    def do(filename: str) -> tuple[bool, float]:
+        begun_at = time.perf_counter()
+        confirmed = publish(filename)
+        return confirmed, time.perf_counter() - begun_at
+
+    obey(do)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(sys.argv[1], int(sys.argv[2]))

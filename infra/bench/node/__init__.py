@@ -1,0 +1,1 @@
+"""The host as somebody would write it for Node."""
