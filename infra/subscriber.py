@@ -22,6 +22,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 START_TIMEOUT_SECONDS = 5.0
+MESSAGE_TIMEOUT_SECONDS = 20.0
 KEEPALIVE_SECONDS = 30
 STOP_TIMEOUT_SECONDS = 1.0
 LOOP_SECONDS = 0.05
@@ -182,11 +183,11 @@ class Subscriber:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(STOP_TIMEOUT_SECONDS)
 
-    def next(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> Message:
+    def next(self, timeout_seconds: float = MESSAGE_TIMEOUT_SECONDS) -> Message:
         """The oldest message not taken yet; SubscriberTimeoutError when none comes in time."""
         return self.wait_for(1, timeout_seconds)[0]
 
-    def wait_for(self, count: int, timeout_seconds: float = START_TIMEOUT_SECONDS) -> list[Message]:
+    def wait_for(self, count: int, timeout_seconds: float = MESSAGE_TIMEOUT_SECONDS) -> list[Message]:
         """Takes the next `count` messages; SubscriberTimeoutError, taking none, when fewer come in time."""
         with self._news:
             if not self._news.wait_for(lambda: len(self._unread) >= count, timeout_seconds):

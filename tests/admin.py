@@ -8,7 +8,7 @@ from pathlib import Path
 
 from functions.openapi import BASE
 from tests.databases import new_key, new_sqlite
-from tests.hosts import START_SECONDS, Host, environment, eventually
+from tests.hosts import Host, environment, eventually
 
 ADMIN = "admin-token-0123456789"
 
@@ -21,11 +21,10 @@ def administered(directory: Path, *, patch: str = "") -> Iterator[Host]:
         ADMIN_TOKENS=ADMIN,
         DATABASE_URL=new_sqlite(directory),
         ENCRYPTION_KEYS=new_key().get_secret_value(),
-        MQTT_CONNECT_TIMEOUT_SECONDS="1",
+        MQTT_CONNECT_TIMEOUT_SECONDS="5",
         DEVICE_REQUESTS_PER_MINUTE="0",
     )
     with Host(directory, variables, ready=False, patch=patch) as host:
         host.http.headers["Authorization"] = f"Bearer {ADMIN}"
-        host.http.timeout = 15.0
-        eventually(lambda: host.http.get(f"{BASE}/config").status_code == 200, START_SECONDS)  # the tables are made
+        eventually(lambda: host.http.get(f"{BASE}/config").status_code == 200)  # the tables are made
         yield host

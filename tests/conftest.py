@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from infra.local.install import find_minio, find_mosquitto, find_versitygw
 from infra.local.mosquitto import Mosquitto
@@ -24,6 +26,17 @@ def missing(part: str, remedy: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(f"{part}{IS_MISSING}{remedy}")
     pytest.skip(f"{part}{IS_MISSING}{remedy}")  # a developer's machine only, and loudly: see the summary below
+
+
+# Hypothesis holds each example to 200 ms by the clock, which says more about the machine than about the code.
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what the tests start: a shell that runs them in the background has it ignored, by all below."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

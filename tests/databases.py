@@ -34,7 +34,7 @@ def new_sqlite(directory: Path) -> str:
 def new_postgresql(server: Postgres) -> str:
     """The DATABASE_URL of an empty database."""
     name = f"test_{next(_numbers)}"
-    with psycopg.connect(server.url(), autocommit=True, connect_timeout=5) as connection:
+    with psycopg.connect(server.url(), autocommit=True, connect_timeout=30) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     return server.url(name)
 

@@ -16,6 +16,7 @@ import httpx
 from infra.subscriber import Subscriber
 from tests.databases import new_key
 from tests.hosts import TOKEN, Host, environment, eventually, upload
+from tests.timing import PATIENCE_SECONDS
 
 ADMIN = "admin-token-0123456789"
 API = "/api/v1/integrations/mqtt"
@@ -30,7 +31,8 @@ def storing(url: str, mqtt_url: str | None = None, **more: str) -> dict[str, str
         "DATABASE_URL": url,
         "ENCRYPTION_KEYS": KEY,
         "ADMIN_TOKENS": ADMIN,
-        "MQTT_CONNECT_TIMEOUT_SECONDS": "1",
+        "MQTT_CONNECT_TIMEOUT_SECONDS": "5",
+        "MQTT_PUBLISH_TIMEOUT_SECONDS": "3",
         "DEVICE_REQUESTS_PER_MINUTE": "0",
     }
     return environment(mqtt_url, **known | more)
@@ -107,7 +109,7 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join(10.0)
+        self._thread.join(PATIENCE_SECONDS)
 
     def next_name(self) -> str:
         """The first name that is certainly not posted yet."""
@@ -117,7 +119,7 @@ class Stream:
         return f"{self._stem}-{number:05d}.bin"
 
     def _run(self) -> None:
-        with httpx.Client(base_url=self._host.url, timeout=10.0, trust_env=False) as http:
+        with httpx.Client(base_url=self._host.url, timeout=PATIENCE_SECONDS, trust_env=False) as http:
             headers = {"Authorization": f"Bearer {TOKEN}"}
             while not self._over.is_set():
                 name = self._name(len(self.confirmed))

@@ -34,10 +34,10 @@ EAR_PASSWORD = "the ear's own"
 # The template's queue hides a message for a minute and tries it a hundred times; a test has no hour.
 VISIBILITY_SECONDS = 1
 MAX_RECEIVE_COUNT = 2
-LONG_POLL_SECONDS = 5
-HEAR_SECONDS = 5.0
+LONG_POLL_SECONDS = 20  # what comes ends it; nobody waits so long for nothing
+HEAR_SECONDS = 30.0
 SETTLE_SECONDS = 0.3
-RECONNECT_SECONDS = 10.0
+RECONNECT_SECONDS = 30.0
 POLL_SECONDS = 0.02
 LOG_TAIL_CHARACTERS = 3000
 

@@ -6,7 +6,6 @@ An emulation: it proves nothing about IAM, signatures, TLS, API Gateway or how L
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
 
 import pytest
@@ -21,7 +20,7 @@ from tests.template import transformed
 MAC = "a1-b2-c3-d4-e5-f6"
 OTHER_MAC = "00-00-00-00-00-01"
 CONFIGS, ASSETS = "iotsupport/updates/configs", "iotsupport/updates/assets"
-FETCH_SECONDS = 5.0
+FETCH_SECONDS = 30.0
 
 
 def bodies(turn: Turn) -> list[str]:
@@ -111,12 +110,11 @@ def test_a_removal_is_silent_on_an_emulated_aws(cloud: Cloud) -> None:
 def test_a_poison_message_ends_in_the_emulated_dead_letter_queue_and_the_nine_beside_it_ring_once(
     cloud: Cloud,
 ) -> None:
-    """Its id alone comes back; after MaxReceiveCount tries SQS itself moves it, within seconds."""
+    """Its id alone comes back; after MaxReceiveCount tries SQS itself moves it."""
     for number in range(9):
         cloud.put(f"assets/good-{number}")
     poison = '{"Records": [{"eventName": "ObjectCreated:Put"'
     poison_id = cloud.sqs.send_message(QueueUrl=cloud.queue_url, MessageBody=poison)["MessageId"]
-    began_at = time.monotonic()
     turn = cloud.turn()
     assert len(turn.records) == 10
     assert turn.kept == {poison_id}
@@ -129,7 +127,6 @@ def test_a_poison_message_ends_in_the_emulated_dead_letter_queue_and_the_nine_be
     assert cloud.turn(wait_seconds=2 * VISIBILITY_SECONDS) == Turn()
     assert cloud.dead_letters() == [poison]
     assert cloud.queued() == 0
-    assert time.monotonic() - began_at < 15
     assert cloud.ear.drain() == []
 
 

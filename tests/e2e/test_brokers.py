@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +13,12 @@ from infra.local.certificates import make_certificates
 from infra.local.mosquitto import Mosquitto
 from tests.e2e.conftest import Build
 from tests.e2e.world import ASSETS, BUCKET, CONFIGS, World, eventually, filename_of, fresh, fresh_config, id_of
+from tests.timing import SLACK_SECONDS
 
-PATIENCE = {"MQTT_PUBLISH_TIMEOUT_SECONDS": "1"}
+PUBLISH_SECONDS = 2.0
+PATIENCE = {"MQTT_PUBLISH_TIMEOUT_SECONDS": str(PUBLISH_SECONDS)}
 SOON = {"VisibilityTimeout": "2"}  # seconds: what was not settled comes back, where `connect` sets 60
 NOT_AUTHORISED = 0x87
-SLOW_SECONDS = 0.5  # an upload that waited for the broker would take at least PATIENCE, of 1 s
 USERS = {"bell": "ring-ring", "ear": "listen-well"}
 MQTT_USER = {"MQTT_USERNAME": "bell", "MQTT_PASSWORD": USERS["bell"]}
 EAR = {"username": "ear", "password": USERS["ear"]}
@@ -121,24 +121,28 @@ def test_a_message_that_nobody_hears_is_a_success_and_counted(build_minio: Build
 # Ailing.
 
 
-def test_a_broker_that_refuses_a_topic_harms_no_upload(build: Build, tmp_path: Path) -> None:
-    """The object is there; topic, filename and reason are in the log; it is one failure, and not repeated (A11)."""
+def test_a_broker_that_forbids_a_topic_harms_no_upload(build: Build, tmp_path: Path) -> None:
+    """The object is there; topic, filename and reason are logged (A11); what MinIO keeps rings once it is allowed."""
     broker = Mosquitto(tmp_path / "users", users=USERS, acl=DEAF_ACL)
     world = build(broker=broker, mqtt=MQTT_USER, ears=EAR)
     [name], [seconds] = upload_seconds(world, 1)
-    assert seconds < SLOW_SECONDS
+    assert seconds < SLACK_SECONDS
     assert world.etag(f"assets/{name}")
     assert eventually(lambda: name in world.failures()), world.last_words()
     line = world.failures()[name]
     assert (line["topic"], line["reason_code"]) == (ASSETS, NOT_AUTHORISED)
     assert "0x87" in str(line["reason"])
-    if world.kind == "minio":
-        assert eventually(lambda: world.queued() == 0)
-    assert world.metric("mqtt_publish_total", topic=ASSETS, status="failure") == 1
-    assert world.metric("mqtt_publish_errors_total") == 1
+    failures = world.metric("mqtt_publish_total", topic=ASSETS, status="failure")
+    assert failures >= 1
+    assert world.metric("mqtt_publish_errors_total") >= failures
     assert world.metric("mqtt_publish_total", status="success") == 0
     assert world.readiness()[0]  # the connection is well; only this topic is not ours
     assert world.ear.drain() == []
+    if world.kind == "minio":  # moto's queue asks again too late for a test, Versity GW never
+        broker.set_acl(ACL)
+        broker.reload()
+        world.hear(name)
+        assert eventually(lambda: world.queued() == 0)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +156,13 @@ def test_a_broker_that_refuses_a_topic_harms_no_upload(build: Build, tmp_path: P
 def test_a_broker_in_trouble_harms_no_upload_and_hears_of_each_afterwards(
     build: Build, harm: Callable[[World], None], heal: Callable[[World], None], why: str
 ) -> None:
-    """Uploads take as long as ever, failures are logged and counted, and all rings once the broker is back (A11)."""
+    """No upload waits for it, failures are logged and counted, and all rings once the broker is back (A11)."""
     world = build(mqtt=PATIENCE, queue=SOON, proxied=True)
-    names, well_seconds = upload_seconds(world)
+    names, _ = upload_seconds(world)
     world.hear(*names)
     harm(world)
     names, ill_seconds = upload_seconds(world)
-    assert max(ill_seconds) < SLOW_SECONDS
-    assert statistics.median(ill_seconds) < 3 * statistics.median(well_seconds) + 0.05
+    assert sum(ill_seconds) < len(names) * PUBLISH_SECONDS / 2  # each that waited for the broker would wait so long
     assert all(world.etag(f"assets/{name}") for name in names)
     assert eventually(lambda: set(world.failures()) & set(names)), world.last_words()
     for line in world.failures().values():
@@ -222,7 +225,7 @@ def test_an_event_that_can_never_succeed_ends_in_the_dead_letter_queue(build_mot
     world.set_queue({"RedrivePolicy": json.dumps(redrive)})
     [name], _ = upload_seconds(world, 1)
     assert eventually(lambda: name in world.failures()), world.last_words()
-    assert eventually(lambda: world.dead_letter_queue()["ApproximateNumberOfMessages"] == "1", 8), world.samples()
+    assert eventually(lambda: world.dead_letter_queue()["ApproximateNumberOfMessages"] == "1"), world.samples()
 
 
 # Versions: a bucket of its own, because versioning cannot be undone.

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.e2e.world import ASSETS, BUCKET, Kind, World, eventually, fresh
+from tests.timing import PATIENCE_SECONDS
 
 EVENTS = "events/"
 KEY = f"k1:{base64.b64encode(bytes(range(32))).decode()}"
@@ -58,7 +59,7 @@ def test_each_event_rings_once_at_however_many_doors_it_comes(yard: World) -> No
         upload(yard, f"camera-{number % 3}", event_id)
     for name in assets:
         yard.put(f"assets/{name}")
-    messages = yard.ear.wait_for(len(ids) + len(assets), 20.0)
+    messages = yard.ear.wait_for(len(ids) + len(assets), PATIENCE_SECONDS)
     events = [json.loads(one.payload)["event_id"] for one in messages if one.topic != ASSETS]
     assert sorted(events) == sorted(ids)
     if yard.kind == "minio":
@@ -83,7 +84,7 @@ def test_a_link_opens_one_picture_on_the_host_and_no_other(yard: World) -> None:
     for name in (event_id, f"{event_id}-other"):
         yard.put(f"{EVENTS}front door/{name}.jpg", PICTURE)
     upload(yard, "front door", event_id)
-    url = json.loads(yard.ear.next(10.0).payload)["thumbnail_url"]
+    url = json.loads(yard.ear.next().payload)["thumbnail_url"]
     assert url.startswith(f"{yard.host.url}/thumbnails/front%20door/{event_id}.jpg?token=")
     shown = httpx.get(url, follow_redirects=True, trust_env=False)
     assert (shown.status_code, shown.content, shown.headers["content-type"]) == (200, PICTURE, "image/jpeg")
@@ -100,7 +101,7 @@ def test_metrics_know_one_topic_for_all_cameras(yard: World) -> None:
     """However many there are."""
     for number in range(3):
         upload(yard, f"many-{number}", fresh("e"))
-    yard.ear.wait_for(3, 10.0)
+    yard.ear.wait_for(3)
     topics = {dict(labels).get("topic", "") for name, labels in yard.samples() if name == "mqtt_publish_total"}
     assert "camera/+/event" in topics
     assert not [topic for topic in topics if "many-" in topic]

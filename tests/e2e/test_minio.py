@@ -10,6 +10,7 @@ from infra.connect.minio import Doors
 from infra.subscriber import Message
 from tests.e2e.conftest import Build
 from tests.e2e.world import BUCKET, PROBE, World, eventually, fresh, id_of
+from tests.timing import PATIENCE_SECONDS
 
 UPLOADS = 20
 KILL_AT = 8
@@ -26,7 +27,7 @@ def assert_repeats_keep_their_id(heard: dict[str, list[Message]]) -> None:
 def hear_until_settled(world: World, names: list[str]) -> None:
     """Nothing is missing, MinIO's queue runs empty, and whatever rang again did so with the first one's id."""
     heard = world.hear_at_least(names)
-    assert eventually(lambda: world.queued() == 0, 20), world.last_words()
+    assert eventually(lambda: world.queued() == 0), world.last_words()
     for message in world.ear.silence(0.2):
         heard.setdefault(dict(message.user_properties)["subject"].removeprefix("assets/"), []).append(message)
     assert sorted(heard) == sorted(names)
@@ -39,7 +40,7 @@ def test_with_both_doors_on_each_upload_rings_once_and_its_repeat_ends_at_the_su
     names = [fresh() for _ in range(5)]
     for name in names:
         world.put(f"assets/{name}")
-    world.hear(*names, within_seconds=2)
+    world.hear(*names)
     assert eventually(lambda: world.metric("events_total", source="sure") == len(names))
     assert world.metric("events_total", source="fast", outcome="delivered") == len(names)
     assert world.metric("events_total", source="sure", outcome="repeated") == len(names)
@@ -50,7 +51,7 @@ def test_with_both_doors_on_each_upload_rings_once_and_its_repeat_ends_at_the_su
 
 def test_no_upload_is_lost_when_the_broker_is_killed_and_started_again(build_minio: Build) -> None:
     """Twenty uploads, the broker gone in their middle: all of them ring, repeats with the first one's id."""
-    world = build_minio(proxied=True, mqtt={"MQTT_PUBLISH_TIMEOUT_SECONDS": "1"})
+    world = build_minio(proxied=True, mqtt={"MQTT_PUBLISH_TIMEOUT_SECONDS": "2"})
     assert world.proxy
     # Some are on the wire when the link is cut, and some of those unacknowledged though the broker has them.
     world.proxy.delay_seconds = 0.05
@@ -84,7 +85,7 @@ def test_no_upload_is_lost_when_the_host_is_asked_to_stop_while_one_is_under_way
     uploader = threading.Thread(target=lambda: [world.put(f"assets/{name}", bytes(256 * 1024)) for name in names])
     uploader.start()
     world.host.stop()
-    uploader.join(10)
+    uploader.join(PATIENCE_SECONDS)
     said = world.log("WARNING", "ERROR")
     world.host.start()
     hear_until_settled(world, names)
@@ -138,5 +139,5 @@ def test_the_words_of_connect_and_the_environment_are_all_that_it_takes(build_mi
     assert world.connect(*options).exit_code == 0
     name = fresh()
     world.put(f"assets/{name}")
-    world.hear(name, within_seconds=2)
+    world.hear(name)
     assert eventually(lambda: world.metric("events_total", source="sure", outcome="repeated") == 1)

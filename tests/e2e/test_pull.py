@@ -18,13 +18,14 @@ from functions.tokens import Keyring
 from infra.local.process import Process
 from tests.e2e.conftest import Build
 from tests.e2e.world import World, eventually, fresh, fresh_config
+from tests.timing import PATIENCE_SECONDS
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 RING = Keyring.parse([f"2026:{KEY}"])
 BUCKETBELL = Path(sys.executable).with_name("bucketbell")
 OURS = ("MQTT_", "AWS_", "BUCKET", "TOPIC_", "DEVICE_", "WEBHOOK_", "S3_")
 WITH_DOWNLOADS = {"DEVICE_TOKEN_KEYS": f"2026:{KEY}", "DEVICE_REQUESTS_PER_MINUTE": "0"}
-STOP_SECONDS = 3.0
+STOP_SECONDS = 10.0  # then it is killed
 
 Start = Callable[..., "Device"]
 
@@ -59,7 +60,7 @@ class Device(Process):
     def end(self) -> int:
         """Wait until it ends by itself; returns its exit status."""
         assert self._child is not None
-        return self._child.wait(20)
+        return self._child.wait(2 * PATIENCE_SECONDS)
 
     def wait_for(self, event: str, **fields: object) -> dict[str, Any]:
         """The first such report; fails with all that was said when none comes in time."""
@@ -106,7 +107,7 @@ def content(size: int) -> bytes:
 
 def ask(world: World, path: str, token: str) -> tuple[int, Mapping[str, str]]:
     """Status and headers of the host's answer to a device; no redirection is followed."""
-    connection = HTTPConnection(world.host.url.removeprefix("http://"), timeout=10)
+    connection = HTTPConnection(world.host.url.removeprefix("http://"), timeout=PATIENCE_SECONDS)
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
         answer = connection.getresponse()

@@ -142,7 +142,7 @@ def test_one_upload_moves_every_metric_by_its_amount(world: World) -> None:
     world.put(f"assets/{name}")
     world.hear(name)
     expected = [value + amount for value, (_, _, amount) in zip(before, counted, strict=True)]
-    assert eventually(lambda: values() == expected, 3), (expected, values())
+    assert eventually(lambda: values() == expected), (expected, values())
     for gauge in ("mqtt_enabled", "mqtt_connection_state", "mqtt_connection_status"):
         assert world.metric(gauge) == 1
 
@@ -166,5 +166,5 @@ def test_removals_and_tags_never_ring(request: pytest.FixtureRequest, world: Wor
     )
     world.assert_silent()
     expected = skipped + len(names) * told
-    assert eventually(lambda: world.metric("events_total", source=source, outcome="removed") == expected, 5)
+    assert eventually(lambda: world.metric("events_total", source=source, outcome="removed") == expected)
     assert world.log("ERROR") == []

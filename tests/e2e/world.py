@@ -27,6 +27,7 @@ from infra.local.stack import OURS, Host
 from infra.local.stores import Minio, MotoServer, Store, VersityGateway
 from infra.subscriber import Message, Subscriber, SubscriberTimeoutError
 from tests.fakes.proxy import TcpProxy
+from tests.timing import PATIENCE_SECONDS
 
 Kind = Literal["minio", "moto", "versitygw"]
 
@@ -36,13 +37,11 @@ ASSETS = "iotsupport/updates/assets"
 PROBE = "assets/probe"
 TOKEN = "the-token-of-the-whole-way-0123"
 
-HEAR_SECONDS = 10.0
-"""MinIO looks at its queue every 3 s; with an outage in between, and a busy machine, this is ample."""
-EVENTUALLY_SECONDS = 15.0
-ASK_SECONDS = 2.0
+ASK_SECONDS = 10.0
 SETTLE_SECONDS = 0.1  # what MinIO sent side by side with the last event heard has arrived after this
+READ_SECONDS = 1.0  # in which the subscriber reads what the broker has confirmed, on a busy machine too
 POLL_SECONDS = 0.02
-STOP_SECONDS = 3.0
+STOP_SECONDS = 10.0  # then it is killed: how long the host takes is tested elsewhere
 LOG_TAIL_CHARACTERS = 2500
 
 _numbers = itertools.count(1)
@@ -59,7 +58,7 @@ def fresh_config() -> str:
     return "-".join(number[at : at + 2] for at in range(0, 12, 2)) + ".json"
 
 
-def eventually(truth: Callable[[], object], within_seconds: float = EVENTUALLY_SECONDS) -> bool:
+def eventually(truth: Callable[[], object], within_seconds: float = PATIENCE_SECONDS) -> bool:
     """Whether `truth` becomes true in time."""
     deadline = time.monotonic() + within_seconds
     while not truth():
@@ -158,6 +157,10 @@ class World:
         else:
             self.store.start()
             done = self.connect("--create", "--json")
+            if (
+                "not reachable" in done.output
+            ):  # a store that has only just started may take longer than `connect` waits
+                done = self.connect("--create", "--json")
             assert done.exit_code == 0, done.output
             self.host.environment |= json.loads(done.stdout).get("host_environment", {})
             if self.kind == "moto" and self._queue:
@@ -234,7 +237,7 @@ class World:
         assert self.proxy
         self.proxy.refuse_new = True
         self.proxy.cut()
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(READ_SECONDS)
         self.broker.kill()
 
     def bring_broker_back(self) -> None:
@@ -256,7 +259,7 @@ class World:
 
     # The device's side.
 
-    def hear(self, *filenames: str, topic: str = ASSETS, within_seconds: float = HEAR_SECONDS) -> list[Message]:
+    def hear(self, *filenames: str, topic: str = ASSETS, within_seconds: float = PATIENCE_SECONDS) -> list[Message]:
         """Take the next messages: exactly these filenames on this topic, in any order, returned in the one given."""
         try:
             messages = self.ear.wait_for(len(filenames), within_seconds)
@@ -267,7 +270,9 @@ class World:
         assert {message.topic for message in messages} == {topic}
         return [heard[name] for name in filenames]
 
-    def hear_at_least(self, filenames: Iterable[str], within_seconds: float = 30.0) -> dict[str, list[Message]]:
+    def hear_at_least(
+        self, filenames: Iterable[str], within_seconds: float = 2 * PATIENCE_SECONDS
+    ) -> dict[str, list[Message]]:
         """Take messages until each filename was heard, repeats included."""
         heard: defaultdict[str, list[Message]] = defaultdict(list)
         missing = set(filenames)

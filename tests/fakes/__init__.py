@@ -7,7 +7,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-CALL_TIMEOUT_SECONDS = 5.0
+CALL_TIMEOUT_SECONDS = 30.0
 
 T = TypeVar("T")
 

@@ -15,8 +15,9 @@ from typing import Self
 
 from infra.local.process import free_port
 from tests.fakes import LoopThread
+from tests.timing import PATIENCE_SECONDS
 
-CLOSE_TIMEOUT_SECONDS = 0.5
+CLOSE_TIMEOUT_SECONDS = 5.0
 MQTT_5 = 5
 FAILURE = 0x80
 
@@ -173,7 +174,7 @@ class FakeBroker:
         """The packets so far with that name, such as PINGREQ or DISCONNECT."""
         return [packet for packet in list(self.packets) if packet.kind == kind]
 
-    def wait_for(self, kind: str, count: int = 1, timeout_seconds: float = 5.0) -> list[Packet]:
+    def wait_for(self, kind: str, count: int = 1, timeout_seconds: float = PATIENCE_SECONDS) -> list[Packet]:
         """The packets of that kind once there are `count`; TimeoutError when there are fewer by then."""
         with self._news:
             if not self._news.wait_for(lambda: len(self.of_kind(kind)) >= count, timeout_seconds):

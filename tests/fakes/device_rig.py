@@ -17,10 +17,10 @@ from infra.device.store import Store
 from infra.device.web import Web
 from infra.subscriber import Message
 from tests.fakes.slow_store import TOKEN
+from tests.timing import PATIENCE_SECONDS
 
 MAC = "a1-b2-c3-d4-e5-f6"
 TOPICS: dict[str, Kind] = {"t/updates/configs": "config", "t/updates/assets": "asset"}
-DEADLINE_SECONDS = 10.0
 
 
 class DeviceRig:
@@ -100,7 +100,7 @@ class DeviceRig:
     def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
         """The `count`th event of that name; fails when it does not come in time."""
         with self._news:
-            self._news.wait_for(lambda: [name for name, _ in self.events].count(event) >= count, DEADLINE_SECONDS)
+            self._news.wait_for(lambda: [name for name, _ in self.events].count(event) >= count, PATIENCE_SECONDS)
             found = [fields for name, fields in self.events if name == event]
         assert len(found) >= count, self.events
         return found[count - 1]
@@ -117,7 +117,7 @@ class DeviceRig:
     ) -> None:
         self.device.stop()
         if self._thread is not None:
-            self._thread.join(DEADLINE_SECONDS)
+            self._thread.join(PATIENCE_SECONDS)
             assert not self._thread.is_alive()
         self.store.close()
         self._web.close()

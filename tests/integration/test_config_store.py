@@ -42,7 +42,7 @@ def execute(url: str, statement: str) -> list[tuple[Any, ...]]:
     if url.startswith("sqlite"):
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
             return connection.execute(statement).fetchall()
-    with psycopg.connect(url, connect_timeout=5) as server:
+    with psycopg.connect(url, connect_timeout=30) as server:
         cursor = server.execute(statement)
         return cursor.fetchall() if cursor.description else []
 
@@ -52,7 +52,7 @@ def everything(url: str) -> bytes:
     if url.startswith("sqlite"):
         file = Path(url.removeprefix("sqlite:///"))
         return b"".join(part.read_bytes() for part in sorted(file.parent.glob(f"{file.name}*")))
-    with psycopg.connect(url, connect_timeout=5) as server, server.cursor().copy("COPY mqtt_config TO STDOUT") as copy:
+    with psycopg.connect(url, connect_timeout=30) as server, server.cursor().copy("COPY mqtt_config TO STDOUT") as copy:
         return b"".join(copy)
 
 

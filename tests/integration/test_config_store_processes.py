@@ -19,7 +19,7 @@ from tests.databases import store_of
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 15
-EXIT_SECONDS = 20.0
+EXIT_SECONDS = 60.0
 
 # Each says that it is ready, then does one thing for each line that it is given, and says what came of it.
 EDITOR = """

@@ -28,9 +28,9 @@ from infra.local.postgres import Postgres
 from infra.local.process import free_port
 from infra.migrate import upgrade
 from tests.databases import new_key, new_postgresql, new_sqlite, store_of
+from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 DEADLINE_SECONDS = 1.0
-SLACK_SECONDS = 1.0
 NOBODY = 65534
 CANARY = "canary-5f3a"
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -239,7 +239,7 @@ def test_a_server_that_refuses_us_is_said(postgres_server: Postgres) -> None:
 
 def test_a_user_without_rights_is_said(postgres_server: Postgres, postgresql_url: str) -> None:
     """What to grant is the administrator's to know; that it is rights is said."""
-    with psycopg.connect(postgresql_url, autocommit=True, connect_timeout=5) as administrator:
+    with psycopg.connect(postgresql_url, autocommit=True, connect_timeout=int(PATIENCE_SECONDS)) as administrator:
         name = sql.Identifier(f"guest_{free_port()}")
         administrator.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(name, sql.Literal(f"{CANARY}/@:%")))
     database = postgresql_url.rpartition("/")[2]
@@ -250,7 +250,7 @@ def test_a_user_without_rights_is_said(postgres_server: Postgres, postgresql_url
 def test_a_locked_table_is_waited_for_and_given_up(postgresql_url: str) -> None:
     """A writer says so after the deadline, and readers go on."""
     store = hasty(postgresql_url)
-    with psycopg.connect(postgresql_url, connect_timeout=5) as other:
+    with psycopg.connect(postgresql_url, connect_timeout=int(PATIENCE_SECONDS)) as other:
         other.execute("LOCK TABLE mqtt_config IN SHARE ROW EXCLUSIVE MODE")
         assert store.load() is None
         with within(DEADLINE_SECONDS):

@@ -36,10 +36,9 @@ from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from infra.subscriber import Subscriber
 from tests.fakes.broker import GARBAGE, HTTP_ANSWER, Behaviour, FakeBroker
+from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 TOPIC = "iotsupport/updates/assets"
-PATIENCE_SECONDS = 3.0
-SLACK_SECONDS = 0.3  # what a busy machine adds to a deadline
 AES = BestAvailableEncryption(b"secret")
 
 _Line = tuple[Mosquitto, InlinePublisher, Subscriber]
@@ -171,7 +170,7 @@ def _ring(line: _Line, names: list[str]) -> None:
     notifications = [Routes().route(ObjectCreated("devices", f"assets/{name}", "ObjectCreated:Put")) for name in names]
     wanted = [one for one in notifications if isinstance(one, Notification)]
     assert len(wanted) == len(names)
-    outcomes = publisher.publish(wanted, time.monotonic() + 10)
+    outcomes = publisher.publish(wanted, time.monotonic() + PATIENCE_SECONDS)
     assert {outcome.status for outcome in outcomes} <= {Status.DELIVERED}
     for name, message in zip(names, subscriber.wait_for(len(names)), strict=True):
         assert json.loads(message.payload) == {"filename": name}
@@ -314,7 +313,7 @@ def test_a_closed_port_refuses_at_once() -> None:
     """Without using up the deadline."""
     begun_at = time.monotonic()
     assert "refused" in _refusal(Broker("127.0.0.1", free_port())).reason.lower()
-    assert time.monotonic() - begun_at < 1
+    assert time.monotonic() - begun_at < SLACK_SECONDS
 
 
 # Deadlines.
@@ -361,8 +360,8 @@ def test_the_hosts_addresses_share_the_deadline(mosquitto: Mosquitto, monkeypatc
     alive = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", mosquitto.port))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: [dead, refusing, alive])
     begun_at = time.monotonic()
-    _connect(Broker("two.faced", mosquitto.port), 0.9).close()
-    assert time.monotonic() - begun_at < 0.3 + SLACK_SECONDS, "a third each, and nothing for the refusing one"
+    _connect(Broker("two.faced", mosquitto.port), 4.5).close()
+    assert 1.5 <= time.monotonic() - begun_at < 4.5, "a third each, and nothing for the refusing one"
     for sock in (listener, *fillers):
         sock.close()
 
@@ -383,7 +382,7 @@ def test_tls_with_our_own_authority(tls_mosquitto: Mosquitto, certificates: Cert
     """Many messages: a TLS record holds several acknowledgements, and none is left lying in it."""
     publisher = InlinePublisher(_broker(tls_mosquitto, ca_file=certificates.ca_file), EmfTelemetry())
     batch = [_notification(f"{n}.bin") for n in range(100)]
-    outcomes = publisher.publish(batch, time.monotonic() + 5)
+    outcomes = publisher.publish(batch, time.monotonic() + PATIENCE_SECONDS)
     assert {outcome.status for outcome in outcomes} == {Status.NO_SUBSCRIBERS}
     publisher.close()
 
@@ -517,7 +516,7 @@ def test_the_owner_hears_of_the_end_while_the_socket_is_still_open() -> None:
     seen: list[int] = []
     with FakeBroker() as fake:
         connection = Connection(_broker(fake), "a", before_close=lambda: seen.append(descriptor.fileno()))
-        connection.open(1.0)
+        connection.open(PATIENCE_SECONDS)
         fake.wait_for("CONNECT")
         descriptor = socket.socket(fileno=os.dup(connection.fileno()))
         connection.discard()

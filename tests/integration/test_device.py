@@ -29,9 +29,10 @@ from tests.fakes.device_rig import MAC, DeviceRig
 from tests.fakes.proxy import TcpProxy
 from tests.fakes.real_store import RealStore
 from tests.fakes.slow_store import TOKEN, Behaviour, SlowStore
+from tests.timing import SLACK_SECONDS
 
-DEADLINE_SECONDS = 20.0
-STOP_SECONDS = 3.0
+DEADLINE_SECONDS = 60.0
+STOP_SECONDS = 3.0 + 2 * SLACK_SECONDS  # a whole process, on a busy machine
 KILLS = 12
 CONFIG, FILE = f"configs/{MAC.upper()}.json", "assets/firmware.bin"
 COMMAND = (sys.executable, "-c", "import typer; from infra.device.command import device; typer.run(device)")
@@ -274,14 +275,13 @@ def test_a_cut_on_the_real_store(passage: tuple[RealStore, TcpProxy], tmp_path: 
     body, other = os.urandom(30_000_000), os.urandom(1_000_000)
     bucket.put(FILE, body)
     if what == "expires":
-        bucket.ttl_seconds = [2]
-    expires_at = time.monotonic() + 2.5
+        bucket.ttl_seconds = [3]
     with SlowStore(bucket) as server, DeviceRig(tmp_path, server.url, pause_seconds=0.05) as rig:
         rig.start()
         cut_in_the_middle(rig, proxy, 10_000_000)
         assert not (tmp_path / FILE).exists()
         if what == "expires":
-            time.sleep(max(0, expires_at - time.monotonic()))
+            time.sleep(3.5)
         elif what == "is replaced":
             bucket.put(FILE, other)
         elif what == "is deleted":

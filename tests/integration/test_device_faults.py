@@ -6,7 +6,6 @@ import json
 import os
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from infra.local.certificates import make_certificates
 from infra.local.process import free_port
 from tests.fakes.device_rig import DeviceRig
 from tests.fakes.slow_store import Behaviour, SlowStore, listed
+from tests.hosts import eventually
+from tests.timing import PATIENCE_SECONDS
 
 OLD, NEW = os.urandom(300_000), os.urandom(300_001)
 FILE = "assets/firmware.bin"
@@ -113,7 +114,7 @@ def test_a_stalled_download_is_given_up_and_resumed(
     world: SlowStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Silence for the named time ends the attempt, not the file."""
-    monkeypatch.setattr(web, "STALL_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(web, "STALL_TIMEOUT_SECONDS", 1.5)
     world.script = [Behaviour(stall_after_bytes=70_000)]
     with DeviceRig(tmp_path, world.url) as rig:
         assert rig.once()
@@ -405,7 +406,7 @@ def test_of_two_versions_the_newer_wins(world: SlowStore, rig: DeviceRig) -> Non
     older = world.put(FILE, OLD * 10)
     newest = NEW[::-1]
     heard = threading.Event()
-    world.script = [Behaviour(stall_after_bytes=500_000, go_on=True, at_stop=lambda: heard.wait(5))]
+    world.script = [Behaviour(stall_after_bytes=500_000, go_on=True, at_stop=lambda: heard.wait(PATIENCE_SECONDS))]
     rig.announce(FILE, etag=older.etag, event_id="1")
     rig.wait_for("downloading", 2)
     rig.announce(FILE, etag=world.put(FILE, newest).etag, event_id="2")
@@ -503,11 +504,9 @@ def test_stopping_is_quick_and_keeps_what_is_there(world: SlowStore, tmp_path: P
     world.script = [Behaviour(stall_after_bytes=2_000_000, at_stop=sent.set)]
     with DeviceRig(tmp_path, world.url) as rig:
         rig.start()
-        assert sent.wait(5)
-        deadline = time.monotonic() + 5
+        assert sent.wait(PATIENCE_SECONDS)
         parts = (tmp_path / ".bucketbell").glob
-        while sum(part.stat().st_size for part in parts("*.part")) < 2_000_000 and time.monotonic() < deadline:
-            time.sleep(0.005)
+        eventually(lambda: sum(part.stat().st_size for part in parts("*.part")) >= 2_000_000)
         rig.device.stop()
         world.release.set()
     assert rig.reasons() == []

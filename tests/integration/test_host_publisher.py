@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from functions import publisher as functions_publisher
 from functions.events import ObjectCreated
 from functions.notify import Step
 from functions.publisher import MAX_BACKOFF_SECONDS, Status, backoff_seconds
@@ -33,6 +34,7 @@ from infra.subscriber import Subscriber
 from tests.fakes.broker import GARBAGE, Behaviour, FakeBroker
 from tests.fakes.proxy import TcpProxy
 from tests.hosts import TOPICS, on_uvloop, until
+from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 HEALTHY = Behaviour()
 
@@ -47,7 +49,7 @@ class Publishing:
     """A started publisher, what it counts, and every status it went through."""
 
     def __init__(self, url: str, on_change: Callable[[LinkStatus], None] | None, **settings: str) -> None:
-        variables = {"MQTT_URL": url, "MQTT_PUBLISH_TIMEOUT_SECONDS": "2", **settings}
+        variables = {"MQTT_URL": url, "MQTT_PUBLISH_TIMEOUT_SECONDS": "20", **settings}
         self.telemetry = PrometheusTelemetry()
         self.changes: list[LinkStatus] = []
         self._limit = int(variables.pop("queue_limit", "10000"))
@@ -77,7 +79,7 @@ class Publishing:
 async def publishing(
     url: str, *, connected: bool = True, on_change: Callable[[LinkStatus], None] | None = None, **settings: str
 ) -> AsyncIterator[Publishing]:
-    """A publisher with a 2 s deadline, connected unless told otherwise, and stopped at the end."""
+    """A publisher with all the time in the world, connected unless told otherwise, and stopped at the end."""
     case = Publishing(url, on_change, **settings)
     await case.publisher.start()
     try:
@@ -153,7 +155,7 @@ async def test_a_forbidden_topic_is_refused_and_costs_nobody_the_connection(
 async def test_a_message_that_waits_for_its_broker_goes_out_when_it_appears(mosquitto: Mosquitto) -> None:
     """The broker may start after the host; the attempts until then are counted, and `enabled` waits for CONNACK."""
     mosquitto.stop()
-    async with publishing(mosquitto.url, connected=False, MQTT_PUBLISH_TIMEOUT_SECONDS="5") as case:
+    async with publishing(mosquitto.url, connected=False) as case:
         await until(lambda: case.changes)
         assert not case.connected
         assert "refused" in case.publisher.status.reason
@@ -197,10 +199,11 @@ async def test_a_wrong_password_is_told_not_tried_hot_and_forgiven(tmp_path: Pat
             assert (status.connected, status.reason_code) == (False, 0x87)
             assert "MQTT_PASSWORD" in status.reason
             assert "the-right-one" not in str(status)
+            begun_at = time.monotonic()
             for _ in range(10):
                 case.publisher.submit(notification())
                 await asyncio.sleep(0.12)
-            assert len(case.changes) <= 3  # after at least 0.5 s, then 1 s
+            assert len(case.changes) <= 1 + (time.monotonic() - begun_at) / 0.5  # the first after 0.5 s at least
             assert {change.since for change in case.changes} == {status.since}
             broker.set_users({"bell": "the-right-one"})
             await asyncio.to_thread(broker.reload)
@@ -225,16 +228,16 @@ async def test_authorisation_revoked_at_run_time_disables_publishing(tmp_path: P
 async def test_a_half_open_link_is_discarded_after_one_ack_deadline(mosquitto: Mosquitto) -> None:
     """What is too late is unconfirmed; what is still in time goes out on the next connection, at once."""
     with TcpProxy("127.0.0.1", mosquitto.port) as proxy:
-        async with publishing(proxy.url, MQTT_PUBLISH_TIMEOUT_SECONDS="1") as case:
+        async with publishing(proxy.url, MQTT_PUBLISH_TIMEOUT_SECONDS="3") as case:
             proxy.blackhole()
             begun_at = time.monotonic()
             lost = case.publisher.submit(notification("lost"))
-            await until(lambda: not lost.done.done() and time.monotonic() - begun_at > 0.2)
+            await until(lambda: time.monotonic() - begun_at > 0.2)
             proxy.heal()  # for new connections: this one has lost bytes and stays deaf
-            await until(lambda: time.monotonic() - begun_at > 0.9)
+            await until(lambda: time.monotonic() - begun_at > 2.0)
             resent = case.publisher.submit(notification("resent"))
             assert (await lost.done).status is Status.UNCONFIRMED
-            assert 0.9 <= time.monotonic() - begun_at <= 1.6
+            assert 2.9 <= time.monotonic() - begun_at <= 3.0 + SLACK_SECONDS
             assert (await resent.done).status is Status.NO_SUBSCRIBERS
             assert proxy.connections == 2
 
@@ -247,21 +250,21 @@ async def test_a_hung_broker_costs_one_deadline_and_heals(mosquitto: Mosquitto) 
         try:
             begun_at = time.monotonic()
             statuses = await case.publish(*[notification(str(n)) for n in range(50)])
-            assert time.monotonic() - begun_at < 1.6
+            assert time.monotonic() - begun_at < 1.0 + SLACK_SECONDS
             assert set(statuses) == {Status.UNCONFIRMED}
             assert case.value("mqtt_publish_total", topic=TOPICS[1], status="failure") == 50
             assert case.value("mqtt_publish_total", topic=TOPICS[1], status="success") == 0
         finally:
             mosquitto.thaw()
-        await until(lambda: case.connected)
-        assert await case.publish() == [Status.NO_SUBSCRIBERS]
+        while await case.publish() != [Status.NO_SUBSCRIBERS]:
+            pass
 
 
 @on_uvloop
 async def test_a_broker_that_never_acknowledges_is_left_and_what_is_late_is_not_sent_again() -> None:
     """The connection is discarded after one deadline, and the new one begins with what is still wanted."""
     with FakeBroker(script=[Behaviour(acknowledge=False), HEALTHY]) as broker:
-        async with publishing(broker.url, MQTT_PUBLISH_TIMEOUT_SECONDS="0.5") as case:
+        async with publishing(broker.url, MQTT_PUBLISH_TIMEOUT_SECONDS="2") as case:
             assert await case.publish(notification("late")) == [Status.UNCONFIRMED]
             await until(lambda: case.connected and broker.connects == 2)
             assert await case.publish(notification("next")) == [Status.DELIVERED]
@@ -272,7 +275,7 @@ async def test_a_broker_that_never_acknowledges_is_left_and_what_is_late_is_not_
 async def test_an_acknowledgement_that_others_overtook_is_not_waited_for_for_ever() -> None:
     """A message that the broker alone forgets ends unconfirmed, so that its retry is a message again."""
     with FakeBroker() as broker:
-        async with publishing(broker.url, MQTT_PUBLISH_TIMEOUT_SECONDS="0.3") as case:
+        async with publishing(broker.url, MQTT_PUBLISH_TIMEOUT_SECONDS="1") as case:
             broker.script = [Behaviour(acknowledge=False)]
             forgotten = case.publisher.submit(notification("forgotten"))
             await asyncio.to_thread(broker.wait_for, "PUBLISH")
@@ -281,16 +284,16 @@ async def test_an_acknowledgement_that_others_overtook_is_not_waited_for_for_eve
                 assert await case.publish() == [Status.DELIVERED]
                 await asyncio.sleep(0.1)
             assert forgotten.done.result().status is Status.UNCONFIRMED
-            assert time.monotonic() - forgotten.begun_at < 0.3 * (publisher_module.MAX_ACK_AGE + 2)
+            assert time.monotonic() - forgotten.begun_at < publisher_module.MAX_ACK_AGE + SLACK_SECONDS
 
 
 @on_uvloop
 async def test_a_late_acknowledgement_settles_what_its_caller_gave_up() -> None:
     """The caller hears `unconfirmed` at the deadline, and its retry succeeds without a second message."""
-    # One at a time, each acknowledged after 0.3 s: the second is sent in time, and acknowledged too late.
-    with FakeBroker(script=[Behaviour(receive_maximum=1, acknowledge_delay_seconds=0.3)]) as broker:
-        async with publishing(broker.url, MQTT_PUBLISH_TIMEOUT_SECONDS="0.5") as case:
-            bell = Bell(case.publisher, Routes(), case.telemetry, patience_seconds=0.5)
+    # One at a time, each acknowledged after 1.5 s: the second is sent in time, and acknowledged too late.
+    with FakeBroker(script=[Behaviour(receive_maximum=1, acknowledge_delay_seconds=1.5)]) as broker:
+        async with publishing(broker.url, MQTT_PUBLISH_TIMEOUT_SECONDS="2.5") as case:
+            bell = Bell(case.publisher, Routes(), case.telemetry, patience_seconds=2.5)
             steps = [step(f"assets/{name}") for name in "abc"]
             labels = [settled.label for settled in await bell.ring(steps, "sure")]
             assert labels == ["delivered", "unconfirmed", "unconfirmed"]
@@ -335,7 +338,7 @@ async def test_the_window_is_the_brokers_receive_maximum_or_twenty() -> None:
 async def test_a_connection_that_ends_badly_is_replaced_and_nothing_in_time_is_lost(first: Behaviour) -> None:
     """Whatever the broker does to the first connection, the second delivers, each message at most twice."""
     with FakeBroker(script=[first, HEALTHY]) as broker:
-        async with publishing(broker.url, MQTT_PUBLISH_TIMEOUT_SECONDS="4") as case:
+        async with publishing(broker.url) as case:
             sent = [notification(str(n)) for n in range(5)]
             assert set(await case.publish(*sent)) == {Status.DELIVERED}
             assert broker.connects == 2
@@ -359,24 +362,25 @@ async def test_a_port_that_refuses_is_not_dialled_hot() -> None:
     """Idle, a broker that says `server busy` sees the delays grow; each attempt after the first is counted."""
     with FakeBroker(script=[Behaviour(connack_reason=0x89)]) as broker:
         async with publishing(broker.url, connected=False) as case:
-            await asyncio.sleep(2.2)
-            assert 2 <= broker.connects <= 4
-            assert case.value("mqtt_reconnect_attempts_total") == broker.connects - 1
+            await until(lambda: broker.connects == 3)
+            await until(lambda: case.value("mqtt_reconnect_attempts_total") == 2)
             times = [packet.received_at for packet in broker.of_kind("CONNECT")]
-            assert 0.45 <= times[1] - times[0] <= 1.3
+            assert times[1] - times[0] >= 0.45
+            assert times[2] - times[1] >= 0.95
             assert case.publisher.status.reason_code == 0x89
 
 
 @on_uvloop
-async def test_demand_shortens_the_back_off_to_a_second() -> None:
-    """After several failures the link would sleep for long; a message that waits wakes it."""
+async def test_demand_shortens_the_back_off_to_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link would sleep for 10 s at least; a message that waits wakes it."""
     with FakeBroker(script=[Behaviour(cut_at_publish=0)]) as broker:
-        async with publishing(broker.url, connected=False, MQTT_PUBLISH_TIMEOUT_SECONDS="4") as case:
-            await until(lambda: broker.connects == 3)
+        monkeypatch.setattr(functions_publisher, "MIN_BACKOFF_SECONDS", 20.0)
+        async with publishing(broker.url, connected=False) as case:
+            await until(lambda: broker.connects == 1 and len(case.changes) >= 2)
             broker.script = [HEALTHY]
             begun_at = time.monotonic()
             assert await case.publish() == [Status.DELIVERED]
-            assert time.monotonic() - begun_at < 1.5
+            assert time.monotonic() - begun_at < link_module.DEMAND_SECONDS + SLACK_SECONDS
 
 
 @on_uvloop
@@ -410,7 +414,7 @@ async def test_a_resolver_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyP
     released, resolve = threading.Event(), socket.getaddrinfo
 
     def hangs(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - socket's own
-        released.wait(10)
+        released.wait(PATIENCE_SECONDS)
         return resolve(*args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", hangs)
@@ -422,11 +426,11 @@ async def test_a_resolver_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyP
         await until(lambda: case.connected)
         assert await case.publish() == [Status.NO_SUBSCRIBERS]
         # Of the two connections the abandoned one is gone.
-        assert len(connections_to(mosquitto.port)) == 1
+        await until(lambda: len(connections_to(mosquitto.port)) == 1)
         monkeypatch.setattr(socket, "getaddrinfo", hangs)
         released.clear()
         begun_at = time.monotonic()
-    assert time.monotonic() - begun_at < 0.5
+    assert time.monotonic() - begun_at < SLACK_SECONDS
 
 
 def connections_to(port: int) -> list[str]:
@@ -440,16 +444,17 @@ async def test_a_connect_that_hangs_leaves_the_loop_free_and_ends_with_it() -> N
     """A server that never answers the TLS handshake blocks a thread; stopping does not wait for that thread."""
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         url = f"mqtts://127.0.0.1:{server.getsockname()[1]}"
-        async with publishing(url, connected=False) as case:
-            longest = 0.0
+        async with publishing(url, connected=False, MQTT_CONNECT_TIMEOUT_SECONDS="20") as case:
+            longest_seconds = 0.0
             for _ in range(50):
                 begun_at = time.monotonic()
                 await asyncio.sleep(0.01)
-                longest = max(longest, time.monotonic() - begun_at)
-            assert longest < 0.2
+                longest_seconds = max(longest_seconds, time.monotonic() - begun_at)
             flight = case.publisher.submit(notification())
             stopping_at = time.monotonic()
-        assert time.monotonic() - stopping_at < 0.5
+        # Either would wait for the connect time-out.
+        assert longest_seconds < SLACK_SECONDS
+        assert time.monotonic() - stopping_at < SLACK_SECONDS
         assert flight.done.result().status is Status.UNCONFIRMED
 
 
@@ -460,7 +465,7 @@ async def test_an_answer_to_connect_is_waited_for_within_the_one_deadline() -> N
         begun_at = time.monotonic()
         async with publishing(broker.url, connected=False, MQTT_CONNECT_TIMEOUT_SECONDS="0.5") as case:
             await until(lambda: case.changes)
-            assert 0.4 < time.monotonic() - begun_at < 0.9
+            assert 0.4 < time.monotonic() - begun_at < 0.5 + SLACK_SECONDS
             assert "no answer to CONNECT" in case.publisher.status.reason
             await until(lambda: case.connected)
 
@@ -469,7 +474,10 @@ async def test_an_answer_to_connect_is_waited_for_within_the_one_deadline() -> N
 async def test_a_slow_link_confirms_everything_without_copies(mosquitto: Mosquitto) -> None:
     """200 messages at once into 400 ms with a 2 s deadline, retried as a store does: one copy each, one connection."""
     with TcpProxy("127.0.0.1", mosquitto.port, delay_seconds=0.2) as proxy:
-        async with publishing(proxy.url) as case, subscribed(mosquitto.url) as subscriber:
+        async with (
+            publishing(proxy.url, MQTT_PUBLISH_TIMEOUT_SECONDS="2") as case,
+            subscribed(mosquitto.url) as subscriber,
+        ):
             bell = Bell(case.publisher, Routes(), case.telemetry, patience_seconds=2.0)
             tries = 0
 
@@ -481,9 +489,9 @@ async def test_a_slow_link_confirms_everything_without_copies(mosquitto: Mosquit
 
             steps = [step(f"assets/{number}") for number in range(200)]
             await asyncio.gather(*map(until_settled, steps))
+            await until(lambda: len({message.payload for message in subscriber.messages}) == 200)
             payloads = [message.payload for message in subscriber.messages]
             assert tries > 0  # the deadline did strike
-            assert len(set(payloads)) == 200
             assert len(payloads) <= 202
             assert proxy.connections == 1
 
@@ -502,7 +510,7 @@ async def test_a_message_too_large_for_the_broker_is_refused_before_it_costs_the
 async def test_the_queue_is_bounded_and_withdraws_what_was_not_sent_in_time(mosquitto: Mosquitto) -> None:
     """Beyond the limit `QueueFull`; what waited too long is unconfirmed with the link's reason, and never sent."""
     mosquitto.stop()
-    async with publishing(mosquitto.url, connected=False, queue_limit="2", MQTT_PUBLISH_TIMEOUT_SECONDS="0.5") as case:
+    async with publishing(mosquitto.url, connected=False, queue_limit="2", MQTT_PUBLISH_TIMEOUT_SECONDS="1") as case:
         flights = [case.publisher.submit(notification()) for _ in range(2)]
         with pytest.raises(QueueFull):
             case.publisher.submit(notification())
@@ -551,9 +559,9 @@ async def test_stopping_does_not_wait_for_a_broker_that_is_silent(mosquitto: Mos
         case.publisher.hurry()
         outcomes = await asyncio.gather(*[flight.done for flight in flights])
         assert {(outcome.status, outcome.reason) for outcome in outcomes} == {(Status.UNCONFIRMED, "shutting down")}
-        assert time.monotonic() - begun_at < publisher_module.FLUSH_SECONDS + 0.3
+        assert time.monotonic() - begun_at < publisher_module.FLUSH_SECONDS + SLACK_SECONDS
         await case.publisher.stop()
-        assert time.monotonic() - begun_at < publisher_module.FLUSH_SECONDS + 0.5
+        assert time.monotonic() - begun_at < publisher_module.FLUSH_SECONDS + SLACK_SECONDS
         mosquitto.thaw()
 
 
@@ -589,7 +597,7 @@ async def test_messages_flow_through_reconnects_without_a_lost_wake_up(monkeypat
     """Twenty connections cut in a row under traffic: each message still gets exactly one outcome."""
     monkeypatch.setattr(link_module, "DEMAND_SECONDS", 0.02)
     with FakeBroker() as broker:
-        async with publishing(broker.url, MQTT_PUBLISH_TIMEOUT_SECONDS="5") as case:
+        async with publishing(broker.url) as case:
             flights = []
             for round_ in range(20):
                 flights += [case.publisher.submit(notification(f"{round_}-{n}")) for n in range(5)]

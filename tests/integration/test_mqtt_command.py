@@ -20,7 +20,7 @@ from tests.hosts import Host
 
 USER, PASSWORD = "camera", "s3cret-of-the-camera"
 SCRIPT = Path(sys.executable).with_name("bucketbell")
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from functions.notify import Notifier, PublishFailed, plan, to_publish
+from functions.notify import ANSWER_MARGIN_SECONDS, Notifier, PublishFailed, plan, to_publish
 from functions.routes import Routes
 from functions.settings import load
 from functions.telemetry import SERVICE, logger
@@ -22,6 +22,7 @@ from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from infra.subscriber import Subscriber
 from tests.fakes.broker import Behaviour, FakeBroker
+from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
 EVENTS = ROOT / "tests" / "events"
@@ -139,7 +140,7 @@ def test_a_batch_fails_only_where_it_failed(
         notifier.close()
     metrics = _metrics(capsys.readouterr().out)
     for topic in Routes().topics:
-        assert 0 < metrics.pop(("mqtt_publish_duration_seconds", topic)) < 1
+        assert 0 < metrics.pop(("mqtt_publish_duration_seconds", topic)) < PLENTY_SECONDS
     assert metrics == {
         ("mqtt_enabled",): 1,
         ("mqtt_connection_state",): 1,
@@ -194,19 +195,20 @@ def test_what_announces_nothing_connects_nowhere_and_succeeds(event: object) -> 
 
 
 def test_the_invocations_time_is_respected() -> None:
-    """With a second left and a broker that never acknowledges, the answer comes before the second is over."""
+    """With a broker that never acknowledges, the answer comes before the time is over that is left."""
     with FakeBroker(script=[Behaviour(acknowledge=False)]) as fake:
-        notifier = _notifier(fake.url)
+        notifier = _notifier(fake.url, MQTT_PUBLISH_TIMEOUT_SECONDS="10")
         begun_at = time.monotonic()
+        # Of its 10 s it would wait for all, were it not told of less.
         assert notifier.handle(_batch(_s3(CONFIG)), 1.0) == _failures("m1")
-        assert 0.4 < time.monotonic() - begun_at < 0.8
+        assert 0.4 < time.monotonic() - begun_at < 1.0 - ANSWER_MARGIN_SECONDS + SLACK_SECONDS
         begun_at = time.monotonic()
         assert notifier.handle(_batch(_s3(CONFIG)), 0.1) == _failures("m1")
-        assert time.monotonic() - begun_at < 0.3
+        assert time.monotonic() - begun_at < SLACK_SECONDS
         begun_at = time.monotonic()
         impatient = _notifier(fake.url, MQTT_PUBLISH_TIMEOUT_SECONDS="0.2")
         assert impatient.handle(_batch(_s3(CONFIG)), PLENTY_SECONDS) == _failures("m1")
-        assert time.monotonic() - begun_at < 0.5
+        assert time.monotonic() - begun_at < 0.2 + SLACK_SECONDS
         notifier.close()
 
 
@@ -230,7 +232,7 @@ from functions import notify
 
 class Context:
     def get_remaining_time_in_millis(self):
-        return 5000
+        return 30000
 
 print(json.dumps({"imported": threading.active_count()}), flush=True)
 for line in sys.stdin:
@@ -266,7 +268,7 @@ class _Lambda:
         assert self.child.stdout is not None
         self.child.stdin.close()
         self.said += self.child.stdout.read()
-        return self.child.wait(10)
+        return self.child.wait(PATIENCE_SECONDS)
 
 
 Lambdas = Callable[..., _Lambda]
@@ -293,7 +295,7 @@ def lambdas() -> Iterator[Lambdas]:
     yield start
     for one in started:
         one.child.kill()
-        one.child.wait(10)
+        one.child.wait(PATIENCE_SECONDS)
         for stream in (one.child.stdin, one.child.stdout):
             if stream is not None:
                 stream.close()
@@ -359,7 +361,7 @@ def test_a_password_is_printed_nowhere(tmp_path: Path, mosquitto_binary: Path, l
         assert "check MQTT_USERNAME and MQTT_PASSWORD" in function.invoke(_s3(CONFIG))
         mosquitto.set_users({"bell": SECRET})
         mosquitto.reload()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while "refused" in str(function.invoke(_s3(CONFIG))):
             assert time.monotonic() < deadline
             time.sleep(0.05)

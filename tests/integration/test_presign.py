@@ -40,6 +40,7 @@ from functions.storage import UNREACHABLE, StorageError
 from infra.local.process import free_port
 from infra.local.stores import Minio, MotoServer, VersityGateway
 from tests.fakes.proxy import TcpProxy
+from tests.timing import SLACK_SECONDS
 
 BUCKET = "devices"
 TTL_SECONDS = 900
@@ -161,15 +162,14 @@ def test_signing_on_a_warm_process_takes_much_less_than_boto3s() -> None:
         s3.generate_presigned_url("get_object", Params=params, ExpiresIn=TTL_SECONDS)
 
     def processor_seconds(sign: Callable[[], object]) -> float:
-        best = float("inf")
-        for _ in range(12):
-            begun = time.process_time()
-            for _ in range(50):
-                sign()
-            best = min(best, time.process_time() - begun)
-        return best
+        begun = time.thread_time()
+        for _ in range(20):
+            sign()
+        return time.thread_time() - begun
 
-    assert processor_seconds(boto3s) / processor_seconds(sign) >= 2.5
+    # The best of many short rounds, in turns: a busy machine makes all of them dearer, but hardly all of one side.
+    rounds = [(processor_seconds(boto3s), processor_seconds(sign)) for _ in range(30)]
+    assert min(theirs for theirs, _ in rounds) / min(mine for _, mine in rounds) >= 2.5
 
 
 def test_a_url_is_signed_once_in_a_second_for_each_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,13 +539,13 @@ def test_a_store_that_is_down_or_silent_is_told_within_the_deadline(bucket: Mini
         silent = Objects(of_store(bucket, f"http://127.0.0.1:{proxy.port}"), BUCKET, url_ttl_seconds=60)
         assert silent.head(HOSTILE_KEYS[0]) is not None
         proxy.blackhole()
-        for ours, deadline_seconds in ((down, 1.0), (silent, S3_DEADLINE_SECONDS)):
+        for ours, deadline_seconds in ((down, 0.0), (silent, S3_DEADLINE_SECONDS)):
             for call in (partial(ours.head, "assets/x"), partial(ours.list_page, "assets/")):
                 begun = time.monotonic()
                 with pytest.raises(StorageError) as caught:
                     call()
                 assert caught.value.code == UNREACHABLE
-                assert time.monotonic() - begun < deadline_seconds + 0.5
+                assert time.monotonic() - begun < deadline_seconds + SLACK_SECONDS
         proxy.heal()
         assert silent.head(HOSTILE_KEYS[0]) is not None
 

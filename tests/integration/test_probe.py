@@ -15,16 +15,17 @@ import pytest
 from pydantic import SecretStr
 
 from functions import probe as module
-from functions.probe import Targets, probe
+from functions.probe import PROBE_SECONDS, Targets, probe
 from functions.settings import Broker, SettingsError
 from infra.local.certificates import Certificates, make_certificates
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from tests.fakes.broker import GARBAGE, HTTP_ANSWER, Behaviour, FakeBroker
+from tests.hosts import eventually
+from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 USER, PASSWORD = "camera", "s3cret-of-the-camera"
 ACL = "user camera\ntopic readwrite unifi/#\n"
-SLACK_SECONDS = 0.5
 
 
 def at(part: Mosquitto | FakeBroker, **changes: Any) -> Broker:  # noqa: ANN401 - any field of Broker
@@ -66,7 +67,7 @@ def test_good_settings_connect_once_and_say_goodbye(guarded: Mosquitto) -> None:
     before = len(guarded.log_text())
     verdict = probe(as_camera(at(guarded)))
     assert (verdict.outcome, verdict.ok, verdict.reason_code, verdict.address) == ("ok", True, None, "127.0.0.1")
-    time.sleep(0.1)
+    eventually(lambda: "Received DISCONNECT" in guarded.log_text()[before:])
     said = guarded.log_text()[before:]
     assert said.count("New client connected") == 1
     assert "as bucketbell-" in said
@@ -116,7 +117,7 @@ def test_a_port_that_nobody_listens_on_is_unreachable() -> None:
     """At once."""
     verdict = probe(Broker("127.0.0.1", free_port()))
     assert verdict.outcome == "unreachable"
-    assert verdict.duration_seconds < 1
+    assert verdict.duration_seconds < SLACK_SECONDS
 
 
 def test_a_name_that_nobody_has_is_not_resolved() -> None:
@@ -133,7 +134,7 @@ def test_a_broker_that_says_nothing_is_silent_in_time(*, tls: bool) -> None:
         assert 0.9 < time.monotonic() - began_at < 1.0 + SLACK_SECONDS
 
 
-def test_a_blackhole_is_answered_within_five_and_a_half_seconds() -> None:
+def test_a_blackhole_is_answered_within_the_deadline() -> None:
     """A listener whose queue is full drops further SYNs, as a firewall does."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -146,7 +147,7 @@ def test_a_blackhole_is_answered_within_five_and_a_half_seconds() -> None:
                 one.connect_ex(("127.0.0.1", port))
             began_at = time.monotonic()
             assert probe(Broker("127.0.0.1", port)).outcome == "silent"
-            assert 4.5 < time.monotonic() - began_at < 5.5
+            assert PROBE_SECONDS - 0.5 < time.monotonic() - began_at < PROBE_SECONDS + SLACK_SECONDS
         finally:
             for one in waiting:
                 one.close()
@@ -157,7 +158,7 @@ def test_a_resolver_that_hangs_costs_the_deadline_and_no_more(monkeypatch: pytes
     go = threading.Event()
 
     def hang(_host: str) -> Iterator[module.Address]:
-        go.wait(10)
+        go.wait(PATIENCE_SECONDS)
         yield ipaddress.ip_address("127.0.0.1")
 
     monkeypatch.setattr(module, "_lookup", hang)
@@ -168,10 +169,7 @@ def test_a_resolver_that_hangs_costs_the_deadline_and_no_more(monkeypatch: pytes
         assert time.monotonic() - began_at < 0.1 + SLACK_SECONDS
     assert threading.active_count() - before == module.MAX_RESOLVING
     go.set()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    eventually(lambda: threading.active_count() <= before)
     assert probe(Broker("slow.example", free_port()), timeout_seconds=1.0).outcome == "unreachable"
 
 

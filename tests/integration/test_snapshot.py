@@ -21,7 +21,7 @@ from infra.local.stores import MotoServer
 from infra.subscriber import Subscriber
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 60.0
 CANARY = "canary-5f3a"
 
 PROGRAM = """

@@ -12,7 +12,7 @@ from functions.mqtt_config import MqttConfigChange
 from tests.databases import new_key, new_sqlite, store_of
 
 BUCKETBELL = Path(sys.executable).parent / "bucketbell"
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 60.0
 CANARY = "canary-5f3a"
 
 

@@ -21,7 +21,7 @@ from infra.local.certificates import Certificates, make_certificates
 from infra.local.mosquitto import Mosquitto
 from infra.subscriber import Subscriber
 
-PLENTY_SECONDS = 10.0
+PLENTY_SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")

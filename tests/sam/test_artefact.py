@@ -21,7 +21,7 @@ from infra.subscriber import Subscriber
 from tests.gateway import http_event
 from tests.sam.artefact import ARCHITECTURES
 
-IMPORT_SECONDS = 30.0
+IMPORT_SECONDS = 60.0
 BOTO3_FOLDER = str(Path(boto3.__file__).parents[1])
 ENTRIES = ("functions.notify", "functions.download")
 

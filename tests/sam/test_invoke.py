@@ -28,7 +28,7 @@ from tests.sam.invoking import INVOKE_SECONDS, Sam
 
 EVENTS = Path(__file__).parents[1] / "events"
 VALIDATE_SECONDS = 60.0
-DOWNLOAD_SECONDS = 10.0
+DOWNLOAD_SECONDS = 30.0
 SILENCE_SECONDS = 0.5
 MAC = "aa-bb-cc-dd-ee-ff"
 CONFIG = f"configs/{MAC}.json"

@@ -47,14 +47,14 @@ def test_a_deadline_holds() -> None:
     begun_at = time.monotonic()
     with pytest.raises(SamError, match="was stopped"):
         sam("validate", "--lint", deadline_seconds=0.05)
-    assert time.monotonic() - begun_at < 10
+    assert time.monotonic() - begun_at < 20, "it takes seconds; this is no hurry, but not for ever"
 
 
 def test_a_missing_tool_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without `.venv-sam` the error names the command that makes it."""
     monkeypatch.setattr(tool, "SAM", tmp_path / "sam")
     with pytest.raises(SamError, match="make build"):
-        sam("--version", deadline_seconds=10)
+        sam("--version", deadline_seconds=60)
 
 
 @pytest.mark.usefixtures("without_runtime")

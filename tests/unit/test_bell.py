@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Awaitable
@@ -14,14 +15,16 @@ from functions.notify import Step, plan
 from functions.publisher import Outcome, Status
 from functions.routes import Notification, Routes
 from infra.host import bell as bell_module
-from infra.host.bell import MEMORY_LIMIT, Bell, Memory
+from infra.host.bell import FORBIDDEN_SECONDS, MEMORY_LIMIT, Bell, Memory
 from infra.host.link import LinkStatus
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.publisher import Flight, HostPublisher, QueueFull
 from tests.hosts import on_uvloop, record
+from tests.timing import PATIENCE_SECONDS
 
 DELIVERED = Outcome(Status.DELIVERED)
-REFUSED = Outcome(Status.REFUSED, "the broker answered 0x87", 0x87)
+REFUSED = Outcome(Status.REFUSED, "the broker answered 0x90", 0x90)
+FORBIDDEN = Outcome(Status.REFUSED, "the broker answered 0x87", 0x87)
 UNCONFIRMED = Outcome(Status.UNCONFIRMED, "connection lost")
 
 
@@ -50,12 +53,14 @@ class Publisher:
 class Case:
     """A bell on that publisher, what it counted and what it logged."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self.publisher = Publisher()
         self.telemetry = PrometheusTelemetry()
         self.routes = Routes()
         # The bell uses nothing else of it.
-        self.bell = Bell(cast("HostPublisher", self.publisher), self.routes, self.telemetry, patience_seconds=0.05)
+        self.bell = Bell(
+            cast("HostPublisher", self.publisher), self.routes, self.telemetry, patience_seconds=patience_seconds
+        )
 
     def steps(self, *records: object) -> tuple[Step, ...]:
         """What these records ask for."""
@@ -162,9 +167,57 @@ async def test_a_refusal_is_told_once_but_to_a_queue_always() -> None:
 
 
 @on_uvloop
+async def test_what_the_broker_forbids_is_tried_again_at_the_sure_door_until_the_right_is_back() -> None:
+    """Also when the fast door brought it first, and for whoever joined the flight."""
+    case, upload = Case(), record()
+    case.bell.ring_soon(case.steps(upload), "fast")
+    case.answer(FORBIDDEN)
+    await asyncio.sleep(0)
+    ringing = asyncio.create_task(case.bell.ring(case.steps(upload, upload), "sure"))
+    await asyncio.sleep(0)
+    case.answer(FORBIDDEN)
+    assert [(one.label, one.retriable, one.hopeless) for one in await ringing] == [("refused", True, False)] * 2
+    assert await case.ring(upload, answer=DELIVERED) == ["delivered"]
+    assert await case.ring(upload) == ["repeated"]
+
+
+@on_uvloop
+async def test_what_the_broker_forbids_for_long_no_longer_holds_up_what_waits_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An hour after a topic's first refusal the store is told that its events are done with, the later ones too."""
+    case, upload, later = Case(), record(), record()
+    now = time.monotonic
+    assert await case.ring(upload, answer=FORBIDDEN) == ["refused"]
+    monkeypatch.setattr("time.monotonic", lambda: now() + FORBIDDEN_SECONDS)
+    for one in (upload, later):
+        ringing = asyncio.create_task(case.bell.ring(case.steps(one), "sure"))
+        await asyncio.sleep(0)
+        case.answer(FORBIDDEN)
+        (settled,) = await ringing
+        assert (settled.label, settled.retriable, settled.hopeless) == ("refused", False, True)
+        assert await case.ring(one) == ["repeated"]
+
+
+@on_uvloop
+async def test_a_topic_that_was_allowed_again_has_a_new_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rights that come and go are no reason to give an upload up at once."""
+    case, upload, later = Case(), record(), record()
+    now = time.monotonic
+    assert await case.ring(upload, answer=FORBIDDEN) == ["refused"]
+    assert await case.ring(upload, answer=DELIVERED) == ["delivered"]
+    monkeypatch.setattr("time.monotonic", lambda: now() + FORBIDDEN_SECONDS)
+    ringing = asyncio.create_task(case.bell.ring(case.steps(later), "sure"))
+    await asyncio.sleep(0)
+    case.answer(FORBIDDEN)
+    (settled,) = await ringing
+    assert (settled.label, settled.retriable) == ("refused", True)
+
+
+@on_uvloop
 async def test_a_late_acknowledgement_settles_the_event() -> None:
     """When patience ends, the caller hears why the link is down; the answer still counts when it comes."""
-    case, upload = Case(), record()
+    case, upload = Case(patience_seconds=0.05), record()
     (settled,) = await case.bell.ring(case.steps(upload), "sure")
     assert (settled.label, settled.reason, settled.reason_code) == ("unconfirmed", "nobody there", 0x88)
     assert settled.retriable

@@ -235,7 +235,7 @@ def test_the_default_queues_name_is_one_that_sqs_takes() -> None:
 
 
 def test_minios_lines_for_both_doors() -> None:
-    """Both targets get token and URL, only the sure one a queue on disk, and MinIO more event workers."""
+    """Both targets get token and URL, only the sure one a queue on disk; MinIO more event workers, and a safe start."""
     assert Doors("http://10.0.0.7:8080", sure_only=False, queue_directory="/q", token="t").environment() == {
         "MINIO_NOTIFY_WEBHOOK_ENABLE_BUCKETBELLFAST": "on",
         "MINIO_NOTIFY_WEBHOOK_ENDPOINT_BUCKETBELLFAST": "http://10.0.0.7:8080/events/fast",
@@ -245,6 +245,7 @@ def test_minios_lines_for_both_doors() -> None:
         "MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN_BUCKETBELLSURE": "t",
         "MINIO_NOTIFY_WEBHOOK_QUEUE_DIR_BUCKETBELLSURE": "/q",
         "MINIO_NOTIFY_WEBHOOK_QUEUE_LIMIT_BUCKETBELLSURE": "100000",
+        "MINIO_SYNC_BOOT": "on",
         "GOMAXPROCS": "64",
     }
 
@@ -252,7 +253,7 @@ def test_minios_lines_for_both_doors() -> None:
 def test_minios_lines_for_the_strict_mode() -> None:
     """With the sure door only, uploads wait for it; without a token there is no token line."""
     lines = Doors("http://127.0.0.1:8080", sure_only=True, queue_directory="/q", token=None).environment()
-    assert lines["MINIO_API_SYNC_EVENTS"] == "on"
+    assert (lines["MINIO_API_SYNC_EVENTS"], lines["MINIO_SYNC_BOOT"]) == ("on", "on")
     assert not [name for name in lines if "FAST" in name or "AUTH_TOKEN" in name or name == "GOMAXPROCS"]
 
 

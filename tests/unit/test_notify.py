@@ -129,9 +129,9 @@ def test_a_body_as_large_as_sqs_takes_is_read_in_a_moment() -> None:
     many = {"Records": [_record(f"assets/{n}") for n in range(1000)]}
     noise = ("[" * MAX_SQS_BYTES, '{"Records":[' + "{}," * (MAX_SQS_BYTES // 3 - 10) + "{}]}", "9" * MAX_SQS_BYTES)
     assert all(len(json.dumps(body)) <= MAX_SQS_BYTES for body in (deep, many))
-    begun_at = time.monotonic()
+    begun_at = time.thread_time()
     steps = plan(_batch(deep, many, *noise), Routes())
-    assert time.monotonic() - begun_at < 3
+    assert time.thread_time() - begun_at < 3, "of the processor's own time: a fraction of it, unless it is quadratic"
     assert len(to_publish(steps)) == 1000
     assert {step.message_id for step in steps} == {"m1", "m2", "m3", "m4", "m5"}
     skipped = settle(steps, [DELIVERED] * 1000)
