@@ -69,7 +69,8 @@ sessions to disk at every change, if a moment after it has confirmed, and keeps 
 - **A store that loses an event before it has told anybody**, and a disk that lies: parts are killed here, the machine
   never loses its power.
 - **AWS itself.** SQS and Lambda are stood in for, by moto and by a process that is frozen between two calls.
-- **Many machines.** All runs on one, over loopback; a partition is the proxy's, and all clocks are one, but in `clock-jumps`.
+- **Many machines.** All runs on one, over loopback; a partition is the proxy's, and all
+  clocks are one, but in `clock-jumps`.
 - **What nobody has thought of.**
 """
 

@@ -34,7 +34,6 @@ Kind = Literal["minio", "moto", "versitygw"]
 BUCKET = "devices"
 CONFIGS = "iotsupport/updates/configs"
 ASSETS = "iotsupport/updates/assets"
-PROBE = "assets/probe"
 TOKEN = "the-token-of-the-whole-way-0123"
 
 ASK_SECONDS = 10.0
@@ -202,22 +201,6 @@ class World:
             url = f"{self.host.environment['SQS_QUEUE_URL']}-dlq"
             answer = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
             return dict(answer["Attributes"])
-
-    def restart_minio(self, environment: Mapping[str, str]) -> None:
-        """Start MinIO anew with these variables; returns when uploads are noticed.
-
-        MinIO says that it is ready, and takes uploads, some 50 ms before it has read its notification rules: what is
-        uploaded in between is told to nobody (seen with 2026-02). The probes are told of with a name of their own.
-        """
-        self.store.environment = dict(environment)
-        self.store.restart()
-        before = self.queued()
-
-        def noticed() -> bool:
-            self.put(PROBE)
-            return self.queued() > before
-
-        assert eventually(noticed), self.last_words()
 
     def add_foreign_rule(self, *events: str) -> None:
         """Have the store send us what we never asked for: somebody else's rule with our target."""
