@@ -31,6 +31,13 @@ def describe() -> dict[str, str]:
     }
 
 
+def in_one_sentence() -> str:
+    """The same without what only a comparison of speeds needs."""
+    told = describe()
+    named = [f"{name} {told[name]}" for name in ("Python", "Mosquitto", "MinIO")]
+    return ", ".join([told["processor"], f"{told['memory']} of memory", told["system"], *named])
+
+
 def _processor() -> str:
     information = Path("/proc/cpuinfo")
     text = information.read_text() if information.exists() else ""

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from infra.local.machine import describe
+from infra.local.machine import in_one_sentence
 from tests.chaos import report
 from tests.chaos.runner import Result, play, result_of
 from tests.chaos.scenarios import FAMILIES, PROFILES, SCENARIOS
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         report.show(console, results, seconds)
     if options.write:
-        options.write.write_text(report.page(results, options.profile, seconds, describe()))
+        options.write.write_text(report.page(results, options.profile, seconds, in_one_sentence()))
     return 1 if any(result.complaint for result in results) else 0
 
 
