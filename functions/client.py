@@ -198,7 +198,7 @@ class Client(paho.Client):
         sock = self._sock
         if QUICK_ACK is not None and sock is not None:
             with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, QUICK_ACK, 1)  # type: ignore[attr-defined]  # as in `discard`
+                sock.setsockopt(socket.IPPROTO_TCP, QUICK_ACK, 1)  # type: ignore[attr-defined]  # `_create_socket` made it
 
     def ping(self) -> None:
         """Send PINGREQ."""

@@ -300,3 +300,15 @@ functions.config_store.ConfigStore.of(functions.settings.load().settings)"""
 def test_help_is_shown_without_loading_the_machinery() -> None:
     """The command line imports what a command needs when that command runs."""
     assert not {name.partition(".")[0] for name in loaded_by("import infra.cli")} & (HEAVY | {"paho"})
+
+
+def test_only_one_place_skips_tests() -> None:
+    """`missing` in tests/conftest.py, which fails where CI is set and names at the end what was not run."""
+    words = ("pytest." + "skip(", "mark." + "skip", "import" + "orskip", "mark." + "xfail")
+    tests = Path(__file__).parents[1]
+    found = {
+        file.relative_to(tests).as_posix()
+        for file in tests.rglob("*.py")
+        if any(word in file.read_text() for word in words)
+    }
+    assert found == {"conftest.py"}
