@@ -22,14 +22,14 @@ from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
 
 from functions import collector
 from functions.lifetime import Renewal, begin
-from functions.manifest import Asked, Manifest, parse_limit
+from functions.manifest import LISTED, Asked, Manifest, parse_limit
 from functions.objects import MAX_PAGE_OBJECTS, ObjectInfo, Objects
 from functions.routes import MAX_FILENAME_BYTES, is_asset_path, is_config_name, is_picture_path
 from functions.settings import SettingsError
 from functions.storage import UNREACHABLE, StorageError
 from functions.telemetry import logger
 from functions.tokens import DeviceToken, Keyring, KeyringError, TokenError, config_name, normalise_mac
-from functions.web import Problem, Reply, Request, absent, as_json, iso, malformed, unauthorised, unavailable
+from functions.web import Problem, Reply, Request, absent, as_json, iso, malformed, tagged, unauthorised, unavailable
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEventV2
@@ -158,13 +158,13 @@ class Downloads:
         asked = request.parameters("limit", "next", "mac")
         limit = parse_limit(asked.get("limit", str(MAX_PAGE_OBJECTS)))
         mac = _whose(caller, asked.get("mac"))
-        body = as_json(
-            Manifest(self.configs_prefix, self.assets_prefix).page(
-                objects, Asked(caller.bearer, mac, limit, asked.get("next"))
-            )
+        page = Manifest(self.configs_prefix, self.assets_prefix).page(
+            objects, Asked(caller.bearer, mac, limit, asked.get("next"))
         )
+        body = as_json(page)
         etag = hashlib.sha256(body.encode()).hexdigest()[:32]
-        return _not_modified(etag) if request.has(etag) else _json(body, etag)
+        headers = {**_NO_STORE, **tagged(etag), LISTED: str(len(page["objects"]))}
+        return Reply(HTTPStatus.NOT_MODIFIED, headers) if request.has(etag) else Reply(HTTPStatus.OK, headers, body)
 
 
 def _file(
@@ -177,26 +177,27 @@ def _file(
     info = objects.head(prefix + filename, version_id)
     if info is None or not allowed:
         raise absent()
+    headers = {**_NO_STORE, **tagged(info.etag)}
     if request.has(info.etag):
-        return _not_modified(info.etag)
+        return Reply(HTTPStatus.NOT_MODIFIED, headers)
     if request.method == "HEAD":
-        return Reply(HTTPStatus.OK, _described(info))
+        return Reply(HTTPStatus.OK, headers | _described(info))
     if is_picture:
         presigned = objects.presign_picture(info.object_key)
     else:
         presigned = objects.presign(info.object_key, version_id=version_id, filename=filename)
     if not request.wants_json:
-        headers = {**_NO_STORE, "Location": presigned.url, "ETag": f'"{info.etag}"'}
-        return Reply(HTTPStatus.TEMPORARY_REDIRECT, headers)
+        return Reply(HTTPStatus.TEMPORARY_REDIRECT, headers | {"Location": presigned.url})
     answer = {
         "url": presigned.url,
         "expires_at": iso(presigned.expires_at),
         "filename": filename,
         "size": info.size,
-        "etag": info.etag,
+        "etag": info.etag or None,
+        "last_modified": iso(info.last_modified),
         "version_id": info.version_id or None,
     }
-    return _json(as_json(answer), info.etag)
+    return Reply(HTTPStatus.OK, headers, as_json(answer))
 
 
 def _described(info: ObjectInfo) -> dict[str, str]:
@@ -206,20 +207,10 @@ def _described(info: ObjectInfo) -> dict[str, str]:
     gateway that counts the empty body instead.
     """
     return {
-        **_NO_STORE,
-        "ETag": f'"{info.etag}"',
         "Last-Modified": format_datetime(info.last_modified.astimezone(UTC), usegmt=True),
         "Content-Length": str(info.size),
         "X-Object-Size": str(info.size),
     }
-
-
-def _json(body: str, etag: str) -> Reply:
-    return Reply(HTTPStatus.OK, {**_NO_STORE, "ETag": f'"{etag}"'}, body)
-
-
-def _not_modified(etag: str) -> Reply:
-    return Reply(HTTPStatus.NOT_MODIFIED, {**_NO_STORE, "ETag": f'"{etag}"'})
 
 
 def _whose(caller: Caller, asked: str | None) -> str | None:

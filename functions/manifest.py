@@ -15,6 +15,8 @@ from functions.web import Problem, iso, malformed
 
 MAX_CURSOR_CHARACTERS = 2048
 CURSOR_MAC_BYTES = 16
+LISTED = "Bucketbell-Listed"
+"""A header: how many files are on this page. The host grants a device requests for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Manifest:
         return {
             "filename": info.object_key.removeprefix(self.configs_prefix if is_config else self.assets_prefix),
             "kind": "config" if is_config else "asset",
-            "etag": info.etag,
+            "etag": info.etag or None,
             "size": info.size,
             "last_modified": iso(info.last_modified),
             "version_id": info.version_id or None,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from threading import Lock
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
 from functions.signing import Header, Signer
-from functions.storage import UNREACHABLE, StorageError, client, open_session, storage_errors
+from functions.storage import BAD_REQUEST, UNREACHABLE, StorageError, client, open_session, storage_errors
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -44,7 +45,10 @@ _NO_VERSIONS = frozenset({400, 403, 404, 405, 501})
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object as it is now. `etag` is unquoted; `version_id` is "" in a bucket without versions."""
+    """One object as it is now. `etag` is unquoted; it and `version_id` are "" where the store has none.
+
+    A file that was copied into the folder of a store (Versity Gateway) has no ETag.
+    """
 
     object_key: str
     etag: str
@@ -135,14 +139,16 @@ class Objects:
         """
         if self._lists_versions:
             try:
-                page = self._list_versions(prefix, start_after, limit)
+                with _complete():
+                    page = self._list_versions(prefix, start_after, limit)
             except StorageError as error:
-                if error.status not in _NO_VERSIONS or error.code == "NoSuchBucket":
+                if error.code != BAD_REQUEST and (error.status not in _NO_VERSIONS or error.code == "NoSuchBucket"):
                     raise
                 page = None
             if page is not None:
                 return page
-        page = self._list_objects(prefix, start_after, limit)
+        with _complete():
+            page = self._list_objects(prefix, start_after, limit)
         self._lists_versions = False
         return page
 
@@ -176,13 +182,8 @@ class Objects:
             if error.status in (_ABSENT if version_id else {404}) or error.code == IMPOSSIBLE_NAME:
                 return None
             raise
-        return ObjectInfo(
-            key,
-            unquoted(found["ETag"]),
-            found["ContentLength"],
-            found["LastModified"],
-            _version(found.get("VersionId")),
-        )
+        with _complete():
+            return _told(key, found, found["ContentLength"])
 
     def _list_versions(self, prefix: str, start_after: str, limit: int) -> Page | None:
         """A page with version ids; None from a store that begins *at* the marker, as Versity Gateway does."""
@@ -200,29 +201,34 @@ class Objects:
         after = start_after.encode()
         if any(entry["Key"].encode() <= after for entry in newest if marker):
             return None
-        if found["IsTruncated"] and last.encode() <= after:
+        is_truncated = found.get("IsTruncated", False)
+        if is_truncated and last.encode() <= after:
             return None
-        objects = tuple(
-            ObjectInfo(
-                entry["Key"],
-                unquoted(entry["ETag"]),
-                entry["Size"],
-                entry["LastModified"],
-                _version(entry["VersionId"]),
-            )
-            for entry in newest
-        )
-        return Page(objects, last if found["IsTruncated"] else "")
+        objects = tuple(_told(entry["Key"], entry, entry["Size"]) for entry in newest)
+        return Page(objects, last if is_truncated else "")
 
     def _list_objects(self, prefix: str, start_after: str, limit: int) -> Page:
         s3 = self.client
         with storage_errors():
             found = s3.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=limit, StartAfter=start_after)
-        objects = tuple(
-            ObjectInfo(entry["Key"], unquoted(entry["ETag"]), entry["Size"], entry["LastModified"])
-            for entry in found.get("Contents", [])
-        )
-        return Page(objects, objects[-1].object_key if found["IsTruncated"] and objects else "")
+        objects = tuple(_told(entry["Key"], entry, entry["Size"]) for entry in found.get("Contents", []))
+        return Page(objects, objects[-1].object_key if found.get("IsTruncated") and objects else "")
+
+
+def _told(key: str, found: Mapping[str, Any], size: int) -> ObjectInfo:
+    """What a HEAD or a line of a LIST tells of an object."""
+    return ObjectInfo(
+        key, unquoted(found.get("ETag", "")), size, found["LastModified"], _version(found.get("VersionId"))
+    )
+
+
+@contextmanager
+def _complete() -> Iterator[None]:
+    """Turns an element that S3 always sends and this store did not into StorageError."""
+    try:
+        yield
+    except KeyError as missing:
+        raise StorageError(BAD_REQUEST, f"the store's answer lacks {missing}") from None
 
 
 def unquoted(etag: str) -> str:

@@ -134,7 +134,11 @@ class Settings(BaseSettings):
         default=900, ge=60, le=604_800, description="How long a download URL stays valid, in seconds (at most 7 days)."
     )
     device_requests_per_minute: int = Field(
-        default=120, ge=0, le=60_000, description="What the host grants each token; 0 for no limit."
+        default=120,
+        ge=0,
+        le=60_000,
+        description="What the host grants each token, all at once if it likes; at once also twice what its manifest "
+        "lists. 0 for no limit.",
     )
     sqs_queue_url: str | None = Field(
         default=None, description="The host also polls this queue for the bucket's events."

@@ -202,7 +202,7 @@ class Header:
             raise StorageError(str(status), responses.get(status, ""), status=status, server=headers.get("server"))
         try:
             return {
-                "ETag": headers["etag"],
+                "ETag": headers.get("etag", ""),
                 "ContentLength": int(headers["content-length"]),
                 "LastModified": read_timestamp(headers["last-modified"]),
                 "VersionId": headers.get("x-amz-version-id"),

@@ -61,11 +61,14 @@ class Request:
         return any(media == "application/json" and not {"q=0", "q=0.0"} & set(rest) for media, *rest in ranges)
 
     def has(self, etag: str) -> bool:
-        """Whether the client holds this (unquoted) entity tag already: RFC 9110 §13.1.2, weak comparison."""
+        """Whether the client holds this (unquoted) entity tag already: RFC 9110 §13.1.2, weak comparison.
+
+        Of what has none ("") only `*` is true, which means whatever there is.
+        """
         if len(self.if_none_match) > MAX_IF_NONE_MATCH_CHARACTERS:
             return False
         held = {tag.strip().removeprefix("W/") for tag in self.if_none_match.split(",")}
-        return bool({"*", f'"{etag}"'} & held)
+        return bool({"*", *tagged(etag).values()} & held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,11 @@ class Problem(Exception):
         body = as_json({"title": self.status.phrase, "status": self.status.value, "detail": self.detail})
         headers = {"Cache-Control": "no-store", **self.headers}
         return Reply(self.status, headers, body, "application/problem+json")
+
+
+def tagged(etag: str) -> dict[str, str]:
+    """The header that tells an unquoted entity tag; none where there is no tag ("")."""
+    return {"ETag": f'"{etag}"'} if etag else {}
 
 
 def malformed(reason: str, detail: str) -> Problem:

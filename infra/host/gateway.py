@@ -16,6 +16,7 @@ from http import HTTPStatus
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
+from functions.manifest import LISTED
 from functions.telemetry import logger
 from functions.web import Request, as_json
 from infra.host.body import Body, Receive, Scope, Send
@@ -29,6 +30,8 @@ HANDLER_SECONDS = 10.0  # the handler's own deadlines are shorter, but it may ha
 BUSY_RETRY_SECONDS = 1
 MAX_CALLERS = 50_000
 REFUSALS_PER_MINUTE = 30  # of one address: guessing tokens is not worth it
+CATCH_UPS_AT_ONCE = 2  # a device may begin once more before its share is whole again
+MAX_AT_ONCE = 100_000  # requests of one token
 ROUNDING_SECONDS = 1e-4  # sums of intervals are not exact, and nobody should wait for that
 
 Event = dict[str, Any]
@@ -51,7 +54,7 @@ class Context:
 
 
 class RateLimit:
-    """At most so many a minute for each key, with the whole minute's share at once; keys are bounded in number.
+    """At most so many a minute for each key, and at once the whole minute's share or more; keys are bounded in number.
 
     The generic cell rate algorithm (ITU-T I.371): for each key the moment at which its share will be whole again.
     """
@@ -61,18 +64,27 @@ class RateLimit:
         self._interval_seconds = 60.0 / per_minute if per_minute else 0.0
         self._clock = clock
         self._whole_at: OrderedDict[bytes, float] = OrderedDict()
+        self._at_once: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
+
+    def widen(self, key: bytes, at_once: int, *, further: bool) -> None:
+        """Let `key` use that many at once, where that is more than before; they come back no faster.
+
+        `further`: on top of what the latest calls asked for.
+        """
+        widest, latest = self._at_once.get(key, (0, 0))
+        latest = min(at_once + (latest if further else 0), MAX_AT_ONCE)
+        # Never fewer: who has used more than that already would be shut out for long.
+        _keep(self._at_once, key, (max(widest, latest), latest))
 
     def wait_seconds(self, key: bytes) -> float:
         """How long until `key` has a share left: 0 means now."""
-        wait_seconds = self._whole_at.get(key, 0.0) + self._interval_seconds - self._clock() - 60.0
+        whole_seconds = max(60.0, self._at_once.get(key, (0, 0))[0] * self._interval_seconds)
+        wait_seconds = self._whole_at.get(key, 0.0) + self._interval_seconds - self._clock() - whole_seconds
         return wait_seconds if wait_seconds > ROUNDING_SECONDS else 0.0
 
     def take(self, key: bytes) -> None:
         """Use one share."""
-        self._whole_at[key] = max(self._whole_at.get(key, 0.0), self._clock()) + self._interval_seconds
-        self._whole_at.move_to_end(key)
-        if len(self._whole_at) > MAX_CALLERS:
-            self._whole_at.popitem(last=False)
+        _keep(self._whole_at, key, max(self._whole_at.get(key, 0.0), self._clock()) + self._interval_seconds)
 
 
 class Daemons(Executor):
@@ -171,6 +183,10 @@ class Gateway:
             if answer is None:
                 await _refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, BUSY_RETRY_SECONDS)
                 return
+            if (listed := answer["headers"].get(LISTED)) is not None:
+                # A device is about to ask for what it was just told of: refusing that would be our own fault.
+                is_further_page = "next=" in event["rawQueryString"]
+                self._requests.widen(caller, CATCH_UPS_AT_ONCE * (int(listed) + 1), further=is_further_page)
             if answer["statusCode"] == HTTPStatus.UNAUTHORIZED:
                 self._refusals.take(address)
             elif answer["statusCode"] < HTTPStatus.BAD_REQUEST:
@@ -199,10 +215,15 @@ class Gateway:
         return None
 
     def _admit(self, caller: bytes) -> None:
-        self._admitted[caller] = None
-        self._admitted.move_to_end(caller)
-        if len(self._admitted) > MAX_CALLERS:
-            self._admitted.popitem(last=False)
+        _keep(self._admitted, caller, None)
+
+
+def _keep(callers: OrderedDict[bytes, T], caller: bytes, value: T) -> None:
+    """Remember `value`; whoever was not heard of for longest is forgotten."""
+    callers[caller] = value
+    callers.move_to_end(caller)
+    if len(callers) > MAX_CALLERS:
+        callers.popitem(last=False)
 
 
 def api_gateway_event(scope: Scope) -> Event:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,25 @@ def test_whoever_accepts_json_gets_the_link_in_it(downloads: Downloads) -> None:
         "filename": f"{MAC}.json",
         "size": 30,
         "etag": "etag-of-configs/aa-b"[:20],
+        "last_modified": "2026-11-20T12:00:00Z",
         "version_id": "v1",
     }
+
+
+def test_a_file_without_an_etag_has_none_in_any_answer(downloads: Downloads, shelf: Shelf) -> None:
+    """`null` in JSON, no header elsewhere; an empty tag in the request is not taken for it."""
+    for key in (f"configs/{MAC}.json", "assets/fw.bin"):
+        shelf.things[key] = replace(shelf.things[key], etag="")
+        for more in ({"method": "HEAD"}, {}, {"headers": {"accept": "application/json", "if-none-match": '""'}}):
+            answer = ask(downloads, f"/{key}", **more)
+            assert answer.status in {200, 307}
+            assert "etag" not in answer.headers
+        assert answer.document["etag"] is None
+        held = ask(downloads, f"/{key}", headers={"if-none-match": "*"})
+        assert (held.status, "etag" in held.headers) == (304, False)
+    listed = {entry["filename"]: entry["etag"] for entry in ask(downloads, "/manifest").document["objects"]}
+    assert (listed[f"{MAC}.json"], listed["fw.bin"]) == (None, None)
+    assert all(etag for name, etag in listed.items() if name not in {f"{MAC}.json", "fw.bin"})
 
 
 @pytest.mark.parametrize("accept", ["*/*", "", "text/html", "application/json;q=0", "application/json-seq"])

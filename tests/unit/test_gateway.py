@@ -148,6 +148,52 @@ def test_a_share_is_whole_at_once_and_comes_back_piece_by_piece(per_minute: int,
     assert limit.wait_seconds(b"k") > 0
 
 
+def shares(limit: RateLimit) -> int:
+    """How many are left now; they are used up."""
+    count = 0
+    while not limit.wait_seconds(b"k"):
+        limit.take(b"k")
+        count += 1
+    return count
+
+
+def test_a_share_may_be_wider_than_a_minutes_but_comes_back_no_faster() -> None:
+    """Pages add up; a shorter list later takes nothing back; there is an end to it."""
+    clock = Clock()
+    limit = RateLimit(60, clock=clock)
+    limit.widen(b"k", 10, further=False)
+    assert shares(limit) == 60
+    limit.widen(b"k", 100, further=False)
+    limit.widen(b"k", 50, further=True)
+    assert shares(limit) == 90
+    clock.now += 30
+    assert shares(limit) == 30
+    limit.widen(b"k", 20, further=False)
+    assert shares(limit) == 0
+    clock.now += 1000
+    assert shares(limit) == 150
+    for _ in range(3):
+        limit.widen(b"k", module.MAX_AT_ONCE // 2, further=True)
+    clock.now += 2 * module.MAX_AT_ONCE
+    assert shares(limit) == module.MAX_AT_ONCE
+
+
+@on_uvloop
+async def test_what_a_manifest_lists_may_be_fetched_twice() -> None:
+    """At once, by the one who was told; its pages count together."""
+
+    def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+        pages = {"/manifest": {"statusCode": 200, "headers": {"Bucketbell-Listed": "10"}, "body": "{}"}}
+        return pages.get(event["rawPath"], OK)
+
+    async with opened(handler, per_minute=3) as gateway:
+        assert (await ask(gateway, scope("/manifest"))).status == 200
+        assert (await ask(gateway, scope("/manifest", query_string=b"next=x"))).status == 200
+        statuses = [(await ask(gateway, scope("/assets/a"))).status for _ in range(43)]
+        assert statuses == [200] * 42 + [429]
+        assert [(await ask(gateway, scope("/assets/a", token="b"))).status for _ in range(4)] == [200, 200, 200, 429]
+
+
 def test_zero_is_no_limit() -> None:
     """However many at once."""
     limit = RateLimit(0, clock=Clock())
