@@ -302,10 +302,13 @@ class _Api:
 
 @contextmanager
 def _api(server: str, token: str, ca_file: Path | None) -> Iterator[_Api]:
+    from infra.device.proxies import ProxyError  # noqa: PLC0415 - as above
     from infra.device.web import Web  # noqa: PLC0415 - as above
 
     try:
-        web = Web(ca_file=ca_file)
+        web = Web(ca_file=ca_file, environment=os.environ)
+    except ProxyError as error:
+        _fail(str(error))
     except OSError as error:  # OpenSSL's errors are some
         _fail(f"BUCKETBELL_CA_FILE is not what it should be: {error}")
     try:

@@ -21,6 +21,7 @@ from infra.options import http_url, subscriber_arguments
 if TYPE_CHECKING:
     from infra.device.loop import Device
     from infra.device.report import JsonReport, TextReport
+    from infra.device.web import Web
 
 ENV_FILE = Path(".env")
 SESSION_EXPIRY_SECONDS = 24 * 3600  # how long the broker keeps what was missed; the manifest knows of the rest
@@ -112,7 +113,6 @@ def device(
     from infra.device.loop import Device  # noqa: PLC0415 - what this command needs is loaded when it runs
     from infra.device.server import Server  # noqa: PLC0415 - as above
     from infra.device.store import Store, StoreError  # noqa: PLC0415 - as above
-    from infra.device.web import Web  # noqa: PLC0415 - as above
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # supervisors end it as Ctrl-C does
     try:
@@ -121,8 +121,7 @@ def device(
             opened.callback(report.close)
             store = Store(directory)
             opened.callback(store.close)
-            web = Web(ca_file=ca_file)
-            opened.callback(web.close)
+            web = opened.enter_context(_web(ca_file))
             it = Device(
                 mac,
                 _topics(settings),
@@ -137,14 +136,27 @@ def device(
             well = it.run(once=once)
     except StoreError as error:
         _fail(str(error))
-    except OSError as error:  # OpenSSL's errors are some
-        _fail(
-            f"one of DEVICE_CA_FILE, MQTT_CA_FILE, MQTT_CERT_FILE and MQTT_KEY_FILE is not what it should be: {error}"
-        )
     except KeyboardInterrupt:
         raise typer.Exit(1 if once else 0) from None
     if not well:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _web(ca_file: Path | None) -> Iterator[Web]:
+    from infra.device.proxies import ProxyError  # noqa: PLC0415 - as above
+    from infra.device.web import Web  # noqa: PLC0415 - as above
+
+    try:
+        web = Web(ca_file=ca_file, environment=os.environ)
+    except ProxyError as error:
+        _fail(str(error))
+    except OSError as error:  # OpenSSL's errors are some
+        _fail(f"DEVICE_CA_FILE is not what it should be: {error}")
+    try:
+        yield web
+    finally:
+        web.close()
 
 
 def _settings(mqtt_url: str | None) -> Settings:

@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from infra.device.checks import By, checksum_headers, choose, passes
 from infra.device.names import Name
+from infra.device.refusals import MAX_ERROR_BYTES, refusal
 from infra.device.server import Ticket
-from infra.device.store import Store, Version
-from infra.device.trouble import Trouble
+from infra.device.store import Part, Store, storing
+from infra.device.trouble import Reason, Trouble
 from infra.device.web import Answer, Web
 
 DISK_RESERVE_BYTES = 64 * 1024  # for the notes, and for whoever else lives on a small disk
@@ -38,21 +41,22 @@ class Fetched:
     place_seconds: float
 
 
-def fetch(web: Web, store: Store, name: Name, ticket: Ticket, progress: Progress) -> Fetched:
-    """Download what is missing of `ticket`'s version, verify it, and put it in place.
+@storing()
+def fetch(web: Web, store: Store, name: Name, ticket: Ticket, progress: Progress, *, fresh: bool) -> Fetched:
+    """Download what is missing of `ticket`'s version, verify it, and put it in place; `fresh`: the ticket is new.
 
-    Raises Trouble: what was had of the file stays for the next attempt, except when it is `corrupt`. The file in
-    place is only ever replaced by a whole one.
+    Raises Trouble: what was had of the file stays for the next attempt, except when it is `corrupt` or cannot be read.
+    The file in place is only ever replaced by a whole one.
     """
-    version = Version(ticket.etag, ticket.size)
+    version = ticket.version
     began_at = time.monotonic()
-    resumed_bytes = _download(web, store, name, ticket, progress)
+    resumed_bytes = _download(web, store, name, ticket, progress, fresh=fresh)
     downloaded_at = time.monotonic()
     part = store.resume(name, version)
     if part is None:
         raise Trouble("cannot_store", "what was downloaded is not there any more")
     with part:
-        whole = part.length == version.size and passes(part.check, part.file)
+        whole = part.length == version.size and _passes(store, part)
         verified_at = time.monotonic()
         if not whole:
             store.drop(name)
@@ -67,60 +71,101 @@ def fetch(web: Web, store: Store, name: Name, ticket: Ticket, progress: Progress
     )
 
 
-def _download(web: Web, store: Store, name: Name, ticket: Ticket, progress: Progress) -> int:
+def _passes(store: Store, part: Part) -> bool:
+    try:
+        return passes(part.check, part.file)
+    except OSError as error:  # the disk does not give back what it took: to other sectors with it
+        store.drop(part.name)
+        raise Trouble("corrupt", f"what was downloaded cannot be read: {error.strerror}") from None
+
+
+def _download(web: Web, store: Store, name: Name, ticket: Ticket, progress: Progress, *, fresh: bool) -> int:
     """Bring the part to its full length; returns how much of it was there already."""
-    version = Version(ticket.etag, ticket.size)
+    version = ticket.version
     with ExitStack() as opened:
         part = store.resume(name, version)
         if part is not None:
             opened.enter_context(part)
         offset = part.length if part else 0
-        if part is not None and offset == ticket.size:
+        if part is not None and offset == version.size:
             return offset
         free_bytes = max(0, store.free_bytes() - DISK_RESERVE_BYTES)
-        if ticket.size - offset > free_bytes:
-            raise Trouble("disk_full", f"{ticket.size - offset:,} bytes are to come; there is room for {free_bytes:,}")
-        # If-Match pins the version also for the whole file: between the ticket and now it may have been replaced.
-        headers = {"If-Match": f'"{ticket.etag}"', **checksum_headers(ticket.url)}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
-        answer = opened.enter_context(web.get(ticket.url, headers))
-        _judge(answer, ticket, offset)
+        if version.size - offset > free_bytes:
+            raise Trouble("disk_full", f"{version.size - offset:,} bytes are to come; there is room for {free_bytes:,}")
+        answer, pinned = _ask(opened, web, ticket, offset, fresh=fresh)
+        if answer.status == HTTPStatus.PARTIAL_CONTENT and not _fits(answer, ticket, offset, pinned=pinned):
+            store.drop(name)  # or it would be sent the same again
+            raise Trouble("protocol", "the store sent another part than was asked for, or does not say which")
         if part is None or answer.status == HTTPStatus.OK:
             offset = 0
-            part = opened.enter_context(store.begin(name, version, choose(ticket.etag, answer.headers)))
+            part = opened.enter_context(store.begin(name, version, choose(version.etag or "", answer.headers)))
         length = offset
         progress(length, offset)
         for chunk in answer.chunks():
             length += len(chunk)
-            if length > ticket.size:
+            if length > version.size:
                 store.drop(name)
-                raise Trouble("corrupt", f"more came than the {ticket.size:,} bytes that the file has")
+                raise Trouble("corrupt", f"more came than the {version.size:,} bytes that the file has")
             part.append(chunk)
             progress(length, offset)
-    if length < ticket.size:
-        raise Trouble("cut", f"the store ended the connection after {length:,} of {ticket.size:,} bytes")
+    if length < version.size:
+        raise Trouble("cut", f"the store ended the connection after {length:,} of {version.size:,} bytes")
     return offset
 
 
-def _judge(answer: Answer, ticket: Ticket, offset: int) -> None:
-    """Return when the body that follows is the one that was asked for; Trouble otherwise."""
+def _ask(opened: ExitStack, web: Web, ticket: Ticket, offset: int, *, fresh: bool) -> tuple[Answer, bool]:
+    """The store's answer whose body is that of the ticket's version, and whether the store was held to that version.
+
+    Trouble for any other answer.
+    """
+    headers = checksum_headers(ticket.url)
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+    # If-Match pins the version also for the whole file: between the ticket and now it may have been replaced.
+    pinned = {} if ticket.version.etag is None else {"If-Match": f'"{ticket.version.etag}"'}
+    answer = opened.enter_context(web.get(ticket.url, headers | pinned))
+    if answer.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and offset:
+        del headers["Range"]
+        answer = opened.enter_context(web.get(ticket.url, headers | pinned))
+    if answer.status == HTTPStatus.PRECONDITION_FAILED and fresh and pinned:
+        # The server saw this version a moment ago. Either it was replaced since, or the store cannot compare.
+        pinned = {}
+        answer = opened.enter_context(web.get(ticket.url, headers))
+    _judge(answer, ticket, fresh=fresh)
+    return answer, bool(pinned)
+
+
+def _judge(answer: Answer, ticket: Ticket, *, fresh: bool) -> None:
+    """Return when what follows is of the ticket's version, as far as the answer says; Trouble otherwise."""
     status = answer.status
-    # AWS answers 403 to an expired URL, and 400 (ExpiredToken) when the credentials that signed it have expired.
-    if status in {HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN}:
-        raise Trouble("expired", f"the store refuses the URL ({status})")
-    if status in {HTTPStatus.NOT_FOUND, HTTPStatus.PRECONDITION_FAILED}:
-        raise Trouble(
-            "replaced", "the object was deleted" if status == HTTPStatus.NOT_FOUND else "the object was replaced"
-        )
     if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise Trouble("unavailable", f"the store answered {status}")
+        reason: Reason = "rate_limited" if status == HTTPStatus.TOO_MANY_REQUESTS else "unavailable"
+        raise Trouble(reason, f"the store answered {status}", after_seconds=answer.retry_after_seconds)
+    if status >= HTTPStatus.MULTIPLE_CHOICES:
+        raise refusal(status, answer.beginning(MAX_ERROR_BYTES), fresh=fresh)
     if status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
         raise Trouble("protocol", f"the store answered {status}")
-    etag = answer.headers.get("ETag")
-    if etag is not None and etag.strip('"') != ticket.etag:
+    if _same(answer, ticket) is False:
         raise Trouble("replaced", "the object was replaced")
-    if status == HTTPStatus.PARTIAL_CONTENT:
-        found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-        if found is None or (int(found[1]), int(found[3])) != (offset, ticket.size):
-            raise Trouble("protocol", "the store sent another range than was asked for")
+
+
+def _same(answer: Answer, ticket: Ticket) -> bool | None:
+    """Whether the answer is about the ticket's version: by its ETag, else by its time; None when neither tells."""
+    etag = answer.headers.get("ETag")
+    if etag is not None and ticket.version.etag is not None:
+        # A proxy that compresses makes an ETag weak; RFC 9110 §8.8.3.
+        return etag.removeprefix("W/").strip('"') == ticket.version.etag
+    try:
+        modified = parsedate_to_datetime(answer.headers.get("Last-Modified", ""))
+        listed = datetime.fromisoformat(ticket.last_modified or "")
+    except (TypeError, ValueError):
+        return None
+    return modified == listed.replace(microsecond=0)
+
+
+def _fits(answer: Answer, ticket: Ticket, offset: int, *, pinned: bool) -> bool:
+    """Whether what a 206 brings belongs behind what is there."""
+    found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+    if found is None or (int(found[1]), int(found[3])) != (offset, ticket.version.size):
+        return False
+    return pinned or _same(answer, ticket) is True

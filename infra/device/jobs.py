@@ -1,26 +1,42 @@
-"""What waits to be fetched, and how long it is left alone after it failed."""
+"""What waits to be fetched, in order, and how long it is left alone after it failed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from itertools import count
 
 from infra.device.names import Name
 from infra.device.server import Ticket
+from infra.device.store import Version
 from infra.device.trouble import Reason, Trouble
 
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 60.0
+LONGEST_REFUSED_SECONDS = 3600.0
 ONCE_ATTEMPTS = 5
 
 STALE: set[Reason] = {"expired", "replaced"}
 """The URL was good and is no longer: a new one is asked for at once."""
 
 # The URL is still good after these, as far as anybody knows.
-_KEEPS_TICKET: set[Reason] = {"cut", "timed_out", "unreachable", "unavailable", "disk_full", "cannot_store"}
+_KEEPS_TICKET: set[Reason] = {
+    "cut",
+    "timed_out",
+    "unreachable",
+    "unavailable",
+    "rate_limited",
+    "disk_full",
+    "cannot_store",
+}
 _LINE: set[Reason] = {"cut", "timed_out"}
+# A person has to change something, or the whole file is fetched for nothing: waiting grows beyond a minute.
+_NEEDS_A_PERSON: set[Reason] = {"archived", "clock_skew", "forbidden", "misdirected", "refused", "unauthorized"}
+_SELDOM = _NEEDS_A_PERSON | {"corrupt", "replaced"}
 _HOPELESS: set[Reason] = {"conflict"}
-_HOPELESS_ONCE: set[Reason] = {"unauthorized", "disk_full", "cannot_store"}
-_MAX_DOUBLINGS = 16  # 2.0 ** failures would overflow after a week of them
+_HOPELESS_ONCE = _NEEDS_A_PERSON | {"disk_full", "cannot_store"}
+MAX_STALE_ENTRIES = 64
+_MAX_GROWTHS = 16  # 2.0 ** failures would overflow after a week of them
 
 
 @dataclass(slots=True)
@@ -34,7 +50,13 @@ class Job:
     etag: str | None = None
     """As announced; None where the message did not say."""
     ticket: Ticket | None = None
+    tried: Version | None = None
+    """The version of the latest ticket."""
     failures: int = 0
+    refusals: int = 0
+    """How many of the latest failures, in a row, were of the seldom kind."""
+    delays: int = 0
+    """How many of the latest answers, in a row, asked to come later."""
     again: bool = False
     """Announced anew while it was running."""
     furthest: int = 0
@@ -42,16 +64,82 @@ class Job:
     moved: bool = False
     """Whether the latest attempt went further than all before it."""
 
+    def anew(self, now: float) -> Job:
+        """The job for what was announced while this one was running."""
+        return Job(self.name, now, now, self.etag)
+
     def failed(self, trouble: Trouble, uniform: Callable[[float, float], float], *, once: bool) -> float | None:
         """Count a failure; returns for how many seconds to leave the job alone, None to give it up.
 
-        A line that brings something is not punished for breaking. With `once` attempts are counted.
+        A line that brings something is not punished for breaking, and to be asked to come later is no failure. With
+        `once` attempts are counted.
         """
-        self.failures = 1 if self.moved and trouble.reason in _LINE else self.failures + 1
-        hopeless = trouble.reason in _HOPELESS or (once and trouble.reason in _HOPELESS_ONCE)
+        reason = trouble.reason
+        if reason not in _KEEPS_TICKET:
+            self.ticket = None
+        if reason == "rate_limited":
+            self.delays += 1
+            return _pause(trouble, 1 if trouble.after_seconds is not None else self.delays, uniform)
+        self.delays = 0
+        self.failures = 1 if self.moved and reason in _LINE else self.failures + 1
+        self.refusals = self.refusals + 1 if reason in _SELDOM else 0
+        hopeless = reason in _HOPELESS or (once and reason in _HOPELESS_ONCE)
         if hopeless or (once and self.failures >= ONCE_ATTEMPTS):
             return None
-        if trouble.reason not in _KEEPS_TICKET:
-            self.ticket = None
-        longest = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(self.failures - 1, _MAX_DOUBLINGS))
-        return (trouble.after_seconds or 0.0) + uniform(longest / 2, longest)
+        if self.refusals:
+            return _pause(trouble, self.refusals, uniform, factor=4.0, longest_seconds=LONGEST_REFUSED_SECONDS)
+        return _pause(trouble, self.failures, uniform)
+
+
+def _pause(
+    trouble: Trouble,
+    number: int,
+    uniform: Callable[[float, float], float],
+    *,
+    factor: float = 2.0,
+    longest_seconds: float = LONGEST_RETRY_SECONDS,
+) -> float:
+    """What was asked for, and a random part of a time that grows with `number`."""
+    most = min(longest_seconds, FIRST_RETRY_SECONDS * factor ** min(number - 1, _MAX_GROWTHS))
+    return (trouble.after_seconds or 0.0) + uniform(most / 2, most)
+
+
+class Jobs:
+    """One job for each file, the one that is due first at hand. Not thread-safe."""
+
+    def __init__(self) -> None:
+        """Nothing waits."""
+        self._jobs: dict[Name | None, Job] = {}
+        # Entries of jobs that have gone or were put off stay in the heap until they come to its top.
+        self._heap: list[tuple[float, int, Job]] = []
+        self._numbers = count()
+
+    def __len__(self) -> int:
+        """How many files (and the manifest) wait."""
+        return len(self._jobs)
+
+    def get(self, name: Name | None) -> Job | None:
+        """The job for this file."""
+        return self._jobs.get(name)
+
+    def put(self, job: Job) -> None:
+        """Add a job, or replace that of its file, or take note of a new `due_at`."""
+        self._jobs[job.name] = job
+        heappush(self._heap, (job.due_at, next(self._numbers), job))
+        if len(self._heap) > 2 * len(self._jobs) + MAX_STALE_ENTRIES:  # a flood of messages about one file
+            self._heap = list(filter(self._counts, self._heap))
+            heapify(self._heap)
+
+    def remove(self, job: Job) -> None:
+        """Forget a job that is here."""
+        del self._jobs[job.name]
+
+    def first(self) -> Job | None:
+        """The job that is due first, which stays; of equals the one that was put first."""
+        while self._heap and not self._counts(self._heap[0]):
+            heappop(self._heap)
+        return self._heap[0][2] if self._heap else None
+
+    def _counts(self, entry: tuple[float, int, Job]) -> bool:
+        due_at, _, job = entry
+        return self._jobs.get(job.name) is job and job.due_at == due_at

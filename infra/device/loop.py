@@ -15,17 +15,20 @@ from datetime import datetime
 from typing import Protocol
 
 from infra.device.fetch import fetch
-from infra.device.jobs import STALE, Job
+from infra.device.jobs import STALE, Job, Jobs
 from infra.device.names import FOLDERS, Kind, Name, UnsafeName, is_own, parse_payload, safe
 from infra.device.server import Server
 from infra.device.store import Store
-from infra.device.trouble import Trouble
+from infra.device.trouble import Reason, Trouble
 from infra.device.web import Web
 from infra.subscriber import Message
 
 FIRST_CATCH_UP_SECONDS = 5.0  # the broker's time to confirm the subscription; without it we catch up all the same
 REMEMBERED_IDS = 1024
 MAX_WAITING = 10_000  # files; beyond that one catch-up replaces them
+
+_HOLDS: set[Reason] = {"rate_limited", "unauthorized"}
+"""It is the device that is not wanted now, not this one file."""
 
 _UNIFORM = random.SystemRandom().uniform
 
@@ -69,7 +72,8 @@ class Device:
         self._clock = clock
         self._uniform = uniform
         self._changed = threading.Condition()
-        self._jobs: dict[Name | None, Job] = {}
+        self._jobs = Jobs()
+        self._held_until = 0.0
         self._running: Job | None = None
         self._seen_ids: OrderedDict[str, None] = OrderedDict()
         self._stopping = False
@@ -91,7 +95,7 @@ class Device:
             self._report("skipped", reason="not_ours", **about)
         elif self._is_repeat(said.get("id")):
             self._report("skipped", reason="repeat", **about)
-        elif etag is not None and self._store.holds(name, etag):
+        elif etag is not None and (held := self._store.held(name)) is not None and held.etag == etag:
             self._report("skipped", reason="unchanged", **about)
         elif self._is_coming(name, etag):
             self._report("skipped", reason="in_progress", **about)
@@ -136,42 +140,47 @@ class Device:
         """Whether this very version is being downloaded."""
         with self._changed:
             job = self._running
-            return job is not None and job.name == name and job.ticket is not None and job.ticket.etag == etag
+            if job is None or job.name != name or job.ticket is None or etag is None:
+                return False
+            return job.ticket.version.etag == etag
 
     def _want(self, name: Name, etag: str | None, wait_seconds: float) -> None:
         now = self._clock()
         with self._changed:
             job = self._jobs.get(name)
-            if job is not None:
-                # One download for one file: what waits asks for the newest anyway, what runs is told.
-                job.etag, job.again = etag, job is self._running
-                if not job.again:
-                    job.ticket = None
-            elif len(self._jobs) >= MAX_WAITING:
+            if job is None and len(self._jobs) >= MAX_WAITING:
                 self._want_manifest(wait_seconds)
+            elif job is not None and job is self._running:
+                # One download for one file: what runs is told.
+                job.etag, job.again = etag, True
             else:
-                self._jobs[name] = Job(name, now + wait_seconds, now, etag)
+                # What waits asks for the newest anyway; whatever failed before, an upload is a reason to try at once.
+                self._renew(job, Job(name, now + wait_seconds, now, etag))
             self._changed.notify_all()
+
+    def _renew(self, old: Job | None, new: Job) -> None:
+        """Let `new` take the place of `old`, and wait no longer than that would have waited."""
+        if old is not None:
+            new.due_at, new.since = min(old.due_at, new.due_at), old.since
+        self._jobs.put(new)
 
     def _want_manifest(self, wait_seconds: float) -> None:
         now = self._clock()
         job = self._jobs.get(None)
-        if job is None:
-            self._jobs[None] = Job(None, now + wait_seconds, now)
-        elif job is self._running:
+        if job is not None and job is self._running:
             job.again = True
         else:
-            job.due_at = min(job.due_at, now + wait_seconds)
+            self._renew(job, Job(None, now + wait_seconds, now))
         self._changed.notify_all()
 
     def _next(self, *, once: bool) -> Job | None:
         """Wait for the next job that is due; None to end."""
         with self._changed:
             while not self._stopping:
-                job = min(self._jobs.values(), key=lambda job: job.due_at, default=None)
+                job = self._jobs.first()
                 if job is None and once:
                     return None
-                wait_seconds = None if job is None else job.due_at - self._clock()
+                wait_seconds = None if job is None else max(job.due_at, self._held_until) - self._clock()
                 if job is not None and wait_seconds is not None and wait_seconds <= 0:
                     self._running = job
                     return job
@@ -180,29 +189,42 @@ class Device:
 
     def _do(self, job: Job, *, once: bool) -> bool:
         """One attempt at a job, and what follows from how it ended. False when it is given up."""
-        trouble = None
         try:
             self._attempt(job)
-        except Trouble as caught:
-            trouble = caught
+        except Trouble as trouble:
+            return self._after(job, trouble, once=once)
         with self._changed:
             self._running = None
+            self._jobs.remove(job)
             if job.again:
-                now = self._clock()
-                self._jobs[job.name] = Job(job.name, now, now, job.etag)
+                self._jobs.put(job.anew(self._clock()))
+        return True
+
+    def _after(self, job: Job, trouble: Trouble, *, once: bool) -> bool:
+        """What follows from an attempt that failed. False when the job is given up."""
+        with self._changed:
+            self._running = None
+            if not job.again and (trouble.reason == "gone" or self._stopping):
+                self._jobs.remove(job)
                 return True
-            if trouble is None or trouble.reason == "gone" or self._stopping:
-                del self._jobs[job.name]
-                return True
+            now = self._clock()
             retry_seconds = job.failed(trouble, self._uniform, once=once)
+            held = retry_seconds is not None and trouble.reason in _HOLDS
+            if retry_seconds is not None and held:
+                self._held_until = now + retry_seconds
+            if job.again:
+                self._jobs.put(job.anew(now))
+                return True
             if retry_seconds is None:
-                del self._jobs[job.name]
-            else:
-                job.due_at = self._clock() + retry_seconds
+                self._jobs.remove(job)
+            elif not held:  # what was held is the first to be asked for again
+                job.due_at = now + retry_seconds
+                self._jobs.put(job)
         self._report(
             "failed",
             **_about(job.name),
             reason=trouble.reason,
+            code=trouble.code,
             detail=str(trouble),
             retry_in_ms=None if retry_seconds is None else _ms(retry_seconds),
         )
@@ -222,9 +244,9 @@ class Device:
 
     def _catch_up(self) -> None:
         """Want whatever of the manifest is not here. A file that it does not list stays where it is."""
-        listed = self._server.manifest()
+        manifest = self._server.manifest()
         unchanged = wanted = 0
-        for entry in listed:
+        for entry in manifest.objects:
             if entry.kind not in FOLDERS:  # of a newer server
                 continue
             try:
@@ -234,14 +256,19 @@ class Device:
                 continue
             if not is_own(name, self._mac):
                 continue
-            if self._store.holds(name, entry.etag):
+            if self._store.held(name) == entry.version:
                 unchanged += 1
                 continue
             wanted += 1
             with self._changed:
                 now = self._clock()
-                self._jobs.setdefault(name, Job(name, now, now, entry.etag))
-        self._report("caught_up", listed=len(listed), unchanged=unchanged, wanted=wanted)
+                job = self._jobs.get(name)
+                # What failed is left alone as long as the version is the one that failed.
+                if job is None or job.tried not in {None, entry.version}:
+                    self._renew(job, Job(name, now, now, entry.version.etag))
+        self._report("caught_up", listed=len(manifest.objects), unchanged=unchanged, wanted=wanted)
+        if manifest.senseless:
+            raise Trouble("protocol", f"{manifest.senseless:,} lines of the manifest make no sense")
 
     def _update(self, job: Job, name: Name) -> None:
         """Bring one file up to date, with the URL of an earlier attempt if there is one."""
@@ -253,17 +280,19 @@ class Device:
             if trouble.reason not in STALE or not had_ticket:
                 raise
             job.ticket = None
-            self._report("renewing", **_about(name), reason=trouble.reason)
+            self._report("renewing", **_about(name), reason=trouble.reason, code=trouble.code)
             self._fetch(job, name)
 
     def _fetch(self, job: Job, name: Name) -> None:
         began_at = self._clock()
+        fresh = job.ticket is None
         if job.ticket is None:
             job.ticket, job.furthest = self._server.locate(name), 0
-        ticket = job.ticket
+        ticket, version = job.ticket, job.ticket.version
+        job.tried = version
         asked_at = self._clock()
-        about = {**_about(name), "etag": ticket.etag, "size": ticket.size}
-        if self._store.holds(name, ticket.etag):
+        about = {**_about(name), "etag": version.etag, "size": version.size}
+        if self._store.held(name) == version:
             self._report("skipped", reason="unchanged", **about)
             return
         self._report("downloading", **about)
@@ -271,13 +300,13 @@ class Device:
         def progress(length: int, resumed_bytes: int) -> None:
             if self._stopping:
                 raise Trouble("stopped", "asked to stop")
-            if job.again and job.etag not in {None, ticket.etag}:
+            if job.again and job.etag not in {None, version.etag}:
                 raise Trouble("obsolete", "a newer version was announced")
             if length > max(resumed_bytes, job.furthest):
                 job.furthest, job.moved = length, True
             self._report("progress", **about, length=length)
 
-        fetched = fetch(self._web, self._store, name, ticket, progress)
+        fetched = fetch(self._web, self._store, name, ticket, progress, fresh=fresh)
         self._report(
             "verified",
             **about,

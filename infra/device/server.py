@@ -10,25 +10,25 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from infra.device.names import Name
+from infra.device.store import Version
 from infra.device.trouble import Trouble
 from infra.device.web import Answer, Web
 
 MAX_TICKET_BYTES = 64 * 1024
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 MAX_PAGES = 1000
-MAX_RETRY_AFTER_SECONDS = 300.0
 
 _ETAG = re.compile(r"[!#-~]{1,256}")  # RFC 9110 §8.8.3, without what a header cannot take
+_TIME = re.compile(r"[0-9T:.Z+-]{1,40}")  # RFC 3339
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Where one version of a file can be had for a while. `etag` is without quotes, `size` in bytes."""
+    """Where one version of a file can be had for a while. `last_modified` is known of every version."""
 
     url: str
-    etag: str
-    size: int
-    version_id: str | None
+    version: Version
+    last_modified: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,22 @@ class Listed:
 
     kind: str
     filename: str
-    etag: str
-    size: int
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is current for this device. `senseless` lines were left out: one of them must not hide the others."""
+
+    objects: tuple[Listed, ...]
+    senseless: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Page:
     etag: str | None
     objects: tuple[Listed, ...]
+    senseless: int
     next: str | None
 
 
@@ -66,24 +74,26 @@ class Server:
             target = "assets?" + urlencode({"filename": name.filename}, quote_via=quote)
         with self._web.get(f"{self._base_url}/{target}", self._headers) as answer:
             document = _document(answer, MAX_TICKET_BYTES)
-        url, version_id = document.get("url"), document.get("version_id")
+        url = document.get("url")
         if not isinstance(url, str) or not url.isascii() or not url.startswith(("http://", "https://")):
             raise Trouble("protocol", "the server named no http or https URL")
-        return Ticket(
-            url, _etag(document), _size(document), version_id=version_id if isinstance(version_id, str) else None
-        )
+        if (version := _version(document)) is None:
+            raise Trouble("protocol", "the server gave no ETag, or no size")
+        return Ticket(url, version, _last_modified(document))
 
-    def manifest(self) -> tuple[Listed, ...]:
+    def manifest(self) -> Manifest:
         """All that is current for this device, page by page; a page that did not change is not sent again."""
         known, self._pages = self._pages, {}
         objects: list[Listed] = []
+        senseless = 0
         query = ""
         while True:
             page = self._page(query, known.get(query))
             self._pages[query] = page
             objects += page.objects
+            senseless += page.senseless
             if page.next is None:
-                return tuple(objects)
+                return Manifest(tuple(objects), senseless)
             query = "?" + urlencode({"next": page.next})
             if query in self._pages or len(self._pages) >= MAX_PAGES:
                 raise Trouble("protocol", "the manifest has no end")
@@ -105,7 +115,8 @@ class Server:
         objects, following = document.get("objects"), document.get("next")
         if not isinstance(objects, list) or not isinstance(following, str | None):
             raise Trouble("protocol", "the manifest is not one")
-        return _Page(etag, tuple(map(_listed, objects)), following)
+        listed = tuple(entry for entry in map(_listed, objects) if entry is not None)
+        return _Page(etag, listed, len(objects) - len(listed), following)
 
 
 def _document(answer: Answer, limit_bytes: int) -> dict[str, Any]:
@@ -119,7 +130,7 @@ def _document(answer: Answer, limit_bytes: int) -> dict[str, Any]:
         raise Trouble(
             "rate_limited" if status == HTTPStatus.TOO_MANY_REQUESTS else "unavailable",
             f"the server answered {status}",
-            after_seconds=_retry_after(answer.headers.get("Retry-After", "")),
+            after_seconds=answer.retry_after_seconds,
         )
     if status != HTTPStatus.OK:
         raise Trouble("protocol", f"the server answered {status}")
@@ -132,29 +143,29 @@ def _document(answer: Answer, limit_bytes: int) -> dict[str, Any]:
     return document
 
 
-def _retry_after(text: str) -> float | None:
-    """Seconds, bounded; the date that RFC 9110 §10.2.3 also allows would need a right clock, which few devices have."""
-    return min(float(text), MAX_RETRY_AFTER_SECONDS) if re.fullmatch("[0-9]{1,9}", text) else None
-
-
-def _listed(entry: object) -> Listed:
+def _listed(entry: object) -> Listed | None:
+    """A line of the manifest, None when it makes no sense."""
     if not isinstance(entry, dict):
-        raise Trouble("protocol", "the manifest lists what is no object")
-    kind, filename = entry.get("kind"), entry.get("filename")
-    if not isinstance(kind, str) or not isinstance(filename, str):
-        raise Trouble("protocol", "the manifest lists a file without kind or filename")
-    return Listed(kind, filename, _etag(entry), _size(entry))
+        return None
+    kind, filename, version = entry.get("kind"), entry.get("filename"), _version(entry)
+    if not isinstance(kind, str) or not isinstance(filename, str) or version is None:
+        return None
+    return Listed(kind, filename, version)
 
 
-def _etag(document: dict[str, Any]) -> str:
-    etag = document.get("etag")
-    if not isinstance(etag, str) or _ETAG.fullmatch(etag := etag.removeprefix('"').removesuffix('"')) is None:
-        raise Trouble("protocol", "the server gave no ETag")
-    return etag
-
-
-def _size(document: dict[str, Any]) -> int:
-    size = document.get("size")
+def _version(document: dict[str, Any]) -> Version | None:
+    """What the server says of a file; None when that makes no sense. An `etag` of null is a file without one."""
+    etag, size = document.get("etag"), document.get("size")
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise Trouble("protocol", "the server gave no size")
-    return size
+        return None
+    if etag is None and "etag" in document:
+        modified = _last_modified(document)
+        return None if modified is None else Version(None, size, modified)
+    if not isinstance(etag, str) or _ETAG.fullmatch(etag := etag.removeprefix('"').removesuffix('"')) is None:
+        return None
+    return Version(etag, size)
+
+
+def _last_modified(document: dict[str, Any]) -> str | None:
+    text = document.get("last_modified")
+    return text if isinstance(text, str) and _TIME.fullmatch(text) else None

@@ -42,10 +42,15 @@ class StoreError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What makes one version of a file: two are the same only if both are."""
+    """What makes one version of a file: two are the same only if all of it is.
 
-    etag: str
+    `last_modified`, as the server writes it, stands in for an ETag where there is none, and is None otherwise: the
+    same content uploaded again is no other version.
+    """
+
+    etag: str | None
     size: int
+    last_modified: str | None = None
 
 
 class Part:
@@ -104,20 +109,19 @@ class Store:
             os.close(self._state)
             self._state = -1
 
-    def holds(self, name: Name, etag: str) -> bool:
-        """Whether the file in place is that version, as we put it there: neither removed nor changed since."""
+    def held(self, name: Name) -> Version | None:
+        """The version of the file in place; None unless it is as we put it there, neither removed nor changed since."""
         note = self._read(_record(name))
-        if note is None or note.get("etag") != etag:
-            return False
+        version = _version(note)
+        if note is None or version is None:
+            return None
         try:
             with self._folder(name, make=False) as folder:
                 found = os.stat(name.segments[-1], dir_fd=folder, follow_symlinks=False)
         except OSError:
-            return False
-        return stat.S_ISREG(found.st_mode) and (found.st_size, found.st_mtime_ns) == (
-            note.get("size"),
-            note.get("mtime_ns"),
-        )
+            return None
+        untouched = (found.st_size, found.st_mtime_ns) == (version.size, note.get("mtime_ns"))
+        return version if stat.S_ISREG(found.st_mode) and untouched else None
 
     def free_bytes(self) -> int:
         """How much this user may still write here."""
@@ -127,9 +131,9 @@ class Store:
     def resume(self, name: Name, version: Version) -> Part | None:
         """What an earlier attempt has of this version, None where it has nothing."""
         note = self._read(_coming(name))
+        if note is None or _version(note) != version:
+            return None
         try:
-            if note is None or Version(note["etag"], note["size"]) != version:
-                return None
             check = Check(cast("By", note["by"]), note["value"])
             file = self._open(_part(name), _PART_FLAGS)
         except (KeyError, OSError):
@@ -220,6 +224,14 @@ def storing() -> Iterator[None]:
         elif error.errno in _CONFLICT:
             reason = "conflict"
         raise Trouble(reason, error.strerror or "the file could not be written") from None
+
+
+def _version(note: dict[str, Any] | None) -> Version | None:
+    """Which version a note is about; notes of earlier releases know no `last_modified`."""
+    try:
+        return None if note is None else Version(note["etag"], note["size"], note.get("last_modified"))
+    except KeyError:
+        return None
 
 
 def _record(name: Name) -> str:

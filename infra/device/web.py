@@ -5,21 +5,26 @@ It follows no redirect: the bearer token would go along to the store, which refu
 
 from __future__ import annotations
 
+import re
 import ssl
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 import urllib3
 from urllib3 import exceptions
 
+from infra.device.proxies import Proxies, Proxy
 from infra.device.trouble import Trouble
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 STALL_TIMEOUT_SECONDS = 10.0  # without a single byte; a slow line may take as long as it needs
 BODY_TIMEOUT_SECONDS = 20.0  # for a JSON answer as a whole
 CHUNK_BYTES = 64 * 1024
+MAX_RETRY_AFTER_SECONDS = 300.0
 
 
 class Answer:
@@ -30,6 +35,15 @@ class Answer:
         self._response = response
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
+
+    @property
+    def retry_after_seconds(self) -> float | None:
+        """What `Retry-After` asks for, bounded.
+
+        The date that RFC 9110 §10.2.3 also allows would need a right clock, which few devices have.
+        """
+        text = self.headers.get("Retry-After", "")
+        return min(float(text), MAX_RETRY_AFTER_SECONDS) if re.fullmatch("[0-9]{1,9}", text) else None
 
     def chunks(self) -> Iterator[bytes]:
         """The body as it arrives, as it was stored (an object may have a Content-Encoding)."""
@@ -49,24 +63,38 @@ class Answer:
                 raise Trouble("timed_out", f"the server's answer took longer than {BODY_TIMEOUT_SECONDS:g} s")
         return bytes(body)
 
+    def beginning(self, limit_bytes: int) -> bytes:
+        """What there is of the body, and no more than that: for an answer whose status says enough."""
+        until = time.monotonic() + BODY_TIMEOUT_SECONDS
+        body = bytearray()
+        try:
+            for chunk in self.chunks():
+                body += chunk
+                if len(body) >= limit_bytes or time.monotonic() > until:
+                    break
+        except (exceptions.HTTPError, ConnectionError):
+            pass
+        return bytes(body[:limit_bytes])
+
 
 class Web:
     """Connections, kept and shared: thread-safe, so that many devices of one process may use one.
 
-    `ca_file` (PEM) is trusted besides the system's authorities. OSError when it cannot be read.
+    `ca_file` (PEM) is trusted besides the system's authorities. OSError when it cannot be read. `environment` names
+    the proxies; ProxyError when it does not.
     """
 
-    def __init__(self, *, ca_file: Path | None = None, connections: int = 2) -> None:
+    def __init__(
+        self, *, ca_file: Path | None = None, connections: int = 2, environment: Mapping[str, str] | None = None
+    ) -> None:
         """Opens nothing."""
-        context = ssl.create_default_context()
+        self._context = ssl.create_default_context()
         if ca_file is not None:
-            context.load_verify_locations(str(ca_file))
-        self._pool = urllib3.PoolManager(
-            maxsize=connections,
-            ssl_context=context,
-            retries=False,
-            timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_SECONDS, read=STALL_TIMEOUT_SECONDS),
-        )
+            self._context.load_verify_locations(str(ca_file))
+        self._connections = connections
+        self._proxies = Proxies(environment or {})
+        self._lock = threading.Lock()
+        self._pools: dict[Proxy | None, urllib3.PoolManager] = {}
 
     def get(self, url: str, headers: Mapping[str, str]) -> AbstractContextManager[Answer]:
         """Ask for `url`; whatever the network does inside the `with` is raised as Trouble."""
@@ -77,12 +105,16 @@ class Web:
         """As `get`, with another method and perhaps a body."""
         response: urllib3.BaseHTTPResponse | None = None
         try:
-            response = self._pool.request(
+            response = self._pool(url).request(
                 method, url, body=body, headers=dict(headers), redirect=False, preload_content=False
             )
+            if response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+                raise Trouble("unreachable", "the proxy wants a user and a password: http://user:password@host:port")
             yield Answer(response)
         except (exceptions.NewConnectionError, exceptions.SSLError) as error:  # urllib3 counts the first as a time-out
             raise Trouble("unreachable", _words(error)) from None
+        except exceptions.ProxyError as error:
+            raise Trouble("unreachable", f"the proxy: {_words(error.original_error)}") from None
         except exceptions.TimeoutError as error:
             raise Trouble("timed_out", _words(error)) from None
         except (exceptions.LocationValueError, UnicodeError):
@@ -99,7 +131,31 @@ class Web:
 
     def close(self) -> None:
         """Close what is idle."""
-        self._pool.clear()
+        for pool in self._pools.values():
+            pool.clear()
+
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        proxy = self._proxies.of(url)
+        with self._lock:
+            if (pool := self._pools.get(proxy)) is None:
+                pool = self._pools[proxy] = self._new_pool(proxy)
+            return pool
+
+    def _new_pool(self, proxy: Proxy | None) -> urllib3.PoolManager:
+        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_SECONDS, read=STALL_TIMEOUT_SECONDS)
+        if proxy is None:
+            return urllib3.PoolManager(
+                maxsize=self._connections, ssl_context=self._context, retries=False, timeout=timeout
+            )
+        return urllib3.ProxyManager(
+            proxy.url,
+            proxy_headers=urllib3.make_headers(proxy_basic_auth=proxy.credentials) if proxy.credentials else None,
+            proxy_ssl_context=self._context,
+            maxsize=self._connections,
+            ssl_context=self._context,
+            retries=False,
+            timeout=timeout,
+        )
 
 
 def _words(error: Exception) -> str:

@@ -24,7 +24,10 @@ TOPICS: dict[str, Kind] = {"t/updates/configs": "config", "t/updates/assets": "a
 
 
 class DeviceRig:
-    """A device of `MAC` on `directory`; `events` holds what it reported, as (event, fields), progress left out."""
+    """A device of `MAC` on `directory`; `events` holds what it reported, as (event, fields), progress left out.
+
+    After a failure it waits for `retry_seconds`, or else as long as it likes but at most `pause_seconds`.
+    """
 
     def __init__(
         self,
@@ -35,6 +38,7 @@ class DeviceRig:
         pause_seconds: float = 0.0,
         ca_file: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
+        retry_seconds: float | None = None,
     ) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.spreads: list[tuple[float, float]] = []
@@ -42,12 +46,14 @@ class DeviceRig:
         self._news = threading.Condition()
         self._web = Web(ca_file=ca_file)
         self._pause_seconds = pause_seconds
+        self._retry_seconds = retry_seconds
         self.store = Store(directory)
+        self.server = Server(self._web, server_url, TOKEN)
         self.device = Device(
             MAC,
             TOPICS,
             web=self._web,
-            server=Server(self._web, server_url, TOKEN),
+            server=self.server,
             store=self.store,
             report=self._report,
             spread_seconds=spread_seconds,
@@ -132,4 +138,6 @@ class DeviceRig:
 
     def _uniform(self, low: float, high: float) -> float:
         self.spreads.append((low, high))
+        if low and self._retry_seconds is not None:
+            return self._retry_seconds
         return min(low, self._pause_seconds)

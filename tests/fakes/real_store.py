@@ -18,6 +18,7 @@ class RealStore:
         self.bucket = bucket
         self.ttl_seconds: list[int] = []
         self.with_checksum = False
+        self.ticket_changes: dict[str, Any] = {}
         # The host and port are signed: only for the one that the device will talk to.
         self._signer = self.s3
         if port is not None:
@@ -42,7 +43,13 @@ class RealStore:
             "get_object", Params=parameters, ExpiresIn=self.ttl_seconds.pop(0) if self.ttl_seconds else 600
         )
         assert urlsplit(url).scheme == "http"
-        return {"url": url, "etag": found["ETag"], "size": found["ContentLength"], "version_id": None}
+        return {
+            "url": url,
+            "etag": found["ETag"],
+            "size": found["ContentLength"],
+            "version_id": None,
+            **self.ticket_changes,
+        }
 
     def listing(self) -> list[dict[str, Any]]:
         """As the manifest lists them."""

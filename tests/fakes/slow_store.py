@@ -10,12 +10,15 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Protocol, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 TOKEN = "device-token"
+MODIFIED = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 CHUNK_BYTES = 8 * 1024
 STALL_SECONDS = 30.0
 PAGE = 2
@@ -36,7 +39,9 @@ class Behaviour:
     """What happens to one GET of an object, instead of the plain answer."""
 
     status: int | None = None
-    """Answer this, with an XML error."""
+    """Answer this, with an XML error of `code` and `message`."""
+    code: str = ""
+    message: str = ""
     cut_after_bytes: int | None = None
     """Close the connection once that many bytes of the body have gone."""
     stall_after_bytes: int | None = None
@@ -63,10 +68,11 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class FakeObject:
-    """A stored object; `etag` is without quotes, `headers` go with each response."""
+    """A stored object; `etag` is without quotes, "" where it has none, `headers` go with each response."""
 
     body: bytes
     etag: str
+    modified: datetime
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -85,6 +91,8 @@ class SlowStore:
         self.seen: list[Seen] = []
         self.release = threading.Event()
         self.ticket_changes: dict[str, Any] = {}
+        self.refuses_if_match = False
+        """Answer 412 to each If-Match, also a right one."""
         self.provider = provider or self
         self._http = _Listener(("127.0.0.1", 0), _Handler)
         self._http.world = self
@@ -94,10 +102,12 @@ class SlowStore:
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), name="slow-store", daemon=True)
         self._thread.start()
 
-    def put(self, path: str, body: bytes, *, etag: str | None = None, **headers: str) -> FakeObject:
+    def put(
+        self, path: str, body: bytes, *, etag: str | None = None, modified: datetime = MODIFIED, **headers: str
+    ) -> FakeObject:
         """Store an object under `configs/…` or `assets/…`, with the MD5 for an ETag unless said otherwise."""
-        etag = etag or hashlib.md5(body, usedforsecurity=False).hexdigest()
-        self.objects[path] = FakeObject(body, etag, {k.replace("_", "-"): v for k, v in headers.items()})
+        etag = hashlib.md5(body, usedforsecurity=False).hexdigest() if etag is None else etag
+        self.objects[path] = FakeObject(body, etag, modified, {k.replace("_", "-"): v for k, v in headers.items()})
         return self.objects[path]
 
     def ticket(self, path: str) -> dict[str, Any] | None:
@@ -110,14 +120,18 @@ class SlowStore:
             "expires_at": "2030-01-01T00:00:00Z",
             "filename": path.partition("/")[2],
             "size": len(found.body),
-            "etag": found.etag,
+            "etag": found.etag or None,
+            "last_modified": _iso(found.modified),
             "version_id": None,
             **self.ticket_changes,
         }
 
     def listing(self) -> list[dict[str, Any]]:
         """As the manifest lists them."""
-        return [listed(path, found.etag, len(found.body)) for path, found in sorted(self.objects.items())]
+        return [
+            listed(path, found.etag or None, len(found.body), found.modified)
+            for path, found in sorted(self.objects.items())
+        ]
 
     def downloads(self) -> list[Seen]:
         """The requests that reached the store."""
@@ -141,7 +155,11 @@ class SlowStore:
         self._thread.join(5)
 
 
-def listed(path: str, etag: str, size: int) -> dict[str, Any]:
+def _iso(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def listed(path: str, etag: str | None, size: int, modified: datetime = MODIFIED) -> dict[str, Any]:
     """One line of the manifest."""
     folder, _, filename = path.partition("/")
     kind = {"configs": "config", "assets": "asset"}[folder]
@@ -150,7 +168,7 @@ def listed(path: str, etag: str, size: int) -> dict[str, Any]:
         "kind": kind,
         "etag": etag,
         "size": size,
-        "last_modified": "2026-11-20T12:00:00Z",
+        "last_modified": _iso(modified),
         "version_id": None,
     }
 
@@ -224,17 +242,20 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.world.objects.get(unquote(urlsplit(self.path).path.removeprefix("/bucket/")))
         conditions: Mapping[str, str] = {} if does.ignore_conditions else dict(self.headers)
         if does.status is not None or self.headers.get("Authorization"):
-            self._answer(does.status or 400, b"<Error/>", does.headers)
+            said = f"<Error><Code>{does.code}</Code><Message>{does.message}</Message></Error>"
+            self._answer(does.status or 400, said.encode(), does.headers)
         elif found is None:
             self._answer(404, b"<Error/>", {})
-        elif conditions.get("If-Match", f'"{found.etag}"') != f'"{found.etag}"':
-            self._answer(412, b"<Error/>", {})
+        elif "If-Match" in conditions and (self.world.refuses_if_match or conditions["If-Match"] != f'"{found.etag}"'):
+            self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>", {})
         else:
             self._send(does, found, conditions.get("Range"))
 
     def _send(self, does: Behaviour, found: FakeObject, wanted: str | None) -> None:
         whole = found.body if does.body is None else does.body
-        headers = {"ETag": f'"{found.etag}"', **found.headers, **does.headers}
+        modified = format_datetime(found.modified, usegmt=True)
+        tag = {"ETag": f'"{found.etag}"'} if found.etag else {}
+        headers = {**tag, "Last-Modified": modified, **found.headers, **does.headers}
         status, body = 200, whole
         if wanted is not None:
             match = re.fullmatch(r"bytes=(\d+)-", wanted)

@@ -381,6 +381,29 @@ def test_wrong_options_are_named(
     assert "Traceback" not in said
 
 
+def test_a_reader_that_went_away_is_no_wrong_certificate(bucket: RealStore, tmp_path: Path) -> None:
+    """`bucketbell device --json | head -1` ends quietly."""
+    bucket.put(FILE, b"x")
+    with SlowStore(bucket) as server:
+        device = DeviceProcess(tmp_path, server.url, "--once")
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            device.command,
+            env={**os.environ, **device.environment},
+            cwd=tmp_path,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=DEADLINE_SECONDS,
+            check=False,
+        )
+        os.close(writer)
+    assert done.returncode == 1
+    assert "CA_FILE" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_person_sees_what_happens(bucket: RealStore, tmp_path: Path) -> None:
     """Without --json there is a line for each event, with the file's name, size, proof and times."""
     bucket.put(FILE, b"x" * 1234)

@@ -135,15 +135,6 @@ def test_an_expired_url_is_renewed_without_losing_anything(world: SlowStore, rig
     assert rig.content(FILE) == NEW
 
 
-def test_a_fresh_url_that_is_refused_is_not_asked_for_hot(world: SlowStore, rig: DeviceRig) -> None:
-    """A store that refuses every URL gets a bounded number of requests, each after a pause."""
-    world.script = [Behaviour(status=403)] * 100
-    assert not rig.once()
-    assert rig.reasons() == ["expired"] * ONCE_ATTEMPTS
-    assert len(world.downloads()) == ONCE_ATTEMPTS
-    assert [spread for spread in rig.spreads if spread[0] > 0] == [(0.25, 0.5), (0.5, 1), (1, 2), (2, 4)]
-
-
 def test_an_object_replaced_in_the_middle_starts_anew(world: SlowStore, rig: DeviceRig) -> None:
     """The old version's bytes are never mixed with the new one's."""
     have_old(world, rig)
@@ -191,9 +182,8 @@ def test_a_store_that_ignores_ranges_is_lived_with(world: SlowStore, rig: Device
         (Behaviour(body=OLD + b"x"), "corrupt"),
         (Behaviour(body=NEW + b"x"), "corrupt"),
         (Behaviour(body=NEW[:-1], ignore_conditions=True), "cut"),
-        (Behaviour(status=307, headers={"Location": "/elsewhere"}), "protocol"),
+        (Behaviour(status=307, headers={"Location": "/elsewhere"}), "refused"),
         (Behaviour(status=204), "protocol"),
-        (Behaviour(status=429), "unavailable"),
         (Behaviour(status=500), "unavailable"),
         (Behaviour(headers={"Transfer-Encoding": "chunked"}), "cut"),
     ],
@@ -251,7 +241,6 @@ def test_an_etag_that_is_no_md5_is_not_taken_for_one(world: SlowStore, rig: Devi
     ("answer", "reason", "attempts"),
     [
         ((401, {}), "unauthorized", 1),
-        ((429, {"Retry-After": "7"}), "rate_limited", ONCE_ATTEMPTS),
         ((503, {"Retry-After": "7"}), "unavailable", ONCE_ATTEMPTS),
         ((503, {"Retry-After": "soon"}), "unavailable", ONCE_ATTEMPTS),
         ((404, {}), "protocol", ONCE_ATTEMPTS),

@@ -33,14 +33,14 @@ def held(directory: Path) -> bytes:
 def test_a_part_becomes_the_file_and_is_known(tmp_path: Path) -> None:
     """Folders are made on the way, nothing is left of the part, and the version is held, also by the next process."""
     store = Store(tmp_path / "new" / "device")
-    assert not store.holds(NAME, "etag-1")
+    assert store.held(NAME) is None
     put(store, NAME, VERSION, b"123456")
     store.close()
     store.close()
     again = Store(tmp_path / "new" / "device")
     assert held(again.directory) == b"123456"
-    assert again.holds(NAME, "etag-1")
-    assert not again.holds(NAME, "etag-2")
+    assert again.held(NAME) == VERSION
+
     assert again.resume(NAME, VERSION) is None
     assert [file.suffix for file in (again.directory / ".bucketbell").iterdir()] == [".json"]
     again.close()
@@ -56,9 +56,9 @@ def test_a_file_that_somebody_changed_is_not_held(tmp_path: Path) -> None:
         lambda file: (file.rename(tmp_path / "elsewhere"), file.symlink_to(tmp_path / "elsewhere")),
     ):
         put(store, NAME, VERSION, b"123456")
-        assert store.holds(NAME, "etag-1")
+        assert store.held(NAME) == VERSION
         spoil(tmp_path / NAME.path)
-        assert not store.holds(NAME, "etag-1")
+        assert store.held(NAME) is None
     store.close()
 
 
@@ -94,7 +94,7 @@ def test_a_spoilt_note_is_no_note(tmp_path: Path, note: bytes) -> None:
         part.append(b"123")
     for file in (tmp_path / ".bucketbell").glob("*.json"):
         file.write_bytes(note)
-    assert not store.holds(NAME, "etag-1")
+    assert store.held(NAME) is None
     assert store.resume(NAME, VERSION) is None
     store.close()
 
@@ -136,16 +136,16 @@ def test_killed_between_any_two_system_calls(tmp_path: Path, monkeypatch: pytest
         store.close()
         assert held(directory) in {b"old", b"new456"}
         store = Store(directory)
-        if store.holds(NAME, "old"):
+        if store.held(NAME) == Version("old", 3):
             assert held(directory) == b"old"
-        if store.holds(NAME, "etag-1"):
+        if store.held(NAME) == VERSION:
             assert held(directory) == b"new456"
         part = store.resume(NAME, VERSION)
         with part or store.begin(NAME, VERSION, SIZE) as part:
             part.append(b"new456"[part.length :])
             store.put_in_place(part)
         assert held(directory) == b"new456"
-        assert store.holds(NAME, "etag-1")
+        assert store.held(NAME) == VERSION
         store.close()
         if finished:
             break
@@ -212,7 +212,7 @@ def test_names_like_our_own_notes_are_ordinary(tmp_path: Path) -> None:
     put(store, NAME, VERSION, b"123456")
     for filename in (f".bucketbell/{digest}.json", f"{digest}.part", f"{digest}.coming.json.new"):
         put(store, safe("asset", filename), VERSION, b"654321")
-    assert store.holds(NAME, "etag-1")
+    assert store.held(NAME) == VERSION
     assert held(tmp_path) == b"123456"
     store.close()
 
