@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from urllib.parse import urlsplit
+from collections.abc import Iterable
 
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 DATABASE_SCHEMES = frozenset({"sqlite", "postgresql", "postgresql+psycopg"})
 MAX_PORT = 65535
 MAX_HOST_CHARACTERS = 253  # RFC 1035 §2.3.4
 
-_HTTP_URL = re.compile(r"https?://[^\s/@?#]+(?:/[^\s@?#]*)?")
+_PATH = re.compile("(?:/[A-Za-z0-9._~-]+)*")  # what botocore signs as it is sent: it encodes and shortens the rest
 _AUTHORITY = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>.*))?", re.DOTALL)  # RFC 3986 §3.2
 # The part behind the two slashes. PostgreSQL without a host: a Unix socket, which `?host=` may name. No `@` in the name
 # of the database: it would be one out of a password, and what is before it would be shown as an address.
@@ -20,6 +20,7 @@ _POSTGRESQL = re.compile(
     r"(?:[^@/\s]*@)?(?:(?:\[[0-9A-Fa-f:.]+\]|[^@/:\[\]?#\s]+)(?::[0-9]{1,5})?)?/[^/?#@\s]+(?:\?\S*)?"
 )
 _LABEL = re.compile("(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_BUCKET_LABEL = re.compile("(?!-)[a-z0-9-]{3,63}(?<!-)")
 _NUMBER = re.compile("[0-9]+|0x[0-9a-f]*")
 _ZONE = re.compile("[a-z0-9._~-]*")  # RFC 6874 §2, unescaped
 
@@ -69,12 +70,63 @@ def parse_host(text: str) -> str:
     raise ValueError("must be a host name in ASCII or an address, e.g. broker.local, 192.0.2.7 or ::1")
 
 
-def is_http_url(url: str) -> bool:
-    """Whether this is an http(s) URL without credentials, query or fragment, and with a port that exists if any."""
+def parse_http_url(url: str) -> str:
+    """Return an http(s) URL with scheme and host in lower case: a signature holds the host as a browser sends it.
+
+    Raises `ValueError` with what would be right, and never repeats the URL: it may hold a password.
+    """
+    right = "e.g. http://127.0.0.1:9000"
+    scheme, separator, rest = url.partition("://")
+    scheme = scheme.lower()
+    if not separator or scheme not in {"http", "https"}:
+        raise ValueError(f"must be an http:// or https:// URL, {right}")
+    if "@" in rest:
+        raise ValueError(f"must be an http:// or https:// URL without credentials, {right}")
+    if {"?", "#"} & set(rest):
+        raise ValueError(f"must be an http:// or https:// URL without ? and #, {right}")
+    authority, slash, path = rest.partition("/")
+    parts = _AUTHORITY.fullmatch(authority)
     try:
-        return _HTTP_URL.fullmatch(url) is not None and urlsplit(url).port != 0
-    except ValueError:  # a port beyond 65535, or half an IPv6 address
-        return False
+        host = parse_host(parts["host"] if parts and parts["host"] else ".")
+    except ValueError:
+        raise ValueError(
+            f"must name a host in ASCII (others as xn--…) or an address behind http:// or https://, {right}"
+        ) from None
+    port = parts["port"] if parts else None
+    if port is not None and (re.fullmatch("[1-9][0-9]{0,4}", port) is None or int(port) > MAX_PORT):
+        raise ValueError(f"the port must be a number from 1 to {MAX_PORT}, {right}")
+    if not path.isprintable() or " " in path:
+        raise ValueError(f"must be an http:// or https:// URL without blanks, {right}")
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}{'' if port is None else f':{port}'}{slash}{path}"
+
+
+def parse_endpoint(url: str) -> str:
+    """Return an http(s) URL that boto3 takes for a service's endpoint, without a slash at its end.
+
+    Raises `ValueError` as `parse_http_url` does.
+    """
+    url = parse_http_url(url).rstrip("/")
+    authority, slash, path = url.partition("://")[2].partition("/")
+    if "_" in authority:
+        raise ValueError(
+            "must name a host without an underscore, which boto3 does not take: give the store another name, "
+            "e.g. a network alias of its container, or use its address"
+        )
+    if _PATH.fullmatch(slash + path) is None:
+        raise ValueError("must have no path, or one of letters, digits and . _ ~ - between single slashes")
+    return url
+
+
+def can_be_virtual(bucket: str, endpoints: Iterable[str]) -> bool:
+    """Whether botocore puts `bucket` before the host of each of what `parse_endpoint` returned; else it is the path."""
+    names = [re.split("[:/]", url.partition("://")[2], maxsplit=1)[0] for url in endpoints]
+    return _BUCKET_LABEL.fullmatch(bucket) is not None and all(re.match("[^[]*[a-z]", name) for name in names)
+
+
+def path_of(url: str | None) -> str:
+    """The path of what `parse_endpoint` returned."""
+    return (url or "").partition("://")[2].partition("/")[2]
 
 
 def check_database_url(url: str) -> None:

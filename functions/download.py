@@ -119,11 +119,11 @@ class Downloads:
         except TokenError as error:
             raise unauthorised(error.reason, kid=error.kid, jti=error.jti) from None
 
-    def warm_up(self) -> None:
-        """Get ready for the first request, asking nobody; what is wrong will show then."""
+    def warm_up(self, *, ask_region: bool = False) -> None:
+        """Get ready for the first request, asking nobody but maybe the store; what is wrong will show then."""
         if self.objects is not None:
             with suppress(StorageError):
-                self.objects.warm_up()
+                self.objects.warm_up(ask_region=ask_region)
 
     def config(self, request: Request, caller: Caller, objects: Objects) -> Reply:
         """Answer `/configs/<mac>.json`."""

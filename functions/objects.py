@@ -9,12 +9,23 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from threading import Lock
+from http import HTTPStatus
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
 from functions.signing import Header, Signer
-from functions.storage import BAD_REQUEST, UNREACHABLE, StorageError, client, open_session, storage_errors
+from functions.storage import (
+    BAD_REQUEST,
+    UNREACHABLE,
+    StorageError,
+    client,
+    on_other_region,
+    open_session,
+    region,
+    storage_errors,
+)
+from functions.telemetry import logger
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -28,6 +39,7 @@ S3_DEADLINE_SECONDS = S3_CONNECT_TIMEOUT_SECONDS + S3_READ_TIMEOUT_SECONDS
 
 S3_CONNECTIONS = 32  # as many as the host has threads for these calls
 MAX_PAGE_OBJECTS = 1000  # S3's own limit for one LIST
+MAX_REGIONS = 3  # a store that names others and others is not followed for ever
 MAX_SAVED_NAME_BYTES = 255  # a file name on ext4, NTFS, APFS
 NULL_VERSION = "null"  # S3's name for the version of an object that has none
 
@@ -87,8 +99,10 @@ class Objects:
         self._bucket = bucket
         self._url_ttl_seconds = url_ttl_seconds
         self._public_endpoint_url = public_endpoint_url
-        self._lock = Lock()
+        # Again and again by one thread: to sign for S3 Express, boto3 asks the store, whose answer may be `_hear`d.
+        self._lock = RLock()
         self._tools: tuple[S3Client, Header, Signer] | None = None
+        self._regions: list[str] = []  # which the store itself has named, none of them twice
         self._heads: Flights[tuple[str, str], ObjectInfo | None] = Flights(2 * S3_DEADLINE_SECONDS)
         self._lists_versions = True
 
@@ -97,9 +111,31 @@ class Objects:
         """The boto3 client whose connections HEAD and LIST use."""
         return self._open()[0]
 
-    def warm_up(self) -> None:
-        """Import boto3 and make the client and the signer; asks no store."""
+    def warm_up(self, *, ask_region: bool = False) -> None:
+        """Import boto3 and make the client and the signer; the store is asked only for what its region is."""
         self._open()
+        if ask_region:
+            self.look_up_region()
+
+    def look_up_region(self) -> None:
+        """Ask the store for something small: it refuses a wrong region, and names its own."""
+        s3 = self.client
+        with storage_errors():
+            s3.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+
+    def _hear(self, name: str) -> None:
+        """Make all anew for the region that the store named: boto3 would follow, and sign links as before."""
+        with self._lock:
+            if name in self._regions or len(self._regions) == MAX_REGIONS:
+                return
+            self._regions.append(name)
+            self._tools = None
+        set_to = region(self._settings)
+        details = {"bucket": self._bucket, "region": name, "set": set_to.name, "by": set_to.origin}
+        if set_to.origin == "default":
+            logger.info("the bucket has named its region; S3_REGION would spare the question", extra=details)
+        else:
+            logger.warning(f"{set_to.origin} is not the store's region: the bucket's own is used", extra=details)
 
     def head(self, key: str, version_id: str = "") -> ObjectInfo | None:
         """What `key` is now, or was at that version; None where there is no such object or version.
@@ -156,6 +192,7 @@ class Objects:
         with self._lock:  # boto3 makes clients on one thread at a time only
             if self._tools is None:
                 session = open_session(self._settings)
+                found = self._regions[-1] if self._regions else None
                 s3 = client(
                     "s3",
                     self._settings,
@@ -164,24 +201,33 @@ class Objects:
                     attempts=1,
                     connections=S3_CONNECTIONS,
                     session=session,
+                    region_name=found,
                 )
+                on_other_region(s3, self._hear)
                 signer = Signer(
                     self._settings,
                     self._bucket,
                     expires_seconds=self._url_ttl_seconds,
                     endpoint_url=self._public_endpoint_url,
                     session=session,
+                    region_name=found,
                 )
                 self._tools = s3, Header(s3, self._bucket, session), signer
             return self._tools
 
-    def _head(self, key: str, version_id: str) -> ObjectInfo | None:
+    def _head(self, key: str, version_id: str, *, asks_region: bool = True) -> ObjectInfo | None:
+        header = self._open()[1]
         try:
-            found = self._open()[1].head(key, version_id)
+            found = header.head(key, version_id)
         except StorageError as error:
             if error.status in (_ABSENT if version_id else {404}) or error.code == IMPOSSIBLE_NAME:
                 return None
-            raise
+            if error.status != HTTPStatus.BAD_REQUEST or not asks_region:
+                raise
+            self.look_up_region()  # a HEAD's refusal has no body to say why
+            if self._open()[1] is header:
+                raise
+            return self._head(key, version_id, asks_region=False)
         with _complete():
             return _told(key, found, found["ContentLength"])
 

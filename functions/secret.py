@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
+DEFAULT_REGION = "us-east-1"  # AWS's first, and what a store of one's own is called unless it is told otherwise
 CONNECT_TIMEOUT_SECONDS = 1.0
 READ_TIMEOUT_SECONDS = 1.0
 DEADLINE_SECONDS = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS
@@ -35,7 +36,7 @@ class SecretError(Exception):
 class Access:
     """How to reach Secrets Manager; what is None, botocore looks up as boto3 does."""
 
-    region: str
+    region: str | None
     endpoint_url: str | None = None
     access_key_id: str | None = None
     secret_access_key: str | None = field(default=None, repr=False)
@@ -53,10 +54,13 @@ def secret_text(secret_id: str, access: Access) -> str:
     # At DEBUG it logs each answer.
     logging.getLogger("botocore.parsers").setLevel(logging.INFO)
     problem = ""
+    region = access.region
     try:
-        client = botocore.session.get_session().create_client(
+        session = botocore.session.get_session()
+        region = region or session.get_config_variable("region") or DEFAULT_REGION
+        client = session.create_client(
             "secretsmanager",
-            region_name=access.region,
+            region_name=region,
             endpoint_url=access.endpoint_url,
             aws_access_key_id=access.access_key_id,
             aws_secret_access_key=access.secret_access_key,
@@ -73,10 +77,10 @@ def secret_text(secret_id: str, access: Access) -> str:
         problem = "must name a secret that holds text, not bytes"
     except exceptions.ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        problem = _refused(str(error.response.get("Error", {}).get("Code", status)), status, access.region)
+        problem = _refused(str(error.response.get("Error", {}).get("Code", status)), status, region)
     except (exceptions.ConnectionError, exceptions.HTTPClientError):
         problem = (
-            f"Secrets Manager in {access.region} does not answer within {DEADLINE_SECONDS:g} s: "
+            f"Secrets Manager in {region} does not answer within {DEADLINE_SECONDS:g} s: "
             "in a VPC it needs an endpoint or a NAT gateway"
         )
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.CredentialRetrievalError):
@@ -95,7 +99,7 @@ def import_botocore() -> ModuleType:
     return botocore
 
 
-def _refused(code: str, status: int, region: str) -> str:
+def _refused(code: str, status: int, region: str | None) -> str:
     if code == "ResourceNotFoundException":
         return f"must be the name or the ARN of a secret that exists in {region}"
     if code in _DENIED or status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:

@@ -1,20 +1,26 @@
-"""What some settings have in common, as types: lists, tokens, prefixes of topics, databases, keys."""
+"""What some settings have in common, as types: lists, tokens, prefixes, addresses, regions, databases, keys."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from functions.addresses import check_database_url
+from functions.addresses import check_database_url, parse_endpoint, parse_http_url
 
 MIN_TOKEN_CHARACTERS = 16
 MAX_MQTT_BYTES = 65535  # MQTT 5 §1.5.4 and §1.5.6: the length of a string or of binary data has two bytes
 MAX_TOPIC_PREFIX_BYTES = 1024
 
 _FERNET_KEY = re.compile("[A-Za-z0-9_-]{43}=")  # 32 bytes: what `cryptography.fernet.Fernet` takes
+
+_REGION = re.compile("(?![0-9]+$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)")  # what botocore takes
+_GLOBAL = re.compile("aws(-[a-z]+)*-global")  # botocore's names for a partition's endpoint of no region
 
 
 def _split(value: object) -> object:
@@ -68,6 +74,50 @@ def _topic_prefix(prefix: str) -> str:
     return prefix
 
 
+def is_there(check: Callable[[], bool]) -> bool:
+    """Whether a `Path`'s `check` holds; it does not where the system will not say, as of a name that is too long."""
+    try:
+        return check()
+    except OSError:
+        return False
+
+
+def _readable_file(path: Path) -> Path:
+    if not (is_there(path.is_file) and os.access(path, os.R_OK)):
+        raise ValueError("must be the path of a file that this process may read")
+    return path
+
+
+def _directory(path: Path) -> Path:
+    if not is_there(path.is_dir):
+        raise ValueError("must be a directory with a file for each secret, e.g. /run/secrets")
+    return path
+
+
+def is_region(text: str) -> bool:
+    """Whether boto3 can sign for a region of this name."""
+    return _REGION.fullmatch(text) is not None and _GLOBAL.fullmatch(text) is None
+
+
+def _region(text: str) -> str:
+    if not is_region(text):
+        raise ValueError("must be the name of one region: letters, digits and dashes, e.g. eu-central-1")
+    return text
+
+
+def _key_prefix(prefix: str) -> str:
+    prefix = prefix if prefix.endswith("/") else prefix + "/"
+    if prefix.startswith("/") or "//" in prefix or not prefix.isprintable():
+        raise ValueError("must be a key prefix without a leading or double slash, e.g. firmware/")
+    return prefix
+
+
+def _qos(value: object) -> object:
+    if isinstance(value, str) and value.strip() not in {"0", "1", "2"}:
+        raise ValueError("must be 0, 1 or 2")
+    return value
+
+
 Seconds = Annotated[float, Field(gt=0, le=300, allow_inf_nan=False)]
 MqttName = Annotated[str, AfterValidator(_mqtt_name)]
 MqttSecret = Annotated[SecretStr, AfterValidator(_mqtt_secret)]
@@ -76,4 +126,11 @@ Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 Tokens = Annotated[Secrets, AfterValidator(_tokens)]
 EncryptionKeys = Annotated[Secrets, AfterValidator(_encryption_keys)]
+ReadableFile = Annotated[Path, AfterValidator(_readable_file)]
+Directory = Annotated[Path, AfterValidator(_directory)]
+KeyPrefix = Annotated[str, AfterValidator(_key_prefix)]
+Qos = Annotated[int, Field(ge=0, le=2), BeforeValidator(_qos)]
+HttpUrl = Annotated[str, AfterValidator(parse_http_url)]
+Endpoint = Annotated[str, AfterValidator(parse_endpoint)]
+Region = Annotated[str, AfterValidator(_region)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]

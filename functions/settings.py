@@ -12,8 +12,8 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from functions import pem, setting_types, sources
-from functions.addresses import is_http_url, parse_mqtt_url
-from functions.setting_types import DatabaseUrl, EncryptionKeys, Seconds, Secrets, Tokens, TopicPrefix, Words
+from functions.addresses import can_be_virtual, parse_mqtt_url, path_of
+from functions.setting_types import DatabaseUrl, EncryptionKeys, Endpoint, Seconds, Secrets, Tokens, TopicPrefix, Words
 from functions.target import Broker
 
 __all__ = ["Broker", "LambdaRuntime", "Loaded", "Settings", "SettingsError", "lambda_runtime", "load"]
@@ -44,11 +44,15 @@ class Settings(BaseSettings):
     )
     mqtt_username: setting_types.MqttName | None = Field(default=None, description="User name at the broker.")
     mqtt_password: setting_types.MqttSecret | None = Field(default=None, description="Password at the broker.")
-    mqtt_ca_file: Path | None = Field(
+    mqtt_ca_file: setting_types.ReadableFile | None = Field(
         default=None, description="PEM file with the authorities to trust, instead of the system's (`mqtts` only)."
     )
-    mqtt_cert_file: Path | None = Field(default=None, description="PEM client certificate (`mqtts` only).")
-    mqtt_key_file: Path | None = Field(default=None, description="PEM key of the client certificate (`mqtts` only).")
+    mqtt_cert_file: setting_types.ReadableFile | None = Field(
+        default=None, description="PEM client certificate (`mqtts` only)."
+    )
+    mqtt_key_file: setting_types.ReadableFile | None = Field(
+        default=None, description="PEM key of the client certificate (`mqtts` only)."
+    )
     mqtt_ca_pem: str | None = Field(
         default=None,
         description="What MQTT_CA_FILE would hold, where there are no files (a `\\n` written out is a line end).",
@@ -61,7 +65,7 @@ class Settings(BaseSettings):
         pattern=r"^[!-~]*$",
         description="Protocol to ask for by ALPN (`mqtts` only), e.g. `x-amzn-mqtt-ca` for AWS IoT Core on port 443.",
     )
-    mqtt_qos: int = Field(default=1, ge=0, le=2, description="Quality of service of the notifications: 0, 1 or 2.")
+    mqtt_qos: setting_types.Qos = Field(default=1, description="Quality of service of the notifications: 0, 1 or 2.")
     mqtt_protocol: Literal["5", "3.1.1"] = Field(
         default="5", description="`5` or `3.1.1`; 3.1.1 carries no message properties."
     )
@@ -81,14 +85,16 @@ class Settings(BaseSettings):
         default="iotsupport", description="Topics are `<prefix>/updates/configs` and `<prefix>/updates/assets`."
     )
     bucket: str | None = Field(default=None, description="Only this bucket's events ring. Unset: any bucket's do.")
-    configs_prefix: str = Field(default="configs/", description="Keys of device configs: `<prefix><mac>.json`.")
-    assets_prefix: str = Field(default="assets/", description="Keys of assets: `<prefix><path>`.")
-    events_prefix: str | None = Field(
+    configs_prefix: setting_types.KeyPrefix = Field(
+        default="configs/", description="Keys of device configs: `<prefix><mac>.json`."
+    )
+    assets_prefix: setting_types.KeyPrefix = Field(default="assets/", description="Keys of assets: `<prefix><path>`.")
+    events_prefix: setting_types.KeyPrefix | None = Field(
         default=None,
         description="Keys of cameras' detection events: `<prefix><camera id>/<event id>.json`, with the thumbnail "
         "beside it as `.jpg`; e.g. `events/`. Needs BUCKET. Unset: none are announced.",
     )
-    public_base_url: str | None = Field(
+    public_base_url: setting_types.HttpUrl | None = Field(
         default=None,
         description="Where this host's downloads (or the API's) are, as the outside sees it: links to thumbnails begin "
         "with it. Needs DEVICE_TOKEN_KEYS. Unset: they are presigned, and die after URL_TTL_SECONDS.",
@@ -126,10 +132,6 @@ class Settings(BaseSettings):
         description="Keys of the stored password, comma-separated: 32 bytes in URL-safe base64 each, e.g. from "
         "`openssl rand -base64 32 | tr '+/' '-_'`. The first encrypts, all decrypt.",
     )
-    s3_public_endpoint_url: str | None = Field(
-        default=None,
-        description="The store as *devices* reach it: download URLs are signed for it. Unset: the S3 endpoint.",
-    )
     url_ttl_seconds: int = Field(
         default=900, ge=60, le=604_800, description="How long a download URL stays valid, in seconds (at most 7 days)."
     )
@@ -140,24 +142,41 @@ class Settings(BaseSettings):
         description="What the host grants each token, all at once if it likes; at once also twice what its manifest "
         "lists. 0 for no limit.",
     )
-    sqs_queue_url: str | None = Field(
+    sqs_queue_url: setting_types.HttpUrl | None = Field(
         default=None, description="The host also polls this queue for the bucket's events."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="How much is logged.")
 
-    aws_endpoint_url: str | None = Field(
+    aws_endpoint_url: Endpoint | None = Field(
         default=None, description="boto3's own: the endpoint of the store that is not AWS (and of its SQS)."
     )
-    aws_endpoint_url_s3: str | None = Field(default=None, description="boto3's own: the S3 endpoint alone.")
-    aws_endpoint_url_sqs: str | None = Field(default=None, description="boto3's own: the SQS endpoint alone.")
-    aws_endpoint_url_secrets_manager: str | None = Field(
+    aws_endpoint_url_s3: Endpoint | None = Field(default=None, description="boto3's own: the S3 endpoint alone.")
+    s3_public_endpoint_url: Endpoint | None = Field(
+        default=None,
+        description="The store as *devices* reach it: download URLs are signed for it. Unset: the S3 endpoint.",
+    )
+    s3_addressing_style: Literal["path", "virtual"] | None = Field(
+        default=None,
+        description="`path` (`host/bucket/key`) or `virtual` (`bucket.host/key`), as the store wants it. "
+        "Unset: `virtual` on AWS, `path` elsewhere.",
+    )
+    s3_region: setting_types.Region | None = Field(
+        default=None,
+        description="The store's region. Unset: AWS_REGION, AWS_DEFAULT_REGION, the queue's, boto3's profile's, "
+        "else `us-east-1`; where the bucket names another, that one.",
+    )
+    aws_endpoint_url_sqs: Endpoint | None = Field(default=None, description="boto3's own: the SQS endpoint alone.")
+    aws_endpoint_url_secrets_manager: Endpoint | None = Field(
         default=None, description="boto3's own: the Secrets Manager endpoint alone."
     )
     aws_access_key_id: str | None = Field(default=None, description="boto3's own.")
     aws_secret_access_key: SecretStr | None = Field(default=None, description="boto3's own.")
     aws_session_token: SecretStr | None = Field(default=None, description="boto3's own.")
-    aws_region: str = Field(default="us-east-1", description="boto3's own.")
-    secrets_dir: Path | None = Field(
+    aws_region: setting_types.Region | None = Field(default=None, description="The region of everything on AWS.")
+    aws_default_region: setting_types.Region | None = Field(
+        default=None, description="boto3's own: likewise, after AWS_REGION."
+    )
+    secrets_dir: setting_types.Directory | None = Field(
         default=None,
         description="Directory with a file for each secret, named as the variable. Environment and `.env` win.",
     )
@@ -192,6 +211,8 @@ class Settings(BaseSettings):
             value.encode()
         except UnicodeEncodeError:  # how Python hands on the bytes of an environment that is not UTF-8
             raise ValueError("must be UTF-8 text") from None
+        if sources.is_quoted(value) and not sources.is_secret(cls.model_fields[str(info.field_name)]):
+            raise ValueError("must not stand in quotes: they are taken for a part of it. Write it without them")
         return value if info.field_name in EXACT else value.strip()
 
     # A field sees those declared above it in `info.data`, but for the wrong ones: what belongs together is judged
@@ -210,13 +231,6 @@ class Settings(BaseSettings):
         if password is not None and info.data.get("mqtt_username", "") is None:
             raise ValueError("goes together with MQTT_USERNAME: set both")
         return password
-
-    @field_validator("mqtt_ca_file", "mqtt_cert_file", "mqtt_key_file")
-    @classmethod
-    def _tls_file(cls, path: Path | None) -> Path | None:
-        if path is not None and not (sources.is_there(path.is_file) and os.access(path, os.R_OK)):
-            raise ValueError("must be the path of a file that this process may read")
-        return path
 
     @field_validator("mqtt_ca_pem", "mqtt_cert_pem")
     @classmethod
@@ -249,23 +263,6 @@ class Settings(BaseSettings):
             raise ValueError("goes together with MQTT_CERT_FILE: set both or neither")
         return path
 
-    @field_validator("mqtt_qos", mode="before")
-    @classmethod
-    def _qos(cls, value: object) -> object:
-        if isinstance(value, str) and value.strip() not in {"0", "1", "2"}:
-            raise ValueError("must be 0, 1 or 2")
-        return value
-
-    @field_validator("configs_prefix", "assets_prefix", "events_prefix")
-    @classmethod
-    def _key_prefix(cls, prefix: str | None) -> str | None:
-        if prefix is None:
-            return None
-        prefix = prefix if prefix.endswith("/") else prefix + "/"
-        if prefix.startswith("/") or "//" in prefix or not prefix.isprintable():
-            raise ValueError("must be a key prefix without a leading or double slash, e.g. firmware/")
-        return prefix
-
     @field_validator("assets_prefix")
     @classmethod
     def _apart(cls, assets: str, info: ValidationInfo) -> str:
@@ -286,27 +283,28 @@ class Settings(BaseSettings):
             raise ValueError("needs BUCKET: where the events' documents and thumbnails are")
         return events
 
-    @field_validator(
-        "sqs_queue_url",
-        "public_base_url",
-        "s3_public_endpoint_url",
-        "aws_endpoint_url",
-        "aws_endpoint_url_s3",
-        "aws_endpoint_url_sqs",
-        "aws_endpoint_url_secrets_manager",
-    )
+    @field_validator("s3_public_endpoint_url")
     @classmethod
-    def _http_url(cls, url: str | None) -> str | None:
-        if url is not None and not is_http_url(url):
-            raise ValueError("must be an http:// or https:// URL without credentials, e.g. http://127.0.0.1:9000")
+    def _public_path(cls, url: str | None, info: ValidationInfo) -> str | None:
+        own = info.data.get("aws_endpoint_url_s3") or info.data.get("aws_endpoint_url")
+        if url is not None and path_of(url) != path_of(own):
+            raise ValueError(
+                "must have the path of AWS_ENDPOINT_URL_S3, usually none: the store checks the signature of the path "
+                "that it sees, and a proxy changes that. Give it a name or a port of its own, e.g. https://s3.example.org"
+            )
         return url
 
-    @field_validator("secrets_dir")
+    @field_validator("s3_addressing_style")
     @classmethod
-    def _directory(cls, path: Path | None) -> Path | None:
-        if path is not None and not sources.is_there(path.is_dir):
-            raise ValueError("must be a directory with a file for each secret, e.g. /run/secrets")
-        return path
+    def _virtual_hosts(cls, style: str | None, info: ValidationInfo) -> str | None:
+        own = info.data.get("aws_endpoint_url_s3") or info.data.get("aws_endpoint_url")
+        urls = [url for url in (own, info.data.get("s3_public_endpoint_url")) if url is not None]
+        if style == "virtual" and urls and not can_be_virtual(info.data.get("bucket") or "bucket", urls):
+            raise ValueError(
+                "virtual needs endpoints with a host name, no address, and a BUCKET that fits before it: lower-case "
+                "letters, digits and dashes. Use path, or rename them"
+            )
+        return style
 
     @property
     def broker(self) -> Broker | None:
@@ -361,7 +359,7 @@ def _loaded(variables: Mapping[str, str], env_file: Path | None) -> Loaded | tup
     """The settings, or the problems with them."""
     try:
         values, origins = sources.read(Settings, variables, env_file)
-        return Loaded(Settings(**values), origins)
+        return Loaded(Settings.model_validate(values), origins)
     except sources.SourceError as error:
         return ((error.name, error.problem),)
     except ValidationError as error:

@@ -128,14 +128,15 @@ class Signer:
         expires_seconds: int,
         endpoint_url: str | None = None,
         session: Session | None = None,
+        region_name: str | None = None,
     ) -> None:
-        """Ask boto3 once; `endpoint_url` is the one that devices see, and goes before the settings' own."""
+        """Ask boto3 once; `endpoint_url` is the one that devices see. It and the region go before the settings' own."""
         from botocore.auth import S3SigV4QueryAuth  # noqa: PLC0415 - as in `storage.client`
         from botocore.awsrequest import AWSRequest  # noqa: PLC0415 - as in `storage.client`
 
         session = session or open_session(settings)
         self._credentials = _found_credentials(session)
-        s3 = client("s3", settings, endpoint_url=endpoint_url, session=session)
+        s3 = client("s3", settings, endpoint_url=endpoint_url, session=session, region_name=region_name)
         self._place = _Place.of(s3, bucket, self._credentials)
         self._expires_seconds = expires_seconds
         self._auth, self._request = S3SigV4QueryAuth, AWSRequest

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-import pydantic_settings
 from dotenv import dotenv_values
-from pydantic_settings import BaseSettings, EnvSettingsSource, SecretsSettingsSource
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings
 
 from functions.secret import Access, SecretError, secret_text
+from functions.setting_types import is_there
 
+UTF_8 = "utf-8-sig"  # without the byte order mark that Windows' editors write
+BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 NOT_IN_A_SECRET = frozenset({"SECRET_ID", "SECRETS_DIR"})  # it is read last
+
+_LINE_END = re.compile(r"(?:\r\n|\n|\r)\Z")
+
+T = TypeVar("T")
 
 
 class SourceError(Exception):
@@ -29,7 +38,7 @@ class SourceError(Exception):
 class Found(NamedTuple):
     """By field: its raw value, and the name of the source that it came from."""
 
-    values: dict[str, Any]
+    values: dict[str, str]
     origins: dict[str, str]
 
 
@@ -40,54 +49,68 @@ def read(settings_class: type[BaseSettings], variables: Mapping[str, str], env_f
     """
     values, origins = found = Found({}, {})
 
-    def take(origin: str, more: Mapping[str, Any]) -> None:
+    def take(origin: str, more: Mapping[str, str]) -> None:
         for field, value in more.items():
-            if field not in values and str(value).strip():
-                values[field] = value
+            if field not in values and (text := plain(value)).strip():
+                values[field] = text
                 origins[field] = origin
 
-    take("environment", _Variables(settings_class, variables)())
+    take("environment", _variables(settings_class, variables))
     if env_file is not None and is_there(env_file.is_file):
         # Not interpolated: a dollar in a password is a dollar, and nothing comes from elsewhere.
-        dotenv = _readable(str(env_file), lambda: dotenv_values(env_file, interpolate=False))
-        take(str(env_file), _Variables(settings_class, dotenv)())
+        dotenv = _readable(str(env_file), lambda: dotenv_values(env_file, interpolate=False, encoding=UTF_8))
+        take(str(env_file), _variables(settings_class, dotenv))
     if (directory := values.get("secrets_dir", "")) and is_there(Path(directory).is_dir):
-        take(directory, _readable("SECRETS_DIR", SecretsSettingsSource(settings_class, secrets_dir=directory)))
-    if secret_id := str(values.get("secret_id", "")).strip():
+        take(directory, _readable("SECRETS_DIR", lambda: _files(Path(directory), settings_class)))
+    # What is in quotes will be refused by name: to ask Secrets Manager with it would only say so in other words.
+    quoted = any(
+        is_quoted(value) and not is_secret(settings_class.model_fields[name]) for name, value in values.items()
+    )
+    if (secret_id := values.get("secret_id", "").strip()) and not quoted:
         take(secret_id, _secret(secret_id, settings_class, values))
     return found
 
 
-def is_there(check: Callable[[], bool]) -> bool:
-    """Whether a `Path`'s `check` holds; it does not where the system will not say, as of a name that is too long."""
-    try:
-        return check()
-    except OSError:
-        return False
+def is_quoted(value: str) -> bool:
+    """Whether quotes stand around a value, which a shell would have taken away and a compose file passes on."""
+    text = value.strip()
+    return len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
 
 
-class _Variables(EnvSettingsSource):
-    """The variables that it was given, instead of the process's own; in capitals only, as boto3 has them."""
-
-    def __init__(self, settings_class: type[BaseSettings], variables: Mapping[str, str | None]) -> None:
-        self._variables = variables
-        super().__init__(settings_class)
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        return {name.lower(): value for name, value in self._variables.items() if name == name.upper()}
+def is_secret(field: FieldInfo) -> bool:
+    """Whether a setting is a secret, of which nobody but its owner can tell what belongs to it."""
+    return SecretStr.__name__ in str(field.annotation)
 
 
-def _readable(name: str, read_source: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def plain(value: str) -> str:
+    """A value without what an editor, `echo` or `--env-file` adds to it: a byte order mark, one line end."""
+    return _LINE_END.sub("", value.removeprefix(BYTE_ORDER_MARK))
+
+
+def _variables(settings_class: type[BaseSettings], variables: Mapping[str, str | None]) -> dict[str, str]:
+    """Of these variables the settings; in capitals only, as boto3 has them."""
+    named = {name.lower(): value for name, value in variables.items() if name == name.upper()}
+    return {field: value for field in settings_class.model_fields if (value := named.get(field)) is not None}
+
+
+def _files(directory: Path, settings_class: type[BaseSettings]) -> dict[str, str]:
+    """Read the file of each setting that has one; a Kubernetes secret's are links, and capitals do not matter."""
+    files = {path.name.lower(): path for path in directory.iterdir() if path.is_file()}
+    # Not `read_text`, which turns each CRLF into a line end: a secret is what it is.
+    return {field: files[field].read_bytes().decode(UTF_8) for field in settings_class.model_fields if field in files}
+
+
+def _readable(name: str, read_source: Callable[[], T]) -> T:
     try:
         return read_source()
-    except (OSError, UnicodeDecodeError, pydantic_settings.SettingsError):
+    except (OSError, UnicodeDecodeError):
         pass
     raise SourceError(name, "must be UTF-8 text that this process may read")  # out here, or the text would ride along
 
 
-def _secret(secret_id: str, settings_class: type[BaseSettings], values: Mapping[str, Any]) -> dict[str, str]:
+def _secret(secret_id: str, settings_class: type[BaseSettings], values: Mapping[str, str]) -> dict[str, str]:
     access = Access(
-        values.get("aws_region") or settings_class.model_fields["aws_region"].default,
+        values.get("aws_region") or values.get("aws_default_region"),
         values.get("aws_endpoint_url_secrets_manager") or values.get("aws_endpoint_url"),
         values.get("aws_access_key_id"),
         values.get("aws_secret_access_key"),
@@ -109,7 +132,7 @@ def _parsed(text: str, names: set[str]) -> tuple[dict[str, str], str]:
     """Return the variables that a secret holds, by field, or what is wrong with it, in words that repeat nothing."""
     right = 'e.g. {"MQTT_PASSWORD": "..."}'
     try:
-        document = json.loads(text)
+        document = json.loads(text.removeprefix(BYTE_ORDER_MARK))
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 from urllib.parse import urlsplit
 
+from functions.secret import DEFAULT_REGION
+from functions.setting_types import is_region
 from functions.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,6 +29,14 @@ POOLED_CONNECTIONS = 10  # botocore's own default
 UNREACHABLE = "not reachable"
 NO_CREDENTIALS = "no credentials"
 BAD_REQUEST = "bad request"
+
+WRONG_REGION = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"})
+"""Codes of a store that is asked, or was signed for, by the name of a region that is not its own."""
+
+_QUESTION = " (is S3_REGION, or else AWS_REGION, the store's region?)"
+_ELSEWHERE = frozenset({301, 302, 307, 400})
+# S3 tells queues of the bucket's own region only (S3, "Configuring event notifications").
+_QUEUE_REGION = re.compile(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/")
 
 
 class StorageError(Exception):
@@ -55,6 +66,7 @@ def client(
     attempts: int = MAX_ATTEMPTS,
     connections: int = POOLED_CONNECTIONS,
     session: Session | None = None,
+    region_name: str | None = None,
 ) -> S3Client: ...
 @overload
 def client(
@@ -67,6 +79,7 @@ def client(
     attempts: int = MAX_ATTEMPTS,
     connections: int = POOLED_CONNECTIONS,
     session: Session | None = None,
+    region_name: str | None = None,
 ) -> SQSClient: ...
 def client(
     service: Literal["s3", "sqs"],
@@ -78,22 +91,24 @@ def client(
     attempts: int = MAX_ATTEMPTS,
     connections: int = POOLED_CONNECTIONS,
     session: Session | None = None,
+    region_name: str | None = None,
 ) -> Any:
     """A boto3 client with `settings`' endpoint, credentials and region; what they leave open, boto3 looks up.
 
-    `endpoint_url` goes before the settings' own. A long poll needs a `read_timeout_seconds` above its wait.
-    `attempts` counts the first one too; `connections` are kept open at most. Clients of one `open_session` share its
-    credentials. Raises StorageError for credentials or an endpoint that cannot be used.
+    `endpoint_url` and `region_name` go before the settings' own. A long poll needs a `read_timeout_seconds` above its
+    wait. `attempts` counts the first one too; `connections` are kept open at most. Clients of one `open_session` share
+    its credentials. Raises StorageError for credentials or an endpoint that cannot be used.
     """
     # Half a second (FACTS, "Import cost") that a function which never asks S3 need not pay.
     from botocore.config import Config  # noqa: PLC0415 - see above
 
-    endpoint = endpoint_url or configured_endpoint(service, settings)
+    if session is None:
+        session = open_session(settings)
+    endpoint = endpoint_url or configured_endpoint(service, settings) or _endpoint_of_files(service, session)
     config = Config(
         # Without this boto3 presigns SigV2 in places (FACTS, "Presigned URLs").
         signature_version="s3v4" if service == "s3" else None,
-        # A store at an address of its own has no wildcard DNS name for its buckets.
-        s3={"addressing_style": "path"} if endpoint else None,
+        s3=_addressing(settings, own_endpoint=bool(endpoint)) if service == "s3" else None,
         connect_timeout=connect_timeout_seconds,
         read_timeout=read_timeout_seconds,
         max_pool_connections=connections,
@@ -103,15 +118,67 @@ def client(
     )
     key_id, secret, token = _credentials(settings)
     with storage_errors():
-        return (open_session(settings) if session is None else session).client(
+        return session.client(
             service,
             endpoint_url=endpoint,
-            region_name=settings.aws_region,
+            region_name=region_name or region(settings, session).name,
             aws_access_key_id=key_id,
             aws_secret_access_key=secret,
             aws_session_token=token,
             config=config,
         )
+
+
+def _addressing(settings: Settings, *, own_endpoint: bool) -> Any:  # noqa: ANN401 - botocore has no public type for it
+    """What makes boto3 name the endpoint of the region in its URLs; each client writes more into its own copy."""
+    if own_endpoint:  # most have no wildcard DNS name for their buckets
+        return {"addressing_style": settings.s3_addressing_style or "path"}
+    # Otherwise boto3 presigns for AWS's global endpoint, which knows no region that was opened since 2019. A bucket
+    # whose name does not fit before a host is still put behind it.
+    return {"addressing_style": settings.s3_addressing_style or "virtual", "us_east_1_regional_endpoint": "regional"}
+
+
+class Region(NamedTuple):
+    """A region's name, and the variable that says so, or `profile`, or `default`."""
+
+    name: str
+    origin: str
+
+
+def region(settings: Settings, session: Session | None = None) -> Region:
+    """The store's region as far as it is known without asking the store. Raises StorageError."""
+    queue = _QUEUE_REGION.match(settings.sqs_queue_url or "")
+    named = {
+        "S3_REGION": settings.s3_region,
+        "AWS_REGION": settings.aws_region,
+        "AWS_DEFAULT_REGION": settings.aws_default_region,
+        "SQS_QUEUE_URL": queue and queue[1],
+    }
+    for variable, name in named.items():
+        if name:
+            return Region(name, variable)
+    with storage_errors():
+        name = (open_session(settings) if session is None else session).region_name
+    return Region(name, "profile") if name else Region(DEFAULT_REGION, "default")
+
+
+def on_other_region(s3: S3Client, hear: Callable[[str], None]) -> None:
+    """Let `hear` know of the region that the store names, whenever it refuses the one that `s3` signs for.
+
+    boto3 follows it for that call, and presigns as before. `hear` is called on the thread of the call.
+    """
+    ours = s3.meta.region_name
+
+    def listen(response: tuple[Any, Any] | None = None, **_: object) -> None:
+        if response is None or response[0].status_code not in _ELSEWHERE:
+            return
+        headers = response[1].get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        # An answer to HEAD has no body, and some stores have no such header.
+        theirs = headers.get("x-amz-bucket-region") or response[1].get("Error", {}).get("Region") or ""
+        if theirs != ours and is_region(theirs):
+            hear(theirs)
+
+    s3.meta.events.register_first("needs-retry.s3", listen)
 
 
 def open_session(settings: Settings) -> Session:
@@ -157,6 +224,17 @@ def configured_endpoint(service: Literal["s3", "sqs"], settings: Settings) -> st
     return own or settings.aws_endpoint_url
 
 
+def _endpoint_of_files(service: str, session: Session) -> str | None:
+    """The endpoint that boto3's own files name for `service`, by its own reader of them."""
+    from botocore.configprovider import ConfiguredEndpointProvider  # noqa: PLC0415 - as in `client`
+
+    core: Any = getattr(session, "_session", None)  # by no public name; another one would take 10 ms of a cold start
+    with storage_errors():
+        if core is None or core.get_config_variable("ignore_configured_endpoint_urls"):
+            return None
+        return ConfiguredEndpointProvider(core.full_config, core.get_scoped_config(), service).provide() or None
+
+
 def is_loopback(url: str) -> bool:
     """Whether the URL's host is this machine by name or address."""
     host = urlsplit(url).hostname or ""
@@ -189,10 +267,11 @@ def _translated(error: Exception) -> StorageError:
         details = error.response.get("Error", {})
         answer = error.response.get("ResponseMetadata", {})
         headers = answer.get("HTTPHeaders", {})
+        # An answer to HEAD has no body: MinIO says in a header what it would have said there.
+        code = str(headers.get("x-minio-error-code") or details.get("Code", "unknown"))
         return StorageError(
-            # An answer to HEAD has no body: MinIO says in a header what it would have said there.
-            str(headers.get("x-minio-error-code") or details.get("Code", "unknown")),
-            str(details.get("Message", error)),
+            code,
+            str(details.get("Message", error)) + (_QUESTION if code in WRONG_REGION else ""),
             status=answer.get("HTTPStatusCode"),
             server=headers.get("server"),
         )
@@ -208,6 +287,8 @@ def _translated(error: Exception) -> StorageError:
     ):
         return StorageError(NO_CREDENTIALS, str(error))
     if isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError)):
-        return StorageError(UNREACHABLE, str(error))
+        # The name of a region that AWS has not, as a zone's is, leads to a host that nobody has.
+        is_aws = isinstance(error, exceptions.EndpointConnectionError) and ".amazonaws.com" in str(error)
+        return StorageError(UNREACHABLE, str(error) + (_QUESTION if is_aws else ""))
     # ValueError: botocore's word for an endpoint that is no URL.
     return StorageError(BAD_REQUEST, str(error))

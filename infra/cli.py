@@ -242,6 +242,13 @@ def config(
         name.upper(): (shown(getattr(loaded.settings, name)), loaded.origins.get(name, "default"))
         for name in Settings.model_fields
     }
+    if loaded.settings.s3_region is None:
+        from functions import storage  # noqa: PLC0415 - only for this command
+
+        try:
+            rows["S3_REGION"] = storage.region(loaded.settings)
+        except storage.StorageError as error:
+            _fail(f"S3_REGION: boto3 cannot read it from its own files: {error.message}")
     if as_json:
         document = {name: {"value": value, "origin": origin} for name, (value, origin) in rows.items()}
         print(json.dumps(document, indent=2))

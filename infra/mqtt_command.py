@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from functions.sources import plain
 from infra.options import http_url
 
 if TYPE_CHECKING:
@@ -259,7 +260,8 @@ def _secret(source: PasswordFrom) -> dict[str, str | None]:
         return {"password": None}
     if source is PasswordFrom.prompt:
         return {"password": typer.prompt("Password at the broker", hide_input=True, err=True)}
-    secret = sys.stdin.readline().rstrip("\r\n") if source is PasswordFrom.stdin else os.environ.get(PASSWORD_VARIABLE)
+    given = sys.stdin.readline() if source is PasswordFrom.stdin else os.environ.get(PASSWORD_VARIABLE, "")
+    secret = plain(given)
     if not secret:
         where = "standard input" if source is PasswordFrom.stdin else PASSWORD_VARIABLE
         raise typer.BadParameter(f"there is no password in {where}", param_hint="--password")

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import typer
 
-from functions.addresses import is_http_url
+from functions.addresses import parse_endpoint, parse_http_url
 from functions.settings import Broker
 from functions.tls import client_context
 
 
 def http_url(url: str | None) -> str | None:
     """Typer callback: a base URL without its last slash."""
-    if url is not None and not is_http_url(url):
-        raise typer.BadParameter("must be http://host:port or https://host:port, without credentials")
-    return None if url is None else url.rstrip("/")
+    return None if url is None else _parsed(url, parse_http_url).rstrip("/")
+
+
+def endpoint_url(url: str | None) -> str | None:
+    """Typer callback: the same, for boto3."""
+    return None if url is None else _parsed(url, parse_endpoint)
+
+
+def _parsed(url: str, parse: Callable[[str], str]) -> str:
+    try:
+        return parse(url)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def subscriber_arguments(broker: Broker) -> dict[str, Any]:

@@ -36,7 +36,7 @@ STOP_SECONDS = (
 )  # DESIGN: the host ends within 3 s; a whole process is slower still, where all is slow
 
 _numbers = itertools.count(1)
-_OURS = ("MQTT_", "AWS_", "WEBHOOK_", "SQS_", "TOPIC_", "BUCKET", "CONFIGS_", "ASSETS_", "LOG_", "SECRETS_")
+_OURS = ("MQTT_", "AWS_", "S3_", "WEBHOOK_", "SQS_", "TOPIC_", "BUCKET", "CONFIGS_", "ASSETS_", "LOG_", "SECRETS_")
 
 P = ParamSpec("P")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -18,6 +19,7 @@ from infra.connect import documents
 from infra.connect.apply import Clients, Plan, Wish, carry_out, look
 from infra.connect.errors import ConnectError, explain
 from infra.connect.minio import DEFAULT_QUEUE_DIRECTORY, TOKEN_PLACEHOLDER, Doors
+from infra.options import endpoint_url as parsed_endpoint_url
 from infra.options import http_url
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ WRITE_TIMEOUT_SECONDS = 20.0  # AWS tries each destination before it answers
 
 EPILOG = (
     "Example: `bucketbell connect --endpoint-url http://127.0.0.1:9000 --bucket firmware --create`\n\n"
-    "Credentials and region: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION. "
+    "Credentials and region: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, S3_REGION or AWS_REGION. "
     "Exit code 0: done, or nothing to do. 1: something for you to do, which it names. 2: wrong options."
 )
 
@@ -64,7 +66,7 @@ def connect(
     endpoint_url: Annotated[
         str | None,
         typer.Option(
-            callback=http_url,
+            callback=parsed_endpoint_url,
             help="The store, e.g. http://127.0.0.1:9000. Default: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else AWS.",
         ),
     ] = None,
@@ -143,12 +145,19 @@ def connect(
     report.about(settings, doors, endpoint_url)
     try:
         try:
-            plan = look(_clients(settings, endpoint_url, LOOK_TIMEOUT_SECONDS, attempts=1), wish)
+            region = storage.region(settings)
+            clients = partial(_clients, settings, endpoint_url)
+            plan, found = _look(clients, wish, region.name)
+            if found != region.name:
+                report.say(
+                    f"The bucket is in {found}, not in {region.name} ({region.origin}): set S3_REGION={found}, for the "
+                    "host too."
+                )
             report.planned(plan)
             if plan.changes_anything and not dry_run:
-                clients = _clients(settings, endpoint_url, WRITE_TIMEOUT_SECONDS, attempts=storage.MAX_ATTEMPTS)
                 report.began()
-                plan = carry_out(clients, plan, report.say)
+                writers = clients(found, WRITE_TIMEOUT_SECONDS, attempts=storage.MAX_ATTEMPTS)
+                plan = carry_out(writers, plan, report.say)
         except storage.StorageError as error:
             raise explain(error, "s3:*", bucket) from None
     except ConnectError as error:
@@ -156,19 +165,46 @@ def connect(
     report.done(plan)
 
 
-def _clients(settings: Settings, endpoint_url: str | None, timeout_seconds: float, *, attempts: int) -> Clients:
+def _look(clients: Callable[..., Clients], wish: Wish, region: str) -> tuple[Plan, str]:
+    """The plan, and the region that it was made for: the store's own, where that says that it is another."""
+    heard: list[str] = []
+    readers = clients(region, LOOK_TIMEOUT_SECONDS, attempts=1)
+    storage.on_other_region(readers.s3, heard.append)
+    try:
+        plan = look(readers, wish)
+    except (storage.StorageError, ConnectError):
+        if not heard:
+            raise
+    if not heard:
+        return plan, region
+    return look(clients(heard[-1], LOOK_TIMEOUT_SECONDS, attempts=1), wish), heard[-1]
+
+
+def _clients(
+    settings: Settings, endpoint_url: str | None, region: str, timeout_seconds: float, *, attempts: int
+) -> Clients:
     @cache
     def sqs() -> SQSClient:
         # One address for both, as with moto and LocalStack, unless SQS was given one of its own.
         own = storage.configured_endpoint("sqs", settings) or endpoint_url
         return storage.client(
-            "sqs", settings, endpoint_url=own, read_timeout_seconds=timeout_seconds, attempts=attempts
+            "sqs",
+            settings,
+            endpoint_url=own,
+            read_timeout_seconds=timeout_seconds,
+            attempts=attempts,
+            region_name=region,
         )
 
     s3 = storage.client(
-        "s3", settings, endpoint_url=endpoint_url, read_timeout_seconds=timeout_seconds, attempts=attempts
+        "s3",
+        settings,
+        endpoint_url=endpoint_url,
+        read_timeout_seconds=timeout_seconds,
+        attempts=attempts,
+        region_name=region,
     )
-    return Clients(s3, sqs, settings.aws_region)
+    return Clients(s3, sqs, region)
 
 
 class _Report:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 
-from functions.storage import NO_CREDENTIALS, UNREACHABLE, StorageError
+from functions.storage import NO_CREDENTIALS, UNREACHABLE, WRONG_REGION, StorageError
 from infra.connect.queues import NO_SUCH_QUEUE
 
 _WRONG_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId"})
@@ -50,6 +50,8 @@ def explain(error: StorageError, actions: str, name: str) -> ConnectError:
         advice = "Is the store running, and is --endpoint-url right? Then run this again."
     elif error.code == NO_CREDENTIALS:
         advice = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+    elif error.code in WRONG_REGION:
+        advice = "Set S3_REGION to the store's region, then run this again."
     elif error.code in _WRONG_CREDENTIALS:
         advice = "Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
     elif error.status == HTTPStatus.FORBIDDEN:

@@ -125,7 +125,7 @@ def build(settings: Settings, port: int = 0) -> tuple[App, HostPublisher]:
         on_start.append(poller.start)
         on_stop.insert(0, poller.stop)
     if settings.bucket and (settings.device_token_keys or settings.admin_tokens or reader is not None):
-        on_start.append(lambda: gateway.warm_up(downloads.warm_up))
+        on_start.append(lambda: gateway.warm_up(lambda: downloads.warm_up(ask_region=True)))
     app = App(
         bell,
         publisher,

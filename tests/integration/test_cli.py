@@ -197,6 +197,27 @@ def test_config_shows_every_setting_and_its_origin(tmp_path: Path) -> None:
     assert CANARY not in table.stdout + document.stdout
 
 
+def test_config_shows_the_region_that_is_in_force(tmp_path: Path) -> None:
+    """Whichever variable or profile it comes from; a profile that is not there is named."""
+    (tmp_path / "aws").write_text("[default]\nregion = ap-south-1\n")
+    nowhere = {"AWS_CONFIG_FILE": "/nowhere", "AWS_SHARED_CREDENTIALS_FILE": "/nowhere"}
+
+    def shown(**variables: str) -> tuple[str, str]:
+        told = run(tmp_path, "config", "--json", **(nowhere | variables))
+        assert (told.returncode, told.stderr) == (0, "")
+        row = json.loads(told.stdout)["S3_REGION"]
+        return row["value"], row["origin"]
+
+    assert shown() == ("us-east-1", "default")
+    assert shown(AWS_CONFIG_FILE="aws") == ("ap-south-1", "profile")
+    assert shown(AWS_DEFAULT_REGION="eu-west-2\n", AWS_CONFIG_FILE="aws") == ("eu-west-2", "AWS_DEFAULT_REGION")
+    assert shown(AWS_DEFAULT_REGION="eu-west-2", AWS_REGION="eu-west-1") == ("eu-west-1", "AWS_REGION")
+    assert shown(AWS_REGION="eu-west-1", S3_REGION="home") == ("home", "environment")
+    refused = run(tmp_path, "config", AWS_PROFILE="gone", **nowhere)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "gone" in refused.stderr
+
+
 @pytest.mark.parametrize("arguments", [("config",), ("config", "--json"), ("listen",), ("host",)])
 def test_wrong_settings_are_named(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """Each is a line on standard error with what would be right; exit 1; nothing is repeated or on standard output."""

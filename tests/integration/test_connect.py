@@ -392,6 +392,30 @@ def test_sqs_bucket_in_another_region(moto: MotoServer, run: Run) -> None:
     assert place["LocationConstraint"] == "eu-west-1"
 
 
+@pytest.mark.parametrize("name", ["S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_a_region_that_is_not_the_stores_is_named_and_the_stores_used(
+    name: str, run: Run, tmp_path: Path, minio_binary: Path
+) -> None:
+    """The plan is the same, and nobody has to guess why."""
+    del minio_binary
+    store = Minio(tmp_path / "abroad", environment={"MINIO_REGION": "", "MINIO_SITE_REGION": "eu-central-1"})
+    store.region = "eu-central-1"
+    with store:
+        store.client().create_bucket(Bucket="firmware")
+        wrong = run(store, "--dry-run", **{name: "us-west-2"})
+        assert f"The bucket is in eu-central-1, not in us-west-2 ({name}): set S3_REGION=eu-central-1" in wrong.output
+        right = run(store, "--dry-run", S3_REGION="eu-central-1")
+        assert right.output in wrong.output
+
+
+def test_a_region_is_named_where_the_store_cannot_be_set_up(versitygw: VersityGateway, run: Run) -> None:
+    """The reason why it cannot is the true one, not the region's."""
+    versitygw.client().create_bucket(Bucket="firmware")
+    refused = run(versitygw, expect=1, S3_REGION="eu-central-1")
+    assert "is not MinIO" in refused.output
+    assert "Bad Request" not in refused.output
+
+
 def test_a_store_with_neither_is_told_so(tmp_path: Path, run: Run) -> None:
     """Versity Gateway has no notification rules: plain words, the door's URL to configure by hand, exit 1."""
     find_versitygw() or missing("versitygw", "`make versitygw`")

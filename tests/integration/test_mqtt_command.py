@@ -71,7 +71,7 @@ def test_a_person_tests_stores_and_looks(host: Host, guarded: Mosquitto) -> None
     assert run(host.url, "status").returncode == 1
     wrong = run(host.url, "test", *at(guarded), "--password", "stdin", stdin="wrong\n")
     assert (wrong.returncode, "not_authorized" in wrong.stdout) == (1, True)
-    well = run(host.url, "test", *at(guarded), "--password", "env", BUCKETBELL_MQTT_PASSWORD=PASSWORD)
+    well = run(host.url, "test", *at(guarded), "--password", "env", BUCKETBELL_MQTT_PASSWORD=PASSWORD + "\n")
     assert (well.returncode, "accepted" in well.stdout) == (0, True)
     prefix = ["--topic-prefix", "unifi"]
     stored = run(host.url, "set", *at(guarded), *prefix, "--password", "stdin", stdin=PASSWORD + "\n")

@@ -183,6 +183,7 @@ def test_a_secret_that_is_not_there_is_named(vault: Vault) -> None:
     vault.hold({})
     assert load(vault.environ).settings.secret_id == vault.name
     assert "exists in eu-west-1" in refusal(vault.environ | {"AWS_REGION": "eu-west-1"})
+    assert "exists in eu-west-2" in refusal(vault.environ | {"AWS_DEFAULT_REGION": "eu-west-2"})
     vault.lose()
     assert "exists in us-east-1" in refusal(vault.environ)
 

@@ -57,7 +57,7 @@ ADAPTERS = {
 # What the settings are made of: each may import those that it is paired with.
 SETTINGS = {
     "settings": {"addresses", "pem", "setting_types", "sources", "target"},
-    "sources": {"secret"},
+    "sources": {"secret", "setting_types"},
     "secret": set[str](),
     "setting_types": {"addresses"},
     "target": set[str](),

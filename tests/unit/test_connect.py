@@ -282,6 +282,7 @@ def test_fields_that_boto3_would_drop_are_seen(body: str, unknown: list[str]) ->
         (storage.StorageError("AccessDenied", "no", status=403), "s3:GetBucketNotification on firmware"),
         (storage.StorageError("NotImplemented", "no", status=501), "by hand"),
         (storage.StorageError("SlowDown", "busy", status=503), "SlowDown"),
+        (storage.StorageError("AuthorizationHeaderMalformed", "no", status=400), "Set S3_REGION"),
     ],
 )
 def test_every_trouble_says_what_to_do(error: storage.StorageError, says: str) -> None:
@@ -293,7 +294,8 @@ def test_every_trouble_says_what_to_do(error: storage.StorageError, says: str) -
     ("arguments", "says"),
     [
         (["--bucket", "a/b"], "3 to 63"),
-        (["--bucket", "firmware", "--endpoint-url", "127.0.0.1:9000"], "http://host:port"),
+        (["--bucket", "firmware", "--endpoint-url", "127.0.0.1:9000"], "http://127.0.0.1:9000"),
+        (["--bucket", "firmware", "--endpoint-url", "http://minio_1:9000"], "underscore"),
         (["--bucket", "firmware", "--host-url", "http://user:word@host"], "without credentials"),
         (["--bucket", "firmware", "--queue-dir", "events"], "absolute path"),
         (["--bucket", "firmware", "--queue", "q.fifo"], "FIFO"),
@@ -373,7 +375,7 @@ def clients_of_aws() -> Clients:
     """Clients that would talk to AWS, for a Stubber to answer."""
     settings = load({"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}).settings
     sqs = storage.client("sqs", settings)
-    return Clients(storage.client("s3", settings), lambda: sqs, settings.aws_region)
+    return Clients(storage.client("s3", settings), lambda: sqs, storage.region(settings).name)
 
 
 def queue_plan(policies: tuple[tuple[Queue, str], ...]) -> Plan:

@@ -1,5 +1,6 @@
 """Every setting is read once, from where it was said to be, and a wrong one is named without being repeated."""
 
+import json
 import os
 import traceback
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from functions import sources
 from functions.addresses import parse_mqtt_url
 from functions.settings import (
     Broker,
@@ -216,6 +218,38 @@ def test_the_defaults_are_those_of_the_design() -> None:
             "e.g. http://127.0.0.1:9000",
         ),
         ("SQS_QUEUE_URL", ["my-queue", "https://u:p@sqs/1/q"], "must be an http"),
+        (
+            "S3_PUBLIC_ENDPOINT_URL",
+            ["https://example.org/s3", "https://example.org/a/b/"],
+            "a name or a port of its own",
+        ),
+        ("S3_PUBLIC_ENDPOINT_URL", ["http://mini_o:9000", "https://s3_eu.example.org"], "without an underscore"),
+        ("AWS_ENDPOINT_URL", ["http://minio_1:9000"], "without an underscore"),
+        ("AWS_ENDPOINT_URL_SQS", ["http://queue_1"], "without an underscore"),
+        ("AWS_ENDPOINT_URL_SECRETS_MANAGER", ["http://aws_1"], "without an underscore"),
+        ("AWS_ENDPOINT_URL_S3", ["http://h/a%20b", "http://h/a//b", "http://h/gr\u00fcn"], "single slashes"),
+        ("S3_PUBLIC_ENDPOINT_URL", ["https://u:p@h", "https://u@h", "http://h/@"], "without credentials"),
+        ("S3_PUBLIC_ENDPOINT_URL", ["https://h?x=1", "https://h/?", "https://h#top", "http://h?"], "without ? and #"),
+        ("S3_PUBLIC_ENDPOINT_URL", ["ftp://h", "s3://h", "h:9000", "//h", "https:/h", "https:h"], "must be an http"),
+        (
+            "S3_PUBLIC_ENDPOINT_URL",
+            ["http://h:0", "http://h:", "http://h:65536", "http://h:080", "http://h:x", "http://h:1:2"],
+            "from 1 to 65535",
+        ),
+        (
+            "S3_PUBLIC_ENDPOINT_URL",
+            ["http://", "http://:9000", "http://-h", "http://h..x", "http://1.2.3", "http://b\u00fccher.example"],
+            "must name a host",
+        ),
+        ("PUBLIC_BASE_URL", ["http://h:0", "https://h?x", "https://h#x"], "e.g. http"),
+        ("S3_ADDRESSING_STYLE", ["auto", "Virtual", "dns"], "'path' or 'virtual'"),
+        (
+            "S3_REGION",
+            ["eu central 1", "eu_central_1", "../x", "x" * 64, "-eu", "7", "aws-global"],
+            "e.g. eu-central-1",
+        ),
+        ("AWS_REGION", ["eu.central", "aws-us-gov-global"], "e.g. eu-central-1"),
+        ("AWS_DEFAULT_REGION", ["https://s3.eu-central-1.amazonaws.com"], "e.g. eu-central-1"),
         ("MQTT_CA_FILE", ["/nowhere/ca.pem", "/"], "path of a file"),
         ("SECRETS_DIR", ["/nowhere", __file__], "must be a directory"),
         ("DATABASE_URL", ["settings.db", "mysql://h/d", "postgres://h/d"], "e.g. sqlite:////var/lib/bucketbell"),
@@ -250,6 +284,13 @@ def test_a_wrong_value_is_refused_with_what_would_be_right(variable: str, values
         ("AWS_ENDPOINT_URL", "https://s3.example:9000/path", "https://s3.example:9000/path"),
         ("SQS_QUEUE_URL", "http://127.0.0.1:5000/123456789012/q", "http://127.0.0.1:5000/123456789012/q"),
         ("WEBHOOK_TOKENS", f" {TOKEN} , {TOKEN}2 ", (SecretStr(TOKEN), SecretStr(f"{TOKEN}2"))),
+        ("AWS_ENDPOINT_URL", "http://minio:9000/", "http://minio:9000"),
+        ("S3_PUBLIC_ENDPOINT_URL", "HTTPS://S3.Example.ORG:9000/", "https://s3.example.org:9000"),
+        ("S3_PUBLIC_ENDPOINT_URL", "http://[2001:DB8::1]:9000", "http://[2001:db8::1]:9000"),
+        ("S3_PUBLIC_ENDPOINT_URL", "https://xn--bcher-kva.example", "https://xn--bcher-kva.example"),
+        ("PUBLIC_BASE_URL", "https://Bell_1.example/bell", "https://bell_1.example/bell"),
+        ("S3_REGION", " home ", "home"),
+        ("S3_ADDRESSING_STYLE", "virtual", "virtual"),
         ("MQTT_PASSWORD", '{"looks": "like JSON"}', SecretStr('{"looks": "like JSON"}')),
         ("MQTT_USERNAME", "null", "null"),
         ("DATABASE_URL", " sqlite:///settings.db ", SecretStr("sqlite:///settings.db")),
@@ -261,6 +302,113 @@ def test_a_value_means_what_it_looks_like(variable: str, value: str, meant: obje
     """Slashes are put right, spaces around a value dropped, nothing is taken for JSON."""
     found = load({"MQTT_USERNAME": "u", variable: value}).settings
     assert getattr(found, variable.lower()) == meant
+
+
+def test_a_public_endpoint_has_the_path_that_the_store_knows() -> None:
+    """A store that is itself below a path checks its signatures with it; a proxy's path it never sees."""
+    own = {"AWS_ENDPOINT_URL_S3": "http://storage:5000/storage/v1/s3", "AWS_ENDPOINT_URL": "http://other"}
+    found = settings(**own, S3_PUBLIC_ENDPOINT_URL="https://example.org/storage/v1/s3/")
+    assert found.s3_public_endpoint_url == "https://example.org/storage/v1/s3"
+    for url in ("https://example.org", "https://example.org/s3"):
+        assert set(problems(own | {"S3_PUBLIC_ENDPOINT_URL": url})) == {"S3_PUBLIC_ENDPOINT_URL"}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"AWS_ENDPOINT_URL": "http://10.0.0.1:9000"},
+        {"AWS_ENDPOINT_URL_S3": "http://[fe80::1]:9000", "AWS_ENDPOINT_URL": "http://minio.local"},
+        {"AWS_ENDPOINT_URL": "http://minio.local", "S3_PUBLIC_ENDPOINT_URL": "http://192.0.2.7"},
+        {"AWS_ENDPOINT_URL": "http://minio.local", "BUCKET": "devices.example"},
+        {"AWS_ENDPOINT_URL": "http://minio.local", "BUCKET": "Devices"},
+    ],
+)
+def test_virtual_hosts_need_a_name_before_which_the_bucket_fits(variables: dict[str, str]) -> None:
+    """boto3 would go over to the path in silence, which such a store does not take."""
+    assert settings(**variables).s3_addressing_style is None
+    assert set(problems(variables | {"S3_ADDRESSING_STYLE": "virtual"})) == {"S3_ADDRESSING_STYLE"}
+    names = {"AWS_ENDPOINT_URL": "http://minio.local", "BUCKET": "devices", "S3_ADDRESSING_STYLE": "virtual"}
+    assert settings(**names).s3_addressing_style == "virtual"
+
+
+BOM, PASSWORD = "\ufeff", "  p\"w'd\t "
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\r"])
+@pytest.mark.parametrize("start", ["", BOM])
+@pytest.mark.parametrize("source", ["environment", "directory", "secret"])
+def test_what_tools_add_to_a_value_is_taken_away(
+    source: str, start: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line end and a byte order mark, from every source; a secret is otherwise what it is, blanks and all."""
+    values = {name: start + value + end for name, value in {"MQTT_PASSWORD": PASSWORD, "BUCKET": "iot"}.items()}
+    values["MQTT_USERNAME"] = f"u{end}"
+    environ = dict(values)
+    if source == "directory":
+        for name, value in values.items():
+            (tmp_path / name).write_bytes(value.encode())
+        environ = {"SECRETS_DIR": str(tmp_path)}
+    if source == "secret":
+        monkeypatch.setattr(sources, "secret_text", lambda *_: start + json.dumps(values) + end)
+        environ = {"SECRET_ID": "bell"}
+    found = settings(**environ)
+    assert (found.bucket, found.mqtt_username) == ("iot", "u")
+    assert found.mqtt_password == SecretStr(PASSWORD)
+
+
+def test_only_one_line_end_is_taken_away(tmp_path: Path) -> None:
+    """A second one may be meant, and what is inside a secret stays: a certificate's CRLF, a line of blanks."""
+    (tmp_path / "MQTT_PASSWORD").write_bytes(b"a\r\nb\n\r\n")
+    found = settings(SECRETS_DIR=str(tmp_path), MQTT_USERNAME="u")
+    assert found.mqtt_password == SecretStr("a\r\nb\n")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_dotenv_may_come_from_windows(end: str, tmp_path: Path) -> None:
+    """A byte order mark does not hide the first variable; quotes there are the file's own, and go."""
+    lines = ["BUCKET='iot'", "MQTT_USERNAME=u", 'MQTT_PASSWORD="p w "', 'TOPIC_PREFIX="plant\\n"', ""]
+    (tmp_path / ".env").write_bytes((BOM + end.join(lines)).encode())
+    found = load({}, env_file=tmp_path / ".env").settings
+    assert (found.bucket, found.mqtt_username, found.topic_prefix) == ("iot", "u", "plant")
+    assert found.mqtt_password == SecretStr("p w ")
+
+
+SECRETS = {
+    "mqtt_password",
+    "mqtt_key_pem",
+    "webhook_tokens",
+    "device_token_keys",
+    "admin_tokens",
+    "database_url",
+    "encryption_keys",
+    "aws_secret_access_key",
+    "aws_session_token",
+}
+
+
+def test_every_setting_is_a_secret_or_none() -> None:
+    """What shows as stars is what quotes are left on."""
+    fields = Settings.model_fields.items()
+    assert {name for name, field in fields if sources.is_secret(field)} == SECRETS
+
+
+@pytest.mark.parametrize("name", sorted(set(Settings.model_fields) - SECRETS))
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_quotes_around_a_value_are_named(name: str, quote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compose file hands them on, and no bucket, no prefix, no number has any; Secrets Manager is not asked then."""
+    monkeypatch.setattr(sources, "secret_text", lambda *_: pytest.fail("asked"))
+    said = problems({"SECRET_ID": "bell", name.upper(): f" {quote}{CANARY}{quote}\n"})
+    assert set(said) == {name.upper()}
+    assert "quotes" in said[name.upper()]
+    assert CANARY not in said[name.upper()]
+
+
+def test_quotes_are_left_in_secrets_and_inside_values() -> None:
+    """They may be a part of it."""
+    found = settings(MQTT_USERNAME="o'brien", MQTT_PASSWORD='"p"', WEBHOOK_TOKENS=f"'{TOKEN}'", ASSETS_PREFIX='"a"b')
+    assert found.mqtt_password == SecretStr('"p"')
+    assert found.webhook_tokens == (SecretStr(f"'{TOKEN}'"),)
+    assert (found.mqtt_username, found.assets_prefix) == ("o'brien", '"a"b/')
 
 
 def test_prefixes_may_be_swapped() -> None:
