@@ -34,6 +34,7 @@ BROKER_SECRET = f"arn:aws:secretsmanager:{REGION}:{ACCOUNT}:secret:bell/mqtt-AbC
 KEY = f"arn:aws:kms:{REGION}:{ACCOUNT}:key/1234abcd"
 EVERYTHING = {
     "ExistingBucket": "firmware.example",
+    "BucketRegion": "af-south-1",
     "EventsPrefix": "events/",
     "MqttUrl": "mqtts://a1b2c3d4e5f6g7-ats.iot.eu-central-1.amazonaws.com:443",
     "BrokerSecret": BROKER_SECRET,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from functions import storage
 from functions.openapi import BASE, PATH
 from functions.settings import Settings, load
 from infra.connect.documents import (
@@ -239,6 +240,17 @@ def test_a_new_value_of_a_parameter_makes_a_new_snapshot(parameter: str, cameras
     assert (old != new) == (before["NotifyFunction"] != after["NotifyFunction"])
 
 
+def test_the_buckets_region_is_told_where_it_is_another() -> None:
+    """To every function, by a setting that wins over Lambda's own variable; the stack's own is that variable."""
+    abroad, at_home = Stack(ExistingBucket="firmware.example", BucketRegion="af-south-1"), Stack()
+    for name in ("NotifyFunction", "DownloadFunction"):
+        told = {stack: load(stack.environment(name) | {"AWS_REGION": REGION}).settings for stack in (abroad, at_home)}
+        assert storage.region(told[abroad]) == ("af-south-1", "S3_REGION")
+        assert storage.region(told[at_home]) == (REGION, "AWS_REGION")
+    assert abroad.outputs["TryUpload"].endswith("--region af-south-1")
+    assert at_home.outputs["TryUpload"].endswith(f"--region {REGION}")
+
+
 def test_new_code_makes_a_new_snapshot() -> None:
     """SAM gives the version another name, and everything there is fits into its description."""
     named = [
@@ -339,6 +351,11 @@ def test_parameters_that_do_not_go_together_are_refused(parameters: dict[str, st
             "ExistingBucket",
             ["", "abc", "firmware.example"],
             ["ab", "Firmware", "s3://firmware", "arn:aws:s3:::firmware"],
+        ),
+        (
+            "BucketRegion",
+            ["", "eu-central-1", "us-gov-west-1", "us-isob-east-1"],
+            ["eu-central-1a", "aws-global", "EU-Central-1", "eu", "https://s3.eu-central-1.amazonaws.com"],
         ),
         ("ConfigsPrefix", ["c/", "fleet/configs/"], ["", "/", "/c/", "c", "c//", "a b/"]),
         ("EventsPrefix", ["", "events/", "plant/cameras/"], ["/", "/e/", "events", "e//", "a b/"]),
