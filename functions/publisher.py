@@ -37,6 +37,9 @@ MAX_WAITING_PACKETS = 100  # read between two calls: nobody sends a publisher mo
 # Refusals that may pass with time: unspecified, implementation specific, packet identifier in use or not found,
 # quota exceeded.
 _PASSING_REFUSALS = frozenset({0x80, 0x83, 0x91, 0x92, 0x97})
+# Refusals that a person who corrects the broker's rules can end: not authorised, and ejabberd's word for it, topic name
+# invalid: our topics are checked before they are sent.
+_FORBIDDING_REFUSALS = frozenset({0x87, 0x90})
 
 
 class Status(StrEnum):
@@ -59,6 +62,8 @@ class Outcome:
     status: Status
     reason: str = ""
     reason_code: int | None = None
+    convicted: bool = False
+    """Refused without a word: the broker closes the connection whenever it gets this message."""
 
     @property
     def success(self) -> bool:
@@ -71,6 +76,16 @@ class Outcome:
         return self.status is Status.UNCONFIRMED or (
             self.status is Status.REFUSED and self.reason_code in _PASSING_REFUSALS
         )
+
+    @property
+    def forbidden(self) -> bool:
+        """Whether the broker will not have this very message, until time or a person changes its mind.
+
+        One table for all ways in which brokers say so. It may last for ever, so no queue shall wait for its end without
+        a limit.
+        """
+        codes = _PASSING_REFUSALS | _FORBIDDING_REFUSALS
+        return self.status is Status.REFUSED and (self.convicted or self.reason_code in codes)
 
 
 def acknowledged(reason_code: int, qos: int) -> Outcome:

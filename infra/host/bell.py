@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from functions.connection import NOT_AUTHORIZED
 from functions.events import Malformed, ObjectCreated
 from functions.notify import Settled, Step, log, settle_one
 from functions.publisher import Outcome, Status
@@ -211,8 +210,8 @@ class Bell:
 
 
 def _is_forbidden(outcome: Outcome | Unread) -> bool:
-    """Whether the broker's rules, which a person may correct, are all that is against it (MQTT 5 §3.4.2.1)."""
-    return isinstance(outcome, Outcome) and outcome.status is Status.REFUSED and outcome.reason_code == NOT_AUTHORIZED
+    """Whether only the broker is against it, which a person may correct."""
+    return isinstance(outcome, Outcome) and outcome.forbidden
 
 
 def _topic(action: Notification | Detection) -> str:

@@ -23,7 +23,7 @@ from tests.hosts import on_uvloop, record
 from tests.timing import PATIENCE_SECONDS
 
 DELIVERED = Outcome(Status.DELIVERED)
-REFUSED = Outcome(Status.REFUSED, "the broker answered 0x90", 0x90)
+REFUSED = Outcome(Status.REFUSED, "the broker answered 0x99", 0x99)
 FORBIDDEN = Outcome(Status.REFUSED, "the broker answered 0x87", 0x87)
 UNCONFIRMED = Outcome(Status.UNCONFIRMED, "connection lost")
 

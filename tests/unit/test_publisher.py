@@ -55,6 +55,19 @@ def test_an_acknowledgement_says_what_became_of_a_message(
     assert bool(outcome.reason) is not outcome.success
 
 
+@pytest.mark.parametrize("reason_code", [0x80, 0x83, 0x87, 0x90, 0x91, 0x92, 0x97])
+def test_all_ways_of_forbidding_are_one(reason_code: int) -> None:
+    """Not authorised, ejabberd's word for it, a refusal that may never pass, and a close without a word."""
+    assert acknowledged(reason_code, 1).forbidden
+    assert Outcome(Status.REFUSED, "closed", convicted=True).forbidden
+
+
+@pytest.mark.parametrize("outcome", [acknowledged(0, 1), acknowledged(0x99, 1), Outcome(Status.UNCONFIRMED, "", 0x87)])
+def test_what_succeeds_is_wrong_in_itself_or_has_no_answer_is_not_forbidden(outcome: Outcome) -> None:
+    """No change at the broker would help a bad message; and a lost connection says nothing of the message."""
+    assert not outcome.forbidden
+
+
 def test_unconfirmed_is_a_failure_that_another_try_may_cure() -> None:
     """Nobody knows whether it arrived, so it counts as failed and is tried again."""
     outcome = Outcome(Status.UNCONFIRMED)
