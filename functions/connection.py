@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from functions.settings import Broker
 
 WINDOW = 20  # acknowledgements awaited at once, and fewer where the broker's Receive Maximum asks for it
-NO_MATCHING_SUBSCRIBERS = 0x10  # MQTT 5 §3.4.2.1
 PACKET_TOO_LARGE = 0x95
 OFFLINE = b"offline"  # the last will's payload, in Home Assistant's words
 BAD_CREDENTIALS, NOT_AUTHORIZED = 0x86, 0x87  # MQTT 5 §3.2.2.2

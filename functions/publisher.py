@@ -7,38 +7,36 @@ from __future__ import annotations
 
 import os
 import random
-import select
 import time
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from functions.audience import NO_MATCHING_SUBSCRIBERS, Audience
 from functions.client import MIN_REFUSAL
-from functions.connection import (
-    NO_MATCHING_SUBSCRIBERS,
-    PACKET_TOO_LARGE,
-    Connection,
-    ConnectionFailure,
-)
+from functions.connection import PACKET_TOO_LARGE, Connection, ConnectionFailure
+from functions.polling import read_waiting, wait
+from functions.routes import newest_of_each
+from functions.suspects import Suspects, likeliest_last
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from functions.routes import Notification
     from functions.settings import Broker
+    from functions.suspects import Conviction
     from functions.telemetry import Telemetry
 
 MIN_BACKOFF_SECONDS = 1.0
 MAX_BACKOFF_SECONDS = 60.0
 WARM_UP_SECONDS = 1.0  # a broker that is away must not eat the start of a process
 CLOSE_SECONDS = 2.0
-MAX_WAITING_PACKETS = 100  # read between two calls: nobody sends a publisher more than a few
+MAX_KEEPALIVES = 1.5  # after so many of them a broker ends a silent connection (MQTT 5 §3.1.2.10)
 
 # Refusals that may pass with time: unspecified, implementation specific, packet identifier in use or not found,
 # quota exceeded.
 _PASSING_REFUSALS = frozenset({0x80, 0x83, 0x91, 0x92, 0x97})
-# Refusals that a person who corrects the broker's rules can end: not authorised, and ejabberd's word for it, topic name
-# invalid: our topics are checked before they are sent.
+# Refusals that a person can end: not authorised, and ejabberd's word for it, topic name invalid (ours are valid).
 _FORBIDDING_REFUSALS = frozenset({0x87, 0x90})
 
 
@@ -79,11 +77,7 @@ class Outcome:
 
     @property
     def forbidden(self) -> bool:
-        """Whether the broker will not have this very message, until time or a person changes its mind.
-
-        One table for all ways in which brokers say so. It may last for ever, so no queue shall wait for its end without
-        a limit.
-        """
+        """Whether the broker will not have this very message until time, or a person, changes that: maybe never."""
         codes = _PASSING_REFUSALS | _FORBIDDING_REFUSALS
         return self.status is Status.REFUSED and (self.convicted or self.reason_code in codes)
 
@@ -97,6 +91,14 @@ def acknowledged(reason_code: int, qos: int) -> Outcome:
     if reason_code == NO_MATCHING_SUBSCRIBERS:
         return Outcome(Status.NO_SUBSCRIBERS, reason_code=reason_code)
     return Outcome(Status.DELIVERED, reason_code=reason_code)
+
+
+def not_sent(conviction: Conviction) -> Outcome:
+    """Tell that a message is not sent now: whenever the broker gets it, it closes the connection."""
+    if conviction.reason_code is not None:
+        return acknowledged(conviction.reason_code, 1)
+    reason = "the broker closes the connection whenever it gets this message: may this user publish on this topic?"
+    return Outcome(Status.REFUSED, reason, convicted=True)
 
 
 def too_large(connection: Connection) -> Outcome:
@@ -114,16 +116,6 @@ def backoff_seconds(failures: int) -> float:
     """Return how long to wait after `failures` (≥ 1) failed attempts: 1, 2, 4 … 60 s, less up to half by chance."""
     ceiling = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16))
     return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - spreads reconnects, guards nothing
-
-
-def newest_of_each(notifications: Sequence[Notification]) -> dict[tuple[str, bytes], Notification]:
-    """Fold identical messages of one batch into the newest event's: devices would do the same work twice."""
-    newest: dict[tuple[str, bytes], Notification] = {}
-    for notification in notifications:
-        key = (notification.topic, notification.payload)
-        if key not in newest or notification.time >= newest[key].time:
-            newest[key] = notification
-    return newest
 
 
 class InlinePublisher:
@@ -144,6 +136,11 @@ class InlinePublisher:
         self._refused_until = 0.0
         self._refusal: ConnectionFailure | None = None
         self._closed = False
+        # Wall clocks: the monotonic one may stand still while Lambda has the process frozen.
+        self._suspects = Suspects()
+        self._audience = Audience()
+        self._accepted_over: Connection | None = None
+        self._alive_at = 0.0
         if broker is None:
             telemetry.enabled(enabled=False)
 
@@ -169,13 +166,14 @@ class InlinePublisher:
     def publish(self, notifications: Sequence[Notification], deadline: float) -> list[Outcome]:
         """Publish all, pipelined, and return one outcome for each, in order, by `deadline` (`time.monotonic`).
 
-        A connection lost on the way is replaced once. At the deadline the connection is discarded, so that nothing
-        is sent later behind the source's retry.
+        A connection lost on the way is replaced, and what was on its way goes out once more: alone and last, since it
+        may be what the broker closes over. At the deadline the connection is discarded, so that nothing is sent later
+        behind the source's retry.
         """
         if self._broker is None or not notifications:
             return []
         messages = newest_of_each(notifications)
-        batch = _Batch(messages.values())
+        batch = _Batch(messages.values(), self._suspects, self._audience)
         failure = ConnectionFailure("shut down") if self._closed else self._deliver(batch, deadline)
         for message in batch.unresolved():
             reason = failure.reason if failure else "not acknowledged in time"
@@ -197,23 +195,28 @@ class InlinePublisher:
         if connection is not None and self._process_id == os.getpid():
             deadline = time.monotonic() + CLOSE_SECONDS
             while connection.wants_write and not connection.closed and time.monotonic() < deadline:
-                _wait(connection, deadline)
+                wait(connection, deadline)
             connection.close()
         if self._broker is not None:
             self._state(connected=False)
 
     def _deliver(self, batch: _Batch, deadline: float) -> ConnectionFailure | None:
         """Return None when every message is resolved or the deadline has passed, else why the connection failed."""
-        for last_try in (False, True):
+        replaced = False
+        while batch.unresolved():
             try:
                 connection = self._ready(deadline)
             except ConnectionFailure as failure:
                 return failure
+            ready_at, left = time.monotonic(), len(batch.unresolved())
             try:
                 batch.exchange(connection, deadline)
             except ConnectionFailure as failure:
-                if last_try or time.monotonic() >= deadline:
+                self._alive_at = time.time()
+                progress = batch.lost(failure, time.monotonic() - ready_at) or len(batch.unresolved()) < left
+                if time.monotonic() >= deadline or (replaced and not progress):
                     return failure
+                replaced = True
             else:
                 return None
             finally:
@@ -228,10 +231,10 @@ class InlinePublisher:
         if connection is not None and self._process_id != os.getpid():
             connection = self._connection = None  # after a fork the socket is the parent's
         if connection is not None:
-            # The wall clock: the monotonic one may stand still while Lambda has the process frozen.
-            # And before reading: what waits here may have come before the freeze.
-            idle_seconds = time.time() - connection.last_traffic_at
-            _read_waiting(connection)
+            # The wall clock, as above. And before reading: what waits here may have come before the freeze.
+            self._alive_at = connection.last_traffic_at
+            idle_seconds = time.time() - self._alive_at
+            read_waiting(connection)
             if connection.connected and idle_seconds > connection.keepalive_seconds / 2:
                 self._prove_alive(connection, deadline)
             if connection.closed and not (connection.failure and connection.failure.refused):
@@ -250,7 +253,7 @@ class InlinePublisher:
         until = now + (deadline - now) / 2
         connection.ping()
         while connection.ping_unanswered and not connection.closed and time.monotonic() < until:
-            _wait(connection, until)
+            wait(connection, until)
         if connection.ping_unanswered:
             connection.discard()
 
@@ -278,8 +281,13 @@ class InlinePublisher:
             connect_seconds = self._broker.connect_timeout_seconds if self._broker else 0.0
             until = min(deadline, time.monotonic() + connect_seconds)
             while not connection.answered and time.monotonic() < until:
-                _wait(connection, until)
+                wait(connection, until)
         if connection.connected:
+            # After a long silence it was our freeze that cost us the last connection, not the broker's restart.
+            silent_seconds = time.time() - self._alive_at
+            if connection is not self._accepted_over and silent_seconds < MAX_KEEPALIVES * connection.keepalive_seconds:
+                self._audience.connected(time.time())
+            self._accepted_over = connection
             self._refusals, self._refusal = 0, None
             self._state(connected=True)
             return connection
@@ -305,10 +313,14 @@ class InlinePublisher:
 class _Batch:
     """The messages of one call, and how far each has come."""
 
-    def __init__(self, messages: Iterable[Notification]) -> None:
+    def __init__(self, messages: Iterable[Notification], suspects: Suspects, audience: Audience) -> None:
         self._messages = tuple(messages)
+        self._suspects = suspects
+        self._audience = audience
         self._begun_at: dict[Notification, float] = {}
         self._call_at = time.monotonic()
+        self._in_flight: dict[int, Notification] = {}
+        self._lone: dict[Notification, bool] = {}  # the suspects, and whether they were lost in this call
         self.outcomes: dict[Notification, Outcome] = {}
         self.durations: dict[Notification, float] = {}
 
@@ -322,61 +334,66 @@ class _Batch:
     def exchange(self, connection: Connection, deadline: float) -> None:
         """Send what is unresolved, a window at a time, and collect the answers until all are in or `deadline`.
 
-        Raises `ConnectionFailure` when the connection is lost.
+        Suspects go last, and each alone. Raises `ConnectionFailure` when the connection is lost.
         """
-        waiting = self.unresolved()[::-1]
-        in_flight: dict[int, Notification] = {}
-        while waiting or in_flight:
+        waiting, suspects = self._sorted()
+        while waiting or suspects or self._in_flight:
             if connection.closed:
                 raise connection.why("connection lost")
             if time.monotonic() >= deadline:
                 return
-            while waiting and len(in_flight) < connection.window and not connection.wants_write:
+            if suspects and not waiting and not self._in_flight:
+                waiting.append(suspects.pop())
+            while waiting and len(self._in_flight) < connection.window and not connection.wants_write:
                 message = waiting.pop()
                 mid = connection.send(message)
                 if mid is None:
                     self.resolve(message, too_large(connection))
                 else:
                     self._begun_at.setdefault(message, time.monotonic())
-                    in_flight[mid] = message
+                    self._in_flight[mid] = message
             connection.flush()
             # At QoS 0 sending was all. Otherwise wait, and collect before sending more: should that fail, what has been
             # acknowledged must not go out again.
-            if not self._collect(connection, in_flight) and (in_flight or connection.wants_write):
-                _wait(connection, deadline)
-                self._collect(connection, in_flight)
+            if not self._collect(connection) and (self._in_flight or connection.wants_write):
+                wait(connection, deadline)
+                self._collect(connection)
 
-    def _collect(self, connection: Connection, in_flight: dict[int, Notification]) -> int:
+    def lost(self, failure: ConnectionFailure, age_seconds: float) -> bool:
+        """Ask what is to blame for the end of the connection, and return whether anything may be.
+
+        What is lost twice in one call is left to the source's retry.
+        """
+        in_flight, self._in_flight = list(self._in_flight.values()), {}
+        conviction, is_open = self._suspects.lost(in_flight, age_seconds, time.time())
+        if conviction is not None:
+            self.resolve(in_flight[0], not_sent(conviction))
+        for message in likeliest_last(in_flight) if is_open else ():
+            if self._lone.get(message) and message not in self.outcomes:
+                self.resolve(message, Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
+            self._lone[message] = True
+        return is_open
+
+    def _sorted(self) -> tuple[list[Notification], list[Notification]]:
+        """What may go together, and the suspects; the next one of either comes last."""
+        for message in self.unresolved():
+            if conviction := self._suspects.conviction(message, time.time()):
+                self.resolve(message, not_sent(conviction))
+            elif self._suspects.suspected(message):
+                self._lone[message] = self._lone.pop(message, False)  # behind those that were lost by chance
+        suspects = [message for message in self._lone if message not in self.outcomes]
+        return [message for message in self.unresolved() if message not in self._lone][::-1], suspects[::-1]
+
+    def _collect(self, connection: Connection) -> int:
         """Resolve what has been acknowledged, and return how many packets that were."""
         acks = connection.take_acks()
         for ack in acks:
-            if (message := in_flight.pop(ack.mid, None)) is not None:
-                self.resolve(message, acknowledged(ack.reason_code, ack.qos))
+            if (message := self._in_flight.pop(ack.mid, None)) is None:
+                continue
+            outcome = acknowledged(ack.reason_code, ack.qos)
+            self._suspects.answered(message, ack.reason_code if outcome.forbidden else None)
+            if self._audience.doubts(message.topic, ack.reason_code, time.time()):
+                words = "nobody is subscribed yet, moments after the connection was lost"
+                outcome = Outcome(Status.UNCONFIRMED, words, ack.reason_code)
+            self.resolve(message, outcome)
         return len(acks)
-
-
-def _read_waiting(connection: Connection) -> None:
-    """Take in what arrived while nobody looked: above all, that the broker has closed the connection."""
-    for _ in range(MAX_WAITING_PACKETS):
-        if connection.closed or not _poll(connection, 0):
-            return
-
-
-def _wait(connection: Connection, until: float) -> None:
-    """Move bytes once, as soon as any can be moved, at the latest at `until`."""
-    _poll(connection, max(0.0, until - time.monotonic()))
-
-
-def _poll(connection: Connection, timeout_seconds: float) -> bool:
-    """Return whether anything was read."""
-    # poll, not select: select fails from file descriptor 1024 on (FACTS: paho 16).
-    poller = select.poll()
-    poller.register(connection.fileno(), select.POLLIN | (select.POLLOUT if connection.wants_write else 0))
-    readable = False
-    for _, events in poller.poll(int(timeout_seconds * 1000) + (timeout_seconds > 0)):
-        readable = bool(events & ~select.POLLOUT)
-        if readable:
-            connection.read()
-        if events & select.POLLOUT and not connection.closed:
-            connection.write()
-    return readable

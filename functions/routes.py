@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from functions.events import ObjectCreated
     from functions.settings import Settings
 
@@ -63,6 +65,16 @@ class Notification:
     def metric_topic(self) -> str:
         """The topic as metrics name it: one of a few."""
         return self.label or self.topic
+
+
+def newest_of_each(notifications: Sequence[Notification]) -> dict[tuple[str, bytes], Notification]:
+    """Fold identical messages of one batch into the newest event's: devices would do the same work twice."""
+    newest: dict[tuple[str, bytes], Notification] = {}
+    for notification in notifications:
+        key = (notification.topic, notification.payload)
+        if key not in newest or notification.time >= newest[key].time:
+            newest[key] = notification
+    return newest
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from functions.notify import Settled, Step, log, settle_one
 from functions.publisher import Outcome, Status
 from functions.routes import Detection, Notification, Routes, Skip, Unread
 from functions.telemetry import Telemetry, logger
+from infra.host.aside import Flight
 from infra.host.documents import Reader, Reading
-from infra.host.publisher import Flight, HostPublisher, QueueFull
+from infra.host.publisher import HostPublisher, QueueFull
 
 MEMORY_LIMIT = 50_000
 MEMORY_SECONDS = 24 * 3600.0

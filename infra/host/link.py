@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from functions.connection import Connection, ConnectionFailure
+from functions.connection import Ack, Connection, ConnectionFailure
 from functions.publisher import backoff_seconds, new_client_id
 from functions.routes import Notification
 from functions.settings import Broker
@@ -97,6 +97,10 @@ class Link:
     def connection(self) -> Connection | None:
         """The connection to send over: None unless the broker has accepted us."""
         return self._opened if self._opened is not None and self._opened.connected else None
+
+    def take_acks(self) -> list[Ack]:
+        """Return what has been acknowledged since the last call, also just before the connection ended."""
+        return self._opened.take_acks() if self._opened is not None else []
 
     def start(self) -> None:
         """Begin to connect. Idempotent."""

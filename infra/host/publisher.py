@@ -2,7 +2,8 @@
 
 A late message must not cost the others their connection. So: what is unsent at its deadline is withdrawn; a slot is
 freed only by an acknowledgement or by losing the connection; a late acknowledgement still settles its flight; and the
-connection is discarded when no acknowledgement at all came for one deadline.
+connection is discarded when no acknowledgement at all came for one deadline. What was on its way when the broker closed
+the connection travels alone from then on, or one forbidden message would take the others along for ever.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from functions.connection import ConnectionFailure
-from functions.publisher import Outcome, Status, acknowledged, too_large
+from functions.audience import EARLY_SECONDS
+from functions.connection import Connection, ConnectionFailure
+from functions.publisher import Outcome, Status, acknowledged, not_sent, too_large
 from functions.routes import Notification
 from functions.settings import Broker
+from functions.suspects import ALONE_SECONDS, likeliest_last
 from functions.telemetry import Telemetry, logger
-from infra.host.link import CHANGED, Link, LinkStatus
+from infra.host.aside import Aside, Flight
+from infra.host.link import CHANGED, NO_TROUBLE, Link, LinkStatus
 
 QUEUE_LIMIT = 10_000
 HOUSEKEEPING_SECONDS = 0.25
@@ -29,20 +33,6 @@ CLOCK_SLACK_SECONDS = 0.005  # the loop's timers count whole milliseconds
 
 class QueueFull(Exception):
     """More notifications wait than `QUEUE_LIMIT`."""
-
-
-class Flight:
-    """One notification on its way. `done` gets exactly one `Outcome`, also when nobody waits any more."""
-
-    __slots__ = ("begun_at", "deadline", "done", "notification")
-
-    def __init__(
-        self, notification: Notification, begun_at: float, deadline: float, done: asyncio.Future[Outcome]
-    ) -> None:
-        self.notification = notification
-        self.begun_at = begun_at
-        self.deadline = deadline
-        self.done = done
 
 
 class HostPublisher:
@@ -68,7 +58,12 @@ class HostPublisher:
         self._ack_seconds = broker.publish_timeout_seconds if broker else UNKNOWN_ACK_SECONDS
         self._link = Link(broker, telemetry, self, on_change)
         self._queue: deque[Flight] = deque()
+        self._aside = Aside()
         self._in_flight: dict[int, Flight] = {}
+        self._lone: Flight | None = None  # the suspect among them
+        self._others_next = False
+        self._gave_up = False
+        self._made_at = 0.0
         self._progress_at = 0.0
         self._pumping = False
         self._stopping = False
@@ -82,7 +77,11 @@ class HostPublisher:
     @property
     def ready(self) -> bool:
         """Whether a notification submitted now would be sent now."""
-        return self.status.connected and not self._stopping and len(self._queue) < self._queue_limit
+        return self.status.connected and not self._stopping and not self._full
+
+    @property
+    def _full(self) -> bool:
+        return len(self._queue) + len(self._aside) >= self._queue_limit
 
     async def start(self) -> None:
         """Begin to connect, and to reconnect for ever. Returns at once."""
@@ -103,10 +102,11 @@ class HostPublisher:
         flight = Flight(notification, now, now + self._ack_seconds, loop.create_future())
         if self._stopping:
             self._finish(flight, Outcome(Status.UNCONFIRMED, "shutting down"))
-        elif len(self._queue) >= self._queue_limit:
+        elif self._full:
             raise QueueFull
         else:
-            self._queue.append(flight)
+            if not self._aside.takes(flight):
+                self._queue.append(flight)
             self._link.demand()
             if not self._in_flight:
                 self._pump()
@@ -118,9 +118,12 @@ class HostPublisher:
     def withdraw_late(self) -> None:
         """Give up what is still unsent at its deadline: its outcome is *unconfirmed*."""
         now = time.monotonic() + CLOCK_SLACK_SECONDS
+        late = self._aside.take_late(now)
         while self._queue and self._queue[0].deadline <= now:
+            late.append(self._queue.popleft())
+        for flight in late:
             reason = self.status.reason or "withdrawn: not sent in time"
-            self._finish(self._queue.popleft(), Outcome(Status.UNCONFIRMED, reason, self.status.reason_code))
+            self._finish(flight, Outcome(Status.UNCONFIRMED, reason, self.status.reason_code))
 
     def hurry(self) -> None:
         """Take nothing more, and give what is on its way `FLUSH_SECONDS`: then it is *unconfirmed*. Idempotent."""
@@ -162,13 +165,16 @@ class HostPublisher:
         if broker is not None:
             self._ack_seconds = broker.publish_timeout_seconds
         self._link.use(broker, otherwise=otherwise)
+        self._queue.extend(self._aside.take_all())
+        self._aside = Aside()
         self._begin_housekeeping()
 
     # What the link asks and tells.
 
     def link_made(self) -> None:
         """See `LinkUser.link_made`."""
-        now = time.monotonic()
+        now = self._made_at = time.monotonic()
+        self._aside.audience.connected(now)
         loop = asyncio.get_running_loop()
         for notification in reversed(self.greetings()):
             self._queue.appendleft(Flight(notification, now, now + self._ack_seconds, loop.create_future()))
@@ -184,51 +190,106 @@ class HostPublisher:
         self._pump()
 
     def link_lost(self, failure: ConnectionFailure) -> None:
-        """See `LinkUser.link_lost`: what is still in time goes back to the head of the queue."""
+        """See `LinkUser.link_lost`: what is still in time waits again, suspects apart from the others."""
         now = time.monotonic()
         in_flight, self._in_flight = list(self._in_flight.values()), {}
-        for flight in reversed(in_flight):
-            if flight.deadline > now and not self._stopping:
-                self._queue.appendleft(flight)
-            else:
+        lone, self._lone = self._lone, None
+        # Not to blame: what the broker had for long, what was beside a suspect, and nothing when the end was ours.
+        is_ours = self._gave_up or failure.reason in NO_TROUBLE
+        is_old = all(now - flight.sent_at > self._ack_seconds for flight in in_flight)
+        is_beside = lone is not None and len(in_flight) > 1
+        blamed = [] if is_ours or is_old or is_beside else in_flight
+        self._gave_up = False
+        conviction, is_open = self._aside.suspects.lost(
+            [flight.notification for flight in blamed], now - self._made_at, now
+        )
+        again = []
+        for flight in likeliest_last(blamed) or in_flight:
+            flight.suspect = flight.suspect or (bool(blamed) and is_open)
+            flight.has_closed = flight.suspect and len(blamed) == 1
+            if conviction is not None:
+                self._finish(flight, not_sent(conviction))
+            elif flight.deadline <= now or self._stopping:
                 self._finish(flight, Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
+            elif not self._aside.takes(flight):
+                again.append(flight)
+        self._queue.extendleft(reversed(again))
 
     def waiting(self) -> bool:
         """See `LinkUser.waiting`."""
-        return bool(self._queue)
+        return bool(self._queue or self._aside)
 
     def _take_acks(self) -> None:
-        connection = self._link.connection
-        acks = connection.take_acks() if connection is not None else ()
-        if connection is None or not acks:
+        acks = self._link.take_acks()
+        if not acks:
             return
-        self._progress_at = time.monotonic()
+        now = self._progress_at = time.monotonic()
         for ack in acks:
             flight = self._in_flight.pop(ack.mid, None)
-            if flight is not None:
-                self._finish(flight, acknowledged(ack.reason_code, ack.qos))
+            if flight is None:
+                continue
+            if flight is self._lone:
+                self._lone = None
+            topic, outcome = flight.notification.topic, acknowledged(ack.reason_code, ack.qos)
+            self._aside.suspects.answered(flight.notification, ack.reason_code if outcome.forbidden else None)
+            flight.suspect = flight.has_closed = False
+            if self._aside.audience.doubts(topic, ack.reason_code, now):
+                flight.deadline = now + EARLY_SECONDS + self._ack_seconds  # nobody else may ask for it again
+                self._aside.keep_unheard(flight)
+                continue
+            if outcome.status is Status.DELIVERED:
+                self._queue.extend(self._aside.take_heard(topic))
+            self._finish(flight, outcome)
 
     def _pump(self) -> None:
-        """Fill the free slots from the queue."""
+        """Fill the free slots from the queue; where a suspect is due, it and the others take turns."""
         self._pumping = False
         connection = self._link.connection
-        if connection is None or not self._queue:
-            return
         now = time.monotonic()
-        while self._queue and len(self._in_flight) < connection.window and not connection.wants_write:
-            flight = self._queue.popleft()
-            if flight.deadline <= now:
-                self._finish(flight, Outcome(Status.UNCONFIRMED, "withdrawn: not sent in time"))
-                continue
-            mid = connection.send(flight.notification)
-            if mid is None:
-                self._finish(flight, too_large(connection))
-                continue
-            if not self._in_flight:
-                self._progress_at = now
-            self._in_flight[mid] = flight
+        if connection is None or (self._lone is not None and now - self._lone.sent_at < ALONE_SECONDS):
+            return
+        age_seconds = now - self._made_at
+        suspect = self._aside.due(age_seconds) if self._lone is None else None
+        if suspect is None:
+            self._fill(connection, now)
+        elif not self._in_flight and self._others_next and self._queue:
+            self._others_next = False
+            self._fill(connection, now)
+        elif all(now - flight.sent_at >= ALONE_SECONDS for flight in self._in_flight.values()):
+            self._others_next = True
+            while suspect is not None and self._lone is None:
+                self._aside.send(suspect, age_seconds)
+                self._lone = suspect if self._send(connection, suspect, now) else None
+                suspect = self._aside.due(age_seconds)
+            if self._lone is None:
+                self._fill(connection, now)
         self._link.flush()
         self._take_acks()  # at QoS 0 sending was all
+
+    def _fill(self, connection: Connection, now: float) -> None:
+        while self._queue and len(self._in_flight) < connection.window and not connection.wants_write:
+            flight = self._queue.popleft()
+            if not self._aside.takes(flight):
+                self._send(connection, flight, now)
+
+    def _send(self, connection: Connection, flight: Flight, now: float) -> bool:
+        """Return whether it is on its way now; otherwise its outcome says why not."""
+        if flight.deadline <= now:
+            self._finish(flight, Outcome(Status.UNCONFIRMED, "withdrawn: not sent in time"))
+            return False
+        conviction = self._aside.suspects.conviction(flight.notification, now)
+        if conviction is not None:
+            self._finish(flight, not_sent(conviction))
+            return False
+        mid = connection.send(flight.notification)
+        if mid is None:
+            self._finish(flight, too_large(connection))
+            return False
+        if not self._in_flight:
+            self._progress_at = now
+        flight.sent_at = now
+        self._in_flight[mid] = flight
+        return True
 
     def _finish(self, flight: Flight, outcome: Outcome) -> None:
         if flight.done.done():
@@ -243,8 +304,9 @@ class HostPublisher:
         flight.done.set_result(outcome)
 
     def _abandon(self, reason: str) -> None:
-        flights = [*self._in_flight.values(), *self._queue]
+        flights = [*self._in_flight.values(), *self._queue, *self._aside.take_all()]
         self._in_flight.clear()
+        self._lone = None
         self._queue.clear()
         for flight in flights:
             self._finish(flight, Outcome(Status.UNCONFIRMED, reason))
@@ -261,8 +323,12 @@ class HostPublisher:
         """Withdraw what waited too long, keep the link alive, and discard it when it has gone silent."""
         self.withdraw_late()
         self._link.tick()
+        if (self._aside or self._lone) and self._link.connection is not None:
+            self._queue.extend(self._aside.take_unheard(now))
+            self._pump()
         oldest = next(iter(self._in_flight.values()), None)
         if oldest is not None and (
-            now - self._progress_at > self._ack_seconds or now - oldest.begun_at > MAX_ACK_AGE * self._ack_seconds
+            now - self._progress_at > self._ack_seconds or now - oldest.sent_at > MAX_ACK_AGE * self._ack_seconds
         ):
+            self._gave_up = True
             self._link.give_up(f"no acknowledgement within {self._ack_seconds:g} s")

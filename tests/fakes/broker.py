@@ -91,6 +91,7 @@ class Behaviour:
     - half_puback: the first half of the acknowledgement, then the end. `raw_on_publish`: these bytes instead.
     - cut_at_publish: ends the connection at the n-th PUBLISH, read but unacknowledged (0: after CONNACK),
       with a DISCONNECT before if `disconnect_reason` is set; `cut_within_publish`: half of the n-th was read.
+    - forbid: the same at a PUBLISH of which it is true, and `puback_reason` before that if it is a refusal.
     - cut_after_pubrec, cut_at_pubrel: QoS 2, the end after PUBREC was sent, or on PUBREL, without PUBCOMP.
     """
 
@@ -112,6 +113,7 @@ class Behaviour:
     cut_at_publish: int | None = None
     cut_within_publish: int | None = None
     disconnect_reason: int | None = None
+    forbid: Callable[[Packet], bool] | None = None
     cut_after_pubrec: bool = False
     cut_at_pubrel: bool = False
     answer_pings: bool = True
@@ -296,6 +298,10 @@ class FakeBroker:
         behaviour = self._behaviour(connection)
         if behaviour.cut_at_publish is not None and connection.publishes >= behaviour.cut_at_publish:
             await self._cut(connection, behaviour)
+        if behaviour.forbid is not None and behaviour.forbid(publish):
+            if _reason(behaviour.puback_reason, publish) >= FAILURE:
+                await self._acknowledge(connection, publish, behaviour)
+            await self._cut(connection, behaviour)
         if behaviour.raw_on_publish is not None:
             connection.writer.write(behaviour.raw_on_publish)
         elif publish.qos and behaviour.acknowledge:
@@ -303,8 +309,7 @@ class FakeBroker:
 
     async def _acknowledge(self, connection: _Connection, publish: Packet, behaviour: Behaviour) -> None:
         first = publish.qos == 1
-        chosen = behaviour.puback_reason if first else behaviour.pubrec_reason
-        reason = chosen(publish) if callable(chosen) else chosen
+        reason = _reason(behaviour.puback_reason if first else behaviour.pubrec_reason, publish)
         packet = _answer(connection, Kind.PUBACK if first else Kind.PUBREC, publish.packet_id, reason)
         if behaviour.half_puback:
             connection.writer.write(packet[: len(packet) // 2])
@@ -361,6 +366,10 @@ class FakeBroker:
         with self._news:
             self.packets.append(packet)
             self._news.notify_all()
+
+
+def _reason(chosen: int | Callable[[Packet], int], publish: Packet) -> int:
+    return chosen(publish) if callable(chosen) else chosen
 
 
 def _received(

@@ -10,6 +10,7 @@ import resource
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 
 from functions import publisher as functions_publisher
+from functions import suspects as suspects_module
+from functions.audience import EARLY_SECONDS, NO_MATCHING_SUBSCRIBERS
 from functions.events import ObjectCreated
 from functions.notify import Step
 from functions.publisher import MAX_BACKOFF_SECONDS, Status, backoff_seconds
@@ -31,7 +34,7 @@ from infra.host.metrics import PrometheusTelemetry
 from infra.host.publisher import HostPublisher, QueueFull
 from infra.local.mosquitto import Mosquitto
 from infra.subscriber import Subscriber
-from tests.fakes.broker import GARBAGE, Behaviour, FakeBroker
+from tests.fakes.broker import GARBAGE, Behaviour, FakeBroker, Packet
 from tests.fakes.proxy import TcpProxy
 from tests.hosts import TOPICS, on_uvloop, until
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
@@ -621,3 +624,153 @@ async def test_a_process_with_a_thousand_open_files_still_publishes(mosquitto: M
         for file in files:
             os.close(file)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _forbids_configs(packet: Packet) -> bool:
+    return packet.topic == TOPICS[0]
+
+
+def _forbidden(name: str = "forbidden") -> Notification:
+    return Notification(TOPICS[0], name, name.encode(), os.urandom(16))
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        Behaviour(forbid=_forbids_configs),
+        Behaviour(
+            forbid=_forbids_configs,
+            puback_reason=lambda packet: 0x87 if _forbids_configs(packet) else 0,
+            disconnect_reason=0x87,
+        ),
+    ],
+    ids=["closes without a word", "refuses and disconnects"],
+)
+@on_uvloop
+async def test_a_message_that_the_broker_closes_over_is_found_and_costs_the_others_nothing_more(
+    behaviour: Behaviour,
+) -> None:
+    """It ends refused; from then on the others have the connection to themselves."""
+    with FakeBroker(script=[behaviour]) as broker:
+        async with publishing(broker.url) as case:
+            bad = case.publisher.submit(_forbidden())
+            others = [case.publisher.submit(notification(str(number))) for number in range(10)]
+            while not bad.done.done():
+                assert await case.publish(notification(os.urandom(8).hex())) == [Status.DELIVERED]
+                await asyncio.sleep(0.05)
+            assert (bad.done.result().status, bad.done.result().forbidden) == (Status.REFUSED, True)
+            assert {(await flight.done).status for flight in others} == {Status.DELIVERED}
+            connects, tries = broker.connects, len([one for one in broker.publishes if _forbids_configs(one)])
+            again = [case.publisher.submit(_forbidden()) for _ in range(3)]
+            assert await case.publish() == [Status.DELIVERED]
+            assert [(await flight.done).forbidden for flight in again] == [True] * 3
+            assert len([one for one in broker.publishes if _forbids_configs(one)]) == tries
+            assert broker.connects <= connects + 1  # the last close may still be to come
+            copies = Counter(packet.payload for packet in broker.publishes if packet.topic == TOPICS[1])
+            assert max(copies.values()) <= 2, "only what was on its way at the first close went out twice"
+
+
+@on_uvloop
+async def test_alone_it_is_convicted_because_the_connection_lives_without_it() -> None:
+    """Where nothing else is to be sent, the pause before each try is the contrast."""
+    with FakeBroker(script=[Behaviour(forbid=_forbids_configs)]) as broker:
+        async with publishing(broker.url) as case:
+            assert await case.publish(_forbidden()) == [Status.REFUSED]
+            assert len(broker.publishes) >= suspects_module.CLOSES
+
+
+@on_uvloop
+async def test_a_right_that_is_given_back_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A convicted message is tried again after a while, and one acknowledgement clears its whole topic."""
+    monkeypatch.setattr(suspects_module, "RETRY_SECONDS", 1.0)
+    with FakeBroker(script=[Behaviour(forbid=_forbids_configs)]) as broker:
+        async with publishing(broker.url) as case:
+            assert await case.publish(*(_forbidden(name) for name in "abcd")) == [Status.REFUSED] * 4
+            broker.script = [HEALTHY]
+            while await case.publish(_forbidden("a")) != [Status.DELIVERED]:
+                pass
+            assert await case.publish(*(_forbidden(name) for name in "efgh")) == [Status.DELIVERED] * 4
+
+
+@on_uvloop
+async def test_a_suspect_that_has_no_answer_holds_nobody_up_for_long() -> None:
+    """Suspects travel alone, but not for ever: the others follow after a second."""
+    with FakeBroker(script=[Behaviour(cut_at_publish=1), Behaviour(acknowledge=False)]) as broker:
+        async with publishing(broker.url) as case:
+            suspect = case.publisher.submit(notification("suspect"))
+            await asyncio.to_thread(broker.wait_for, "PUBLISH", 2)
+            broker.script = [HEALTHY]
+            assert await case.publish() == [Status.DELIVERED]
+            assert not suspect.done.done()
+
+
+@on_uvloop
+async def test_a_link_that_ends_again_and_again_convicts_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that end whatever is sent say nothing of a message: it stays unconfirmed, and may be tried again."""
+    monkeypatch.setattr(link_module, "DEMAND_SECONDS", 0.02)
+    with FakeBroker(script=[Behaviour(cut_at_publish=1)]) as broker:
+        async with publishing(broker.url, MQTT_PUBLISH_TIMEOUT_SECONDS="2") as case:
+            flights = [case.publisher.submit(notification(str(number))) for number in range(10)]
+            assert {(await flight.done).status for flight in flights} == {Status.UNCONFIRMED}
+            assert broker.connects > suspects_module.CLOSES
+            broker.script = [HEALTHY]
+            assert await case.publish(notification("0")) == [Status.DELIVERED]
+
+
+@on_uvloop
+async def test_what_nobody_was_back_to_hear_goes_out_again_by_itself() -> None:
+    """In the first seconds after a reconnect `nobody listens` settles nothing; the message goes out again."""
+    with FakeBroker() as broker:
+        async with publishing(broker.url) as case:
+            assert await case.publish() == [Status.DELIVERED]
+            broker.script = [Behaviour(puback_reason=NO_MATCHING_SUBSCRIBERS)]
+            broker.disconnect_all()
+            await until(lambda: not case.connected)
+            flights = [case.publisher.submit(notification(str(number))) for number in range(5)]
+            await until(
+                lambda: {packet.payload for packet in broker.publishes} >= {f.notification.payload for f in flights}
+            )
+            assert not any(flight.done.done() for flight in flights)
+            broker.script = [HEALTHY]
+            assert {(await flight.done).status for flight in flights} == {Status.DELIVERED}
+            assert case.value("mqtt_no_subscribers_total", topic=TOPICS[1]) == 0
+
+
+@on_uvloop
+async def test_that_nobody_listens_is_believed_after_a_while() -> None:
+    """Whoever is not back by then is away; and where nobody ever listened it is believed at once."""
+    with FakeBroker(script=[Behaviour(), Behaviour(puback_reason=NO_MATCHING_SUBSCRIBERS)]) as broker:
+        async with publishing(broker.url) as case:
+            assert await case.publish() == [Status.DELIVERED]
+            broker.disconnect_all()
+            await until(lambda: not case.connected)
+            begun_at = time.monotonic()
+            heard_before, never_heard = case.publisher.submit(notification()), case.publisher.submit(_forbidden("x"))
+            assert (await never_heard.done).status is Status.NO_SUBSCRIBERS
+            assert not heard_before.done.done()
+            assert (await heard_before.done).status is Status.NO_SUBSCRIBERS
+            assert time.monotonic() - begun_at >= EARLY_SECONDS - 0.5
+
+
+@pytest.mark.parametrize("source", ["sure", "fast", "sqs"])
+@on_uvloop
+async def test_no_door_forgets_what_nobody_was_back_to_hear(mosquitto: Mosquitto, source: str) -> None:
+    """A real broker restarts without its sessions, we are back before the subscriber, and yet it hears the upload."""
+    async with publishing(mosquitto.url, MQTT_PUBLISH_TIMEOUT_SECONDS="1") as case:
+        bell = Bell(case.publisher, Routes(), case.telemetry, patience_seconds=1.0)
+        async with subscribed(mosquitto.url):
+            assert [one.label for one in await bell.ring([step("assets/before")], source)] == ["delivered"]
+        await asyncio.to_thread(mosquitto.stop)
+        await until(lambda: not case.connected)
+        await asyncio.to_thread(mosquitto.start)
+        await until(lambda: case.connected)
+        again = step("assets/after")
+        if source == "fast":
+            bell.ring_soon([again], source)
+        else:
+            assert (await bell.ring([again], source))[0].retriable
+        async with subscribed(mosquitto.url) as subscriber:
+            message = await asyncio.to_thread(subscriber.next)
+            assert json.loads(message.payload) == {"filename": "after"}
+            await until(lambda: case.value("mqtt_messages_published_total") == 2)
+            assert [one.label for one in await bell.ring([again], source)] == ["repeated"]

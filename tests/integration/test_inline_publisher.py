@@ -758,3 +758,70 @@ def test_many_failures_leave_no_descriptor_behind(bells: Bells) -> None:
             bell.ring(_note())
         _until(lambda: _descriptors() <= before + 2)
         assert fake.connects == 42
+
+
+def _is_forbidden(packet: Packet) -> bool:
+    return packet.topic == REFUSED_TOPIC
+
+
+CLOSES_OVER_ONE = {
+    "closes": Behaviour(forbid=_is_forbidden),
+    "refuses and disconnects": Behaviour(
+        forbid=_is_forbidden, puback_reason=lambda packet: 0x87 * _is_forbidden(packet), disconnect_reason=0x87
+    ),
+}
+
+
+@pytest.mark.parametrize("forbidden", [{0}, {4}, {9}, {0, 1, 2}, {0, 5, 9}], ids=str)
+@pytest.mark.parametrize("behaviour", CLOSES_OVER_ONE.values(), ids=CLOSES_OVER_ONE)
+def test_one_message_that_the_broker_closes_over_does_not_take_its_batch_along(
+    bells: Bells, behaviour: Behaviour, forbidden: set[int]
+) -> None:
+    """All the others of the batch are delivered in the same call, and only the forbidden ones are not."""
+    with FakeBroker(script=[behaviour]) as fake:
+        bell = bells(fake)
+        notes = [_note(number, REFUSED_TOPIC if number in forbidden else TOPIC) for number in range(10)]
+        for _ in range(2):
+            outcomes = bell.ring(*notes)
+            assert {number for number, outcome in enumerate(outcomes) if not outcome.success} == forbidden
+        assert max(Counter(one.payload for one in fake.publishes if one.topic == TOPIC).values()) <= 2 + 2
+
+
+def test_what_the_broker_closes_over_is_convicted_and_then_costs_no_connection(bells: Bells) -> None:
+    """After some batches it is refused unsent: it is forbidden, and the connection stays."""
+    with FakeBroker(script=[CLOSES_OVER_ONE["closes"]]) as fake:
+        bell = bells(fake)
+        for number in range(3):
+            outcome, *others = bell.ring(_note(0, REFUSED_TOPIC), _note(1 + number))
+            assert _statuses(others) == [Status.DELIVERED]
+        assert (outcome.status, outcome.forbidden) == (Status.REFUSED, True)
+        connects = fake.connects
+        for number in range(5):
+            outcome, *others = bell.ring(_note(0, REFUSED_TOPIC), _note(number))
+            assert (outcome.forbidden, _statuses(others)) == (True, [Status.DELIVERED])
+        assert fake.connects <= connects + 1  # the conviction itself cost one
+
+
+def test_nobody_listens_moments_after_the_broker_came_back_is_not_believed(bells: Bells) -> None:
+    """Where somebody listened before: the source shall bring it again, when the subscribers may be back."""
+    with FakeBroker() as fake:
+        bell = bells(fake)
+        assert _statuses(bell.ring(_note(0))) == [Status.DELIVERED]
+        fake.script = [Behaviour(puback_reason=0x10)]
+        assert _statuses(bell.ring(_note(1))) == [Status.NO_SUBSCRIBERS], "the connection has not been lost"
+        fake.disconnect_all()
+        known, other = bell.ring(_note(2), _note(3, "another/topic"))
+        assert (known.status, known.reason_code, known.retriable) == (Status.UNCONFIRMED, 0x10, True)
+        assert other.status is Status.NO_SUBSCRIBERS
+
+
+def test_nobody_listens_is_believed_after_a_freeze(bells: Bells, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our silence cost us the connection, not the broker's restart: else each thaw would ask for a retry, for ever."""
+    with FakeBroker() as fake:
+        bell = bells(fake)
+        assert _statuses(bell.ring(_note(0))) == [Status.DELIVERED]
+        fake.script = [Behaviour(puback_reason=0x10)]
+        fake.disconnect_all()
+        thawed_at = time.time() + 3600
+        monkeypatch.setattr(time, "time", lambda: thawed_at)
+        assert _statuses(bell.ring(_note(1))) == [Status.NO_SUBSCRIBERS]

@@ -22,6 +22,7 @@ ENTRIES = {"notify", "download", "broker"}
 PURE = {
     "addresses",
     "answers",
+    "audience",
     "detections",
     "dialects",
     "discovery",
@@ -31,6 +32,7 @@ PURE = {
     "packets",
     "pem",
     "routes",
+    "suspects",
     "web",
 }
 ADAPTERS = {
@@ -46,6 +48,7 @@ ADAPTERS = {
     "lifetime",
     "manifest",
     "objects",
+    "polling",
     "probe",
     "publisher",
     "signing",

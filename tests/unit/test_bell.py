@@ -15,10 +15,11 @@ from functions.notify import Step, plan
 from functions.publisher import Outcome, Status
 from functions.routes import Notification, Routes
 from infra.host import bell as bell_module
+from infra.host.aside import Flight
 from infra.host.bell import FORBIDDEN_SECONDS, MEMORY_LIMIT, Bell, Memory
 from infra.host.link import LinkStatus
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.publisher import Flight, HostPublisher, QueueFull
+from infra.host.publisher import HostPublisher, QueueFull
 from tests.hosts import on_uvloop, record
 from tests.timing import PATIENCE_SECONDS
 

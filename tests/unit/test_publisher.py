@@ -14,9 +14,8 @@ from functions.publisher import (
     acknowledged,
     backoff_seconds,
     new_client_id,
-    newest_of_each,
 )
-from functions.routes import Notification
+from functions.routes import Notification, newest_of_each
 from functions.settings import Broker
 from functions.telemetry import EmfTelemetry
 
