@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from functions.routes import Notification
 
 CLOSES = 3
-RETRY_SECONDS = 60.0
+RETRY_SECONDS = 30.0
 PAUSE_SECONDS = 1.0
 ALONE_SECONDS = 1.0  # a broker that says nothing at all about a suspect holds up the others for so long
 TOPIC_CONVICTIONS = 3  # different messages of one topic, and none acknowledged: it is the topic

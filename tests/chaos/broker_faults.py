@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import TracebackType
 
 from infra.local.mosquitto import Mosquitto
 from tests.chaos.verdict import Verdict
 from tests.chaos.world import KEEP_ALL, Profile, World, eventually
 from tests.fakes.broker import Kind
+from tests.fakes.proxy import TcpProxy
 
+LATE_SECONDS = 1.0  # and up to a second more until the subscriber tries again: within the host's patience of five
 SETTLE_SECONDS = 0.1  # what the broker has confirmed has reached the subscriber's socket after this
 
 
@@ -58,6 +61,43 @@ def restart_forgetful_broker(world: World, profile: Profile) -> None:
     world.broker.start()
     eventually(lambda: world.subscriber.connected, "the subscriber did not come back")
     world.proxy.refuse_new = False
+    world.healed()
+
+
+class LateEar(World):
+    """A broker that keeps nothing on disk, and a subscriber whose line to it, `ear_line`, can be held back."""
+
+    def __init__(self, directory: Path, profile: Profile) -> None:
+        """See `World`."""
+        broker = Mosquitto(directory / "mosquitto", extra=KEEP_ALL)
+        self.ear_line = TcpProxy("127.0.0.1", broker.port)
+        super().__init__(directory, profile, broker=broker, ear={"url": self.ear_line.url})
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self.ear_line.stop()
+
+
+def come_back_first(world: World, profile: Profile) -> None:
+    """The line is lost, the broker restarts, knows no session any more, and the host is back before the subscriber.
+
+    What waited for the broker is confirmed at once by a broker that knows no subscriber: it says so, with 0x10.
+    """
+    assert isinstance(world, LateEar)
+    world.proxy.refuse_new = True
+    world.proxy.cut()
+    world.suffer(profile.outage_seconds)
+    world.ear_line.refuse_new = True
+    world.ear_line.cut()
+    world.broker.stop()
+    world.broker.start()
+    world.proxy.refuse_new = False
+    eventually(world.host.is_ready, "the host did not come back")
+    time.sleep(LATE_SECONDS)
+    world.ear_line.refuse_new = False
+    eventually(lambda: world.subscriber.connected, "the subscriber did not come back")
     world.healed()
 
 

@@ -22,6 +22,7 @@ ADMIN_TOKEN = "the-admin-of-the-chaos-rig-0123"
 MAY_LISTEN = f"user {EAR}\ntopic read iotsupport/#\n"
 MAY_PUBLISH = f"user {USER}\ntopic write iotsupport/#\n"
 REQUEST_SECONDS = 15.0
+POISON = [f"configs/66-6f-72-62-69-{number:02x}.json" for number in range(3)]
 EXPIRED = dt.timedelta(minutes=-1)
 
 
@@ -80,6 +81,31 @@ def revoke_acl(world: World, profile: Profile) -> None:
     world.healed()
     if "Denied PUBLISH" not in world.broker.log_text():
         raise PartError("the fault did not bite: the broker has denied nothing")
+
+
+def closing(directory: Path, profile: Profile) -> World:
+    """As `with_password`, but the broker closes the connection of whoever publishes what is forbidden.
+
+    Mosquitto 2.0.11 does so without a limit of queued messages; RabbitMQ 4, HiveMQ and most brokers with MQTT 3.1.1 do.
+    """
+    world = with_password(directory, profile)
+    world.broker.extra = ("max_queued_messages 0",)
+    return world
+
+
+def poison_link(world: World, profile: Profile) -> None:
+    """Some uploads belong to a topic that the broker forbids: MinIO brings them again and again, beside all others."""
+    world.broker.set_acl(f"{MAY_LISTEN}user {USER}\ntopic write iotsupport/updates/assets\n")
+    world.broker.reload()
+    before = world.proxy.connections
+    for key in POISON:
+        world.put(key)
+    time.sleep(profile.outage_seconds)
+    world.broker.set_acl(MAY_LISTEN + MAY_PUBLISH)
+    world.broker.reload()
+    world.healed()
+    if world.proxy.connections == before:
+        raise PartError("the fault did not bite: the broker has closed no connection")
 
 
 def _change_password(world: World, profile: Profile) -> str:

@@ -100,6 +100,13 @@ _ROWS = (
         broker.forgetful_broker,
     ),
     Scenario(
+        "early-flush",
+        "broker",
+        "Mosquitto restarts without its sessions, and the host is back before the subscriber",
+        broker.come_back_first,
+        broker.LateEar,
+    ),
+    Scenario(
         "puback-swallowed",
         "broker",
         "messages get through, their PUBACKs do not",
@@ -160,6 +167,13 @@ _ROWS = (
         credentials.revoke_acl,
         credentials.with_password_on_sqs,
         long=LONG_SQS,
+    ),
+    Scenario(
+        "poisoned-link",
+        "credentials",
+        "uploads for a topic that the broker forbids by closing the connection, beside all others",
+        credentials.poison_link,
+        credentials.closing,
     ),
     Scenario(
         "password-restart",
