@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from functions.routes import Notification
+
 EARLY_SECONDS = 5.0
 MAX_TOPICS = 10_000
 
@@ -24,10 +29,14 @@ class Audience:
         """The broker has accepted us, perhaps again."""
         self._until = now + EARLY_SECONDS
 
-    def doubts(self, topic: str, reason_code: int, now: float) -> bool:
-        """Take in an acknowledgement, and return whether it says nothing: the topic had a subscriber, and may again."""
+    def doubts(self, message: Notification, reason_code: int, now: float) -> bool:
+        """Take in an acknowledgement, and return whether it says nothing: the topic had a subscriber, and may again.
+
+        A retained message waits at the broker for whoever subscribes.
+        """
         if reason_code == 0:
             if len(self._topics) >= MAX_TOPICS:
                 self._topics.clear()
-            self._topics.add(topic)
-        return reason_code == NO_MATCHING_SUBSCRIBERS and topic in self._topics and self.early(now)
+            self._topics.add(message.topic)
+        is_silent = reason_code == NO_MATCHING_SUBSCRIBERS and not message.retain
+        return is_silent and message.topic in self._topics and self.early(now)

@@ -392,7 +392,7 @@ class _Batch:
                 continue
             outcome = acknowledged(ack.reason_code, ack.qos)
             self._suspects.answered(message, ack.reason_code if outcome.forbidden else None)
-            if self._audience.doubts(message.topic, ack.reason_code, time.time()):
+            if self._audience.doubts(message, ack.reason_code, time.time()):
                 words = "nobody is subscribed yet, moments after the connection was lost"
                 outcome = Outcome(Status.UNCONFIRMED, words, ack.reason_code)
             self.resolve(message, outcome)

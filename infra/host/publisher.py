@@ -233,7 +233,7 @@ class HostPublisher:
             topic, outcome = flight.notification.topic, acknowledged(ack.reason_code, ack.qos)
             self._aside.suspects.answered(flight.notification, ack.reason_code if outcome.forbidden else None)
             flight.suspect = flight.has_closed = False
-            if self._aside.audience.doubts(topic, ack.reason_code, now):
+            if self._aside.audience.doubts(flight.notification, ack.reason_code, now):
                 flight.deadline = now + EARLY_SECONDS + self._ack_seconds  # nobody else may ask for it again
                 self._aside.keep_unheard(flight)
                 continue

@@ -14,6 +14,7 @@ from functions.openapi import BASE
 from infra.local.certificates import make_certificates, renew_server
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import PartError, free_port
+from tests.chaos.verdict import Verdict
 from tests.chaos.world import KEEP_ALL, Profile, World
 
 USER, EAR = "bucketbell", "ear"
@@ -22,6 +23,7 @@ ADMIN_TOKEN = "the-admin-of-the-chaos-rig-0123"
 MAY_LISTEN = f"user {EAR}\ntopic read iotsupport/#\n"
 MAY_PUBLISH = f"user {USER}\ntopic write iotsupport/#\n"
 REQUEST_SECONDS = 15.0
+SHORTEST_OUTAGE_SECONDS = 3.0
 POISON = [f"configs/66-6f-72-62-69-{number:02x}.json" for number in range(3)]
 EXPIRED = dt.timedelta(minutes=-1)
 
@@ -106,6 +108,13 @@ def poison_link(world: World, profile: Profile) -> None:
     world.healed()
     if world.proxy.connections == before:
         raise PartError("the fault did not bite: the broker has closed no connection")
+
+
+def others_went_on(world: World, verdict: Verdict) -> str:
+    """Whether what was allowed had to wait for the end of the fault."""
+    del world
+    waited = verdict.longest_wait_seconds
+    return "" if waited < SHORTEST_OUTAGE_SECONDS else f"an allowed message waited for {waited:.1f} s"
 
 
 def _change_password(world: World, profile: Profile) -> str:

@@ -65,7 +65,8 @@ sessions to disk at every change, if a moment after it has confirmed, and keeps 
 
 - **A broker that loses what it has confirmed.** Mosquitto keeps nothing on disk by default: killed, it takes along
   what it acknowledged and its subscribers have not read. No publisher can know. In `broker-forgets` the host comes
-  back only once the subscriber is there again.
+  back only once the subscriber is there again; in `early-flush` it is back first, and the broker says that nobody
+  listens.
 - **A store that loses an event before it has told anybody**, and a disk that lies: parts are killed here, the machine
   never loses its power.
 - **AWS itself.** SQS and Lambda are stood in for, by moto and by a process that is frozen between two calls.

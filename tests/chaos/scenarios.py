@@ -174,6 +174,7 @@ _ROWS = (
         "uploads for a topic that the broker forbids by closing the connection, beside all others",
         credentials.poison_link,
         credentials.closing,
+        check=credentials.others_went_on,
     ),
     Scenario(
         "password-restart",

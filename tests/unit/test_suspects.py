@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from functions.audience import EARLY_SECONDS, MAX_TOPICS, Audience
 from functions.routes import Notification
 from functions.suspects import (
@@ -159,16 +161,18 @@ def test_what_is_remembered_is_bounded() -> None:
 
 def test_nobody_listens_is_doubted_moments_after_a_connect_where_somebody_did() -> None:
     """Not before the first subscriber, not elsewhere, not later, and not when somebody does listen."""
-    audience = Audience()
+    audience, a, b = Audience(), _message(topic="a"), _message(topic="b")
     audience.connected(100.0)
-    assert not audience.doubts("a", 0x10, 100.0)
-    assert not audience.doubts("a", 0x00, 100.0)
-    assert audience.doubts("a", 0x10, 100.0 + EARLY_SECONDS - 0.1)
-    assert not audience.doubts("a", 0x10, 100.0 + EARLY_SECONDS)
-    assert not audience.doubts("b", 0x10, 100.0)
-    assert not audience.doubts("a", 0x10, 10.0), "the wall clock was set back"
+    assert not audience.doubts(a, 0x10, 100.0)
+    assert not audience.doubts(a, 0x00, 100.0)
+    assert audience.doubts(a, 0x10, 100.0 + EARLY_SECONDS - 0.1)
+    assert not audience.doubts(a, 0x10, 100.0 + EARLY_SECONDS)
+    assert not audience.doubts(b, 0x10, 100.0)
+    assert not audience.doubts(a, 0x10, 10.0), "the wall clock was set back"
+    retained = replace(a, retain=True)
+    assert not audience.doubts(retained, 0x10, 100.0), "the broker keeps it for whoever subscribes"
     audience.connected(200.0)
-    assert audience.doubts("a", 0x10, 200.0)
+    assert audience.doubts(a, 0x10, 200.0)
     for number in range(2 * MAX_TOPICS):
-        audience.doubts(str(number), 0x00, 200.0)
-    assert not audience.doubts("a", 0x10, 200.0), "bounded"
+        audience.doubts(_message(topic=str(number)), 0x00, 200.0)
+    assert not audience.doubts(a, 0x10, 200.0), "bounded"
