@@ -30,6 +30,7 @@ MAX_BUCKET_CHARACTERS = 255
 MAX_TEXT_CHARACTERS = 1024
 """Longer etags, versions, sequencers, times and ignored names are taken for nonsense."""
 
+NULL_VERSION = "null"  # S3's name for the version of an object that has none
 MAX_DETAIL_CHARACTERS = 200
 MAX_SIZE_DIGITS = 19  # of a signed 64-bit integer, which is what every sender counts with
 
@@ -112,15 +113,21 @@ class ObjectCreated:
     version_id: str = ""
     """"" when absent; "null" is S3's own name for the version of an unversioned object and stays."""
     sequencer: str = ""
+    """"" when absent, and where each door has another for the same upload (Ceph's topics)."""
+
+    @property
+    def version(self) -> str:
+        """The version id, "" where there are no versions, whichever way the sender says so."""
+        return "" if self.version_id == NULL_VERSION else self.version_id
 
     @property
     def identity(self) -> bytes:
         """16 bytes that are equal for one event however often, and at however many doors, it arrives.
 
-        Made of bucket, key, version id (else etag), sequencer and event time. The time tells a re-upload from
-        a repeat where the sequencer cannot (Versity GW's restarts at 1). The event name is not in it.
+        Made of bucket, key, version, etag, event time and sequencer. The time tells a re-upload from a repeat where
+        the sequencer cannot (Versity GW's restarts at 1). The event name is not in it.
         """
-        parts = (self.bucket, self.object_key, self.version_id or self.etag, self.sequencer, self.event_time)
+        parts = (self.bucket, self.object_key, self.version, self.etag, self.event_time, self.sequencer)
         # Lengths in front, so that "ab" + "c" is not "a" + "bc".
         text = "".join([f"{len(part)}:{part}" for part in parts])
         return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -189,7 +196,7 @@ def s3_record(record: dict[Any, Any], name: str) -> Record:
         etag,
         size,
         printable(fields.get("versionId")),
-        printable(fields.get("sequencer")),
+        "" if source == "ceph:s3" else printable(fields.get("sequencer")),
     )
 
 

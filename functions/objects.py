@@ -14,6 +14,7 @@ from threading import Lock, RLock
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
+from functions.dialects import NULL_VERSION
 from functions.signing import Header, Signer
 from functions.storage import (
     BAD_REQUEST,
@@ -41,7 +42,6 @@ S3_CONNECTIONS = 32  # as many as the host has threads for these calls
 MAX_PAGE_OBJECTS = 1000  # S3's own limit for one LIST
 MAX_REGIONS = 3  # a store that names others and others is not followed for ever
 MAX_SAVED_NAME_BYTES = 255  # a file name on ext4, NTFS, APFS
-NULL_VERSION = "null"  # S3's name for the version of an object that has none
 
 IMPOSSIBLE_NAME = "XMinioInvalidObjectName"  # a segment of more than 255 bytes: MinIO keeps objects in files
 _ABSENT = frozenset({400, 404, 405})

@@ -1,0 +1,58 @@
+"""Two doors may tell of one upload with different fields: the second to come gets the identity of the first."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from functions.dialects import ObjectCreated
+from functions.routes import Skip
+
+if TYPE_CHECKING:
+    from functions.notify import Step
+
+LIMIT = 5_000
+
+
+@dataclass(slots=True)
+class _Told:
+    """An upload as it is known so far; fields that nobody has told are ""."""
+
+    identity: bytes
+    fields: tuple[str, ...]
+
+
+class Twins:
+    """Bounded in number: doors that share uploads tell of each within a moment."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        """Begin empty."""
+        self._limit = limit
+        self._told: OrderedDict[tuple[str, str, str], list[_Told]] = OrderedDict()
+
+    def known(self, step: Step) -> Step:
+        """Return `step` under the identity by which its upload is known already, if it is.
+
+        Two records are of one upload where bucket, key and time agree, and no field that both have says otherwise. A
+        fraction of a second is such a field: EventBridge tells none.
+        """
+        record, action = step.record, step.action
+        if not isinstance(record, ObjectCreated) or isinstance(action, Skip) or not record.event_time:
+            return step
+        second, _, fraction = record.event_time.removesuffix("Z").partition(".")
+        fields = record.version, record.etag, record.sequencer, fraction
+        told = self._told.setdefault((record.bucket, record.object_key, second), [])
+        for one in told:
+            if all(mine == its or not mine or not its for mine, its in zip(fields, one.fields, strict=True)):
+                one.fields = tuple(its or mine for mine, its in zip(fields, one.fields, strict=True))
+                break
+        else:
+            one = _Told(action.identity, fields)
+            told.append(one)
+            if len(self._told) > self._limit:
+                self._told.popitem(last=False)
+        if one.identity == action.identity:
+            return step
+        pairs = tuple((name, one.identity.hex() if name == "id" else value) for name, value in action.user_properties)
+        return step._replace(action=replace(action, identity=one.identity, user_properties=pairs))
