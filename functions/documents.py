@@ -56,6 +56,7 @@ class Documents:
         self._base_url = (base_url or "").rstrip("/")
         self._keyring = keyring if base_url is not None and keyring is not None and keyring.can_sign else None
         self._warned = False
+        self._said: set[str] = set()
 
     @classmethod
     def of(cls, settings: Settings, *, objects: Objects | None = None, keyring: Keyring | None = None) -> Documents:
@@ -89,7 +90,8 @@ class Documents:
         """Read the document, in the version that the event tells of where there are versions, and make the message.
 
         Without versions it is what is there now: who has overwritten a document since has rung for it too. Within
-        two of the store's deadlines where it is silent; never raises for what a store or a document may be.
+        two of the store's deadlines where it is silent; never raises for what a store or a document may be. A picture
+        that cannot be seen costs the message its link.
         """
         topics = self.topics
         try:
@@ -99,12 +101,26 @@ class Documents:
             event = parse(document, detection)
             message = notification(detection, event, topics, self._thumbnail_url(detection, retain=topics.retain))
         except StorageError as error:
-            return Unread("store_failed", str(error))
+            return Unread("store_failed", str(error), error.code, error.answered)
         except BadDetection as error:
             return Unread("bad_detection", str(error))
         return Read(detection.camera_id, event.camera_name, message)
 
+    def store_answers(self) -> bool:
+        """Whether the store answers at all: then what it fails at is about an object, and no outage."""
+        return self._objects.answers()
+
     def _thumbnail_url(self, detection: Detection, *, retain: bool) -> str | None:
+        try:
+            return self._link(detection, retain=retain)
+        except StorageError as error:  # without the right to list, a picture that is not there is 403
+            if error.code not in self._said:  # it will be the same for the next one
+                self._said.add(error.code)
+                details = {"object_key": detection.picture_key, "reason": str(error)}
+                logger.warning("events are announced without their thumbnails", extra=details)
+            return None
+
+    def _link(self, detection: Detection, *, retain: bool) -> str | None:
         if self._objects.head(detection.picture_key) is None:
             return None
         if self._keyring is not None:
@@ -131,11 +147,11 @@ def read_all(documents: Documents, detections: Iterable[Detection], end: float) 
 def outcome(read: Future[Read | Unread] | asyncio.Future[Read | Unread]) -> Read | Unread:
     """What came of a read that is done, or that nobody waits for any more."""
     if not read.done() or read.cancelled():
-        return Unread("store_failed", "not read in time")
+        return Unread("store_failed", "not read in time", "not read in time")
     error = read.exception()
     if error is not None:
         logger.error("a detection event was not read", exc_info=error)
-        return Unread("store_failed", type(error).__name__)
+        return Unread("store_failed", type(error).__name__, type(error).__name__)
     return read.result()
 
 

@@ -157,6 +157,16 @@ class Objects:
                 return None
             raise
 
+    def answers(self) -> bool:
+        """Whether the store answers at all, by a LIST of one key, which depends on no object."""
+        try:
+            s3 = self.client
+            with storage_errors():
+                s3.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+        except StorageError as error:
+            return error.answered
+        return True
+
     def presign(self, key: str, *, version_id: str = "", filename: str) -> Presigned:
         """A URL that downloads `key`, and makes a browser save it under the last part of `filename`."""
         parameters = {"response-content-disposition": content_disposition(filename)}

@@ -37,7 +37,7 @@ MAX_KEEPALIVES = 1.5  # after so many of them a broker ends a silent connection 
 # quota exceeded.
 _PASSING_REFUSALS = frozenset({0x80, 0x83, 0x91, 0x92, 0x97})
 # Refusals that a person can end: not authorised, and ejabberd's word for it, topic name invalid (ours are valid).
-_FORBIDDING_REFUSALS = frozenset({0x87, 0x90})
+FORBIDDING_REFUSALS = frozenset({0x87, 0x90})
 
 
 class Status(StrEnum):
@@ -78,7 +78,7 @@ class Outcome:
     @property
     def forbidden(self) -> bool:
         """Whether the broker will not have this very message until time, or a person, changes that: maybe never."""
-        codes = _PASSING_REFUSALS | _FORBIDDING_REFUSALS
+        codes = _PASSING_REFUSALS | FORBIDDING_REFUSALS
         return self.status is Status.REFUSED and (self.convicted or self.reason_code in codes)
 
 

@@ -105,6 +105,10 @@ class Unread:
     label: Literal["gone", "bad_detection", "store_failed"]
     """The document is there no more; it is no detection event; the store could not be asked."""
     reason: str = ""
+    code: str = ""
+    """The reason in one word, the same for all that fail alike."""
+    answered: bool = False
+    """Whether the store has said something about this very object, and is not merely out of reach or broken."""
 
     @property
     def success(self) -> bool:

@@ -145,6 +145,9 @@ class Settings(BaseSettings):
     sqs_queue_url: setting_types.HttpUrl | None = Field(
         default=None, description="The host also polls this queue for the bucket's events."
     )
+    event_retry_seconds: int = Field(
+        default=3600, ge=1, le=604_800, description="How long one cause may hold up a store's queue (`POST /events`)."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="How much is logged.")
 
     aws_endpoint_url: Endpoint | None = Field(

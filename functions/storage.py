@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 from urllib.parse import urlsplit
 
@@ -53,6 +54,13 @@ class StorageError(Exception):
         self.status = status
         self.server = server
         super().__init__(f"{code}: {message}")
+
+    @property
+    def answered(self) -> bool:
+        """Whether the store has answered the question, if only by a refusal: no time-out, no broken line, no 5xx."""
+        if self.status is None:
+            return self.code != UNREACHABLE
+        return self.status < HTTPStatus.INTERNAL_SERVER_ERROR or self.status == HTTPStatus.NOT_IMPLEMENTED
 
 
 @overload

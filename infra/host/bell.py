@@ -15,14 +15,16 @@ from functions.publisher import Outcome, Status
 from functions.routes import Detection, Notification, Routes, Skip, Unread
 from functions.telemetry import Telemetry, logger
 from infra.host.aside import Flight
+from infra.host.causes import RETRY_SECONDS, Holdups, may_pass
 from infra.host.documents import Reader, Reading
 from infra.host.publisher import HostPublisher, QueueFull
+from infra.host.twins import Twins
 
 MEMORY_LIMIT = 50_000
 MEMORY_SECONDS = 24 * 3600.0
-FORBIDDEN_SECONDS = 3600.0  # a topic that the broker forbids is tried for so long: somebody may give the right back
-MAX_FORBIDDEN_TOPICS = 1_000
 REPEATED = "repeated"
+GAVE_UP = "gave_up"
+AGAIN = "again"  # the source of what was given up and is tried anew
 LOG_LINES_PER_KIND = 10
 LOG_WINDOW_SECONDS = 60.0
 MAX_LOG_KINDS = 1_000
@@ -76,17 +78,22 @@ class Bell:
         telemetry: Telemetry,
         *,
         patience_seconds: float,
+        retry_seconds: float = RETRY_SECONDS,
         reader: Reader | None = None,
     ) -> None:
-        """`patience_seconds`: how long `ring` waits for the broker's word. `reader` is for routes with detections."""
+        """`patience_seconds`: how long `ring` waits for the broker's word. `reader` is for routes with detections.
+
+        `retry_seconds`: for how long one cause may hold up a store's queue.
+        """
         self.routes = routes
         self._publisher = publisher
         self._reader = reader
         self._telemetry = telemetry
         self._patience_seconds = patience_seconds
+        self._twins = Twins()
         self._memory = Memory()
         self._refused = Memory()
-        self._forbidden_since: dict[str, float] = {}
+        self.holdups = Holdups(retry_seconds, is_outage=self._is_outage, try_again=self._try_again)
         self._flights: dict[bytes, Flight | Reading] = {}
         self._log_counts: Counter[tuple[str, str, str]] = Counter()
         self._log_window_at = 0.0
@@ -98,6 +105,7 @@ class Bell:
 
     async def ring(self, steps: Sequence[Step], source: str) -> list[Settled]:
         """Publish what is to be published, and return each step's fate within the patience."""
+        steps = [self._twins.known(step) for step in steps]
         arrivals = [self._begin(step, source) for step in steps]
         waiting = [arrival.flight.done for arrival in arrivals if isinstance(arrival, _Joined)]
         if waiting and not await _all_done(waiting, self._patience_seconds):
@@ -112,7 +120,7 @@ class Bell:
 
     def ring_soon(self, steps: Sequence[Step], source: str) -> None:
         """Put what is to be published on its way, and return at once."""
-        for step in steps:
+        for step in map(self._twins.known, steps):
             arrival = self._begin(step, source)
             if isinstance(arrival, Settled):
                 # Nobody will ask again at this door: what found no room is gone here.
@@ -142,16 +150,25 @@ class Bell:
         if isinstance(action, Skip):
             self._memory.add(identity)
             return settle_one(step, None)
-        flight = self._flights.get(identity)
-        if flight is not None:
-            return _Joined(flight, began=False)
+        if (under_way := self._flights.get(identity)) is not None:
+            return _Joined(under_way, began=False)
+        flight = self._take_off(action)
+        if isinstance(flight, Outcome):
+            return self._put_off(step, flight, source)
+        return _Joined(flight, began=True)
+
+    def _take_off(self, action: Notification | Detection) -> Flight | Reading | Outcome:
+        """Put one on its way; an outcome says why that cannot be."""
         try:
             flight = self._read(action) if isinstance(action, Detection) else self._publisher.submit(action)
         except QueueFull:
-            return settle_one(step, Outcome(Status.UNCONFIRMED, "too many notifications wait already"))
-        self._flights[identity] = flight
+            return Outcome(Status.UNCONFIRMED, "too many notifications wait already")
+        except Exception as error:  # noqa: BLE001 - whatever it is, a store's queue must not stand still over it
+            logger.exception("an event cannot be put on its way")
+            return Outcome(Status.UNCONFIRMED, f"internal error: {type(error).__name__}")
+        self._flights[action.identity] = flight
         flight.done.add_done_callback(lambda done: self._landed(action, done.result()))
-        return _Joined(flight, began=True)
+        return flight
 
     def _read(self, detection: Detection) -> Reading:
         if self._reader is None:
@@ -160,36 +177,49 @@ class Bell:
 
     def _landed(self, action: Notification | Detection, outcome: Outcome | Unread) -> None:
         self._flights.pop(action.identity, None)
+        self.holdups.landed(action, outcome)
         if outcome.success:
             self._memory.add(action.identity)
-            self._forbidden_since.pop(_topic(action), None)
-            return
-        if _is_forbidden(outcome):
-            if len(self._forbidden_since) >= MAX_FORBIDDEN_TOPICS:
-                self._forbidden_since.clear()
-            self._forbidden_since.setdefault(_topic(action), time.monotonic())
-        if not self._may_pass(action, outcome):
+        elif not may_pass(outcome):
             self._refused.add(action.identity)
-
-    def _may_pass(self, action: Notification | Detection | Skip, outcome: Outcome | Unread) -> bool:
-        """Whether a store shall bring it again. Not for ever: behind it waits whatever else is in the store's queue."""
-        if isinstance(action, Skip) or not _is_forbidden(outcome):
-            return outcome.retriable
-        since = self._forbidden_since.get(_topic(action))
-        return since is None or time.monotonic() - since < FORBIDDEN_SECONDS
 
     def _verdict(self, step: Step, joined: _Joined, source: str) -> Settled:
         done = joined.flight.done
-        if not done.done():
+        if done.done():
+            outcome = done.result()
+        else:
             reason = self._publisher.status.reason or "not acknowledged in time"
-            return settle_one(step, Outcome(Status.UNCONFIRMED, reason, self._publisher.status.reason_code))
-        outcome = done.result()
-        may_pass = not outcome.success and self._may_pass(step.action, outcome)
-        is_final = outcome.success or not (may_pass or source == "sqs")
-        if is_final and not joined.began:
-            return Settled(step, REPEATED)
-        settled = settle_one(step, outcome)
-        return settled._replace(retriable=True, hopeless=False) if may_pass else settled
+            outcome = Outcome(Status.UNCONFIRMED, reason, self._publisher.status.reason_code)
+        if not outcome.success and may_pass(outcome):
+            return self._put_off(step, outcome, source)
+        is_final = outcome.success or source != "sqs"
+        return Settled(step, REPEATED) if is_final and not joined.began else settle_one(step, outcome)
+
+    def _put_off(self, step: Step, outcome: Outcome | Unread, source: str) -> Settled:
+        """Have its source bring it again. A store's queue not for ever: behind it waits whatever else is in there."""
+        settled = settle_one(step, outcome)._replace(retriable=True, hopeless=False)
+        # SQS goes on with what is behind, and has its own way with what comes back too often.
+        if source != "sure" or isinstance(step.action, Skip) or not self.holdups.gives_up(step, step.action, outcome):
+            return settled
+        self._refused.add(step.action.identity)
+        return settled._replace(label=GAVE_UP, retriable=False, hopeless=True)
+
+    def _is_outage(self) -> bool:
+        return self._publisher.away or (self._reader is not None and self._reader.store_away)
+
+    def _try_again(self, step: Step) -> None:
+        """Announce what was given up, if it can be."""
+        action = step.action
+        if isinstance(action, Skip) or action.identity in self._flights:
+            return
+        flight = self._take_off(action)
+        if not isinstance(flight, Outcome):
+            flight.done.add_done_callback(lambda done: self._tried_again(step, done.result()))
+
+    def _tried_again(self, step: Step, outcome: Outcome | Unread) -> None:
+        if isinstance(step.action, Skip) or self.holdups.lasts(step.action, outcome):
+            return
+        self._account(settle_one(step, outcome), AGAIN)
 
     def _account(self, settled: Settled, source: str) -> None:
         """Count every record; log each kind a bounded number of times a minute, and a repeat not at all."""
@@ -208,16 +238,6 @@ class Bell:
             self._log_counts.clear()
         self._log_counts[kind] += 1
         return self._log_counts[kind] <= lines
-
-
-def _is_forbidden(outcome: Outcome | Unread) -> bool:
-    """Whether only the broker is against it, which a person may correct."""
-    return isinstance(outcome, Outcome) and outcome.forbidden
-
-
-def _topic(action: Notification | Detection) -> str:
-    """What the broker's rules go by; a camera has a topic of its own."""
-    return action.topic if isinstance(action, Notification) else action.camera_id
 
 
 async def _all_done(futures: Sequence[asyncio.Future[Any]], seconds: float) -> bool:

@@ -23,7 +23,6 @@ PAGE_OBJECTS = 1000  # S3's own limit for one LIST
 MAX_PAGES = 5  # of one camera: one with more objects than that will soon be heard anyway
 MAX_DOCUMENT_BYTES = 256 * 1024
 DOCUMENT_SUFFIX = ".json"
-_GONE = 404
 
 
 def look(
@@ -95,7 +94,7 @@ def _read_name(s3: S3Client, bucket: str, key: str) -> str | None:
         with storage_errors():
             body = s3.get_object(Bucket=bucket, Key=key)["Body"].read(MAX_DOCUMENT_BYTES)
     except StorageError as error:
-        if error.status == _GONE:  # since it was listed
+        if error.answered:  # gone since it was listed, or not for us: no reason to leave the other cameras out
             return None
         raise
     try:

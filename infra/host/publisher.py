@@ -26,6 +26,7 @@ from infra.host.link import CHANGED, NO_TROUBLE, Link, LinkStatus
 QUEUE_LIMIT = 10_000
 HOUSEKEEPING_SECONDS = 0.25
 MAX_ACK_AGE = 4  # publish time-outs: an acknowledgement that others overtook for so long will not come
+SILENT_SECONDS = 60.0  # a broker that acknowledged nothing is taken to be out of reach for as long, unless it does
 FLUSH_SECONDS = 1.0  # at shutdown
 UNKNOWN_ACK_SECONDS = 5.0  # how long a notification waits while there is no broker yet
 CLOCK_SLACK_SECONDS = 0.005  # the loop's timers count whole milliseconds
@@ -65,6 +66,7 @@ class HostPublisher:
         self._gave_up = False
         self._made_at = 0.0
         self._progress_at = 0.0
+        self._silent_until = 0.0
         self._pumping = False
         self._stopping = False
         self._housekeeping: asyncio.Task[None] | None = None
@@ -82,6 +84,11 @@ class HostPublisher:
     @property
     def _full(self) -> bool:
         return len(self._queue) + len(self._aside) >= self._queue_limit
+
+    @property
+    def away(self) -> bool:
+        """Whether nothing is to be learnt about any message: no CONNACK, or no acknowledgement of any."""
+        return not self.status.connected or time.monotonic() < self._silent_until
 
     async def start(self) -> None:
         """Begin to connect, and to reconnect for ever. Returns at once."""
@@ -224,6 +231,7 @@ class HostPublisher:
         if not acks:
             return
         now = self._progress_at = time.monotonic()
+        self._silent_until = 0.0
         for ack in acks:
             flight = self._in_flight.pop(ack.mid, None)
             if flight is None:
@@ -327,6 +335,8 @@ class HostPublisher:
             self._queue.extend(self._aside.take_unheard(now))
             self._pump()
         oldest = next(iter(self._in_flight.values()), None)
+        if oldest is not None and now - self._progress_at > self._ack_seconds:
+            self._silent_until = now + SILENT_SECONDS
         if oldest is not None and (
             now - self._progress_at > self._ack_seconds or now - oldest.sent_at > MAX_ACK_AGE * self._ack_seconds
         ):

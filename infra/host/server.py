@@ -102,6 +102,7 @@ def build(settings: Settings, port: int = 0) -> tuple[App, HostPublisher]:
         Routes.of(settings),
         telemetry,
         patience_seconds=settings.mqtt_publish_timeout_seconds,
+        retry_seconds=settings.event_retry_seconds,
         reader=reader,
     )
     gateway = Gateway(
@@ -113,8 +114,8 @@ def build(settings: Settings, port: int = 0) -> tuple[App, HostPublisher]:
         Administration(settings, store, integration), requests_per_minute=settings.device_requests_per_minute
     )
     # What begins first ends last.
-    on_start = [integration.start, publisher.start]
-    on_stop = [gateway.close, administration.close, publisher.stop, integration.stop]
+    on_start = [integration.start, publisher.start, bell.holdups.start]
+    on_stop = [bell.holdups.stop, gateway.close, administration.close, publisher.stop, integration.stop]
     if reader is not None:
         on_stop.insert(0, reader.close)
     if settings.sqs_queue_url and (publisher.configured or store is not None):

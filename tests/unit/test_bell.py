@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Awaitable
@@ -11,12 +10,13 @@ from typing import Any, cast
 
 import pytest
 
-from functions.notify import Step, plan
+from functions.notify import Settled, Step, plan
 from functions.publisher import Outcome, Status
 from functions.routes import Notification, Routes
 from infra.host import bell as bell_module
 from infra.host.aside import Flight
-from infra.host.bell import FORBIDDEN_SECONDS, MEMORY_LIMIT, Bell, Memory
+from infra.host.bell import MEMORY_LIMIT, Bell, Memory
+from infra.host.causes import RETRY_SECONDS, TRY_SECONDS
 from infra.host.link import LinkStatus
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.publisher import HostPublisher, QueueFull
@@ -38,6 +38,7 @@ class Publisher:
     def __init__(self) -> None:
         self.flights: list[Flight] = []
         self.room = 1_000_000
+        self.away = False
 
     def withdraw_late(self) -> None:
         """As `HostPublisher.withdraw_late`: nothing here is unsent."""
@@ -54,13 +55,17 @@ class Publisher:
 class Case:
     """A bell on that publisher, what it counted and what it logged."""
 
-    def __init__(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(self, patience_seconds: float = PATIENCE_SECONDS, *, retry_seconds: float = RETRY_SECONDS) -> None:
         self.publisher = Publisher()
         self.telemetry = PrometheusTelemetry()
         self.routes = Routes()
         # The bell uses nothing else of it.
         self.bell = Bell(
-            cast("HostPublisher", self.publisher), self.routes, self.telemetry, patience_seconds=patience_seconds
+            cast("HostPublisher", self.publisher),
+            self.routes,
+            self.telemetry,
+            patience_seconds=patience_seconds,
+            retry_seconds=retry_seconds,
         )
 
     def steps(self, *records: object) -> tuple[Step, ...]:
@@ -182,37 +187,166 @@ async def test_what_the_broker_forbids_is_tried_again_at_the_sure_door_until_the
     assert await case.ring(upload) == ["repeated"]
 
 
+async def _for_an_hour(case: Case, upload: object, answer: Outcome | None) -> list[Settled]:
+    """What the sure door says at first, after almost an hour, and after an hour of one cause."""
+    said = []
+    for seconds in (0.0, RETRY_SECONDS - 1.0, 1.0):
+        case.bell.holdups.tick(seconds)
+        ringing = asyncio.create_task(case.bell.ring(case.steps(upload), "sure"))
+        await asyncio.sleep(0)
+        if answer is not None:
+            case.answer(answer)
+        said += await ringing
+    return said
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        UNCONFIRMED,
+        FORBIDDEN,
+        Outcome(Status.REFUSED, "the broker answered 0x90", 0x90),
+        Outcome(Status.REFUSED, "unspecified", 0x80),
+        Outcome(Status.REFUSED, "implementation specific", 0x83),
+        Outcome(Status.REFUSED, "quota", 0x97),
+        Outcome(Status.REFUSED, "it closes the connection", convicted=True),
+    ],
+    ids=lambda outcome: f"{outcome.status} {outcome.reason}",
+)
 @on_uvloop
-async def test_what_the_broker_forbids_for_long_no_longer_holds_up_what_waits_behind_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An hour after a topic's first refusal the store is told that its events are done with, the later ones too."""
-    case, upload, later = Case(), record(), record()
-    now = time.monotonic
-    assert await case.ring(upload, answer=FORBIDDEN) == ["refused"]
-    monkeypatch.setattr("time.monotonic", lambda: now() + FORBIDDEN_SECONDS)
-    for one in (upload, later):
-        ringing = asyncio.create_task(case.bell.ring(case.steps(one), "sure"))
+async def test_whatever_asks_for_a_retry_does_so_for_an_hour(outcome: Outcome) -> None:
+    """Then it is answered 200 and counted as given up, and so is the next one of that cause, at its first try."""
+    case, upload, later, other = Case(), record("assets/a"), record("assets/b"), record()
+    said = await _for_an_hour(case, upload, outcome)
+    assert [(one.label, one.retriable, one.hopeless) for one in said] == [
+        (outcome.status, True, False),
+        (outcome.status, True, False),
+        ("gave_up", False, True),
+    ]
+    assert said[-1].reason == outcome.reason
+    assert await case.ring(later, answer=outcome) == ["gave_up"]
+    assert await case.ring(upload) == await case.ring(later) == ["repeated"]
+    assert await case.ring(other, answer=outcome) == [outcome.status], "another topic has a clock of its own"
+    assert case.counted()["sure", "gave_up"] == 2
+
+
+@on_uvloop
+async def test_what_is_not_answered_in_time_or_finds_no_room_is_given_up_too() -> None:
+    """Also what cannot even be put on its way: no answer of ours may hold a queue for ever."""
+    case = Case(patience_seconds=0.01)
+    assert [one.label for one in await _for_an_hour(case, record(), None)] == ["unconfirmed"] * 2 + ["gave_up"]
+    case = Case()
+    case.publisher.room = 0
+    assert [one.label for one in await _for_an_hour(case, record(), None)] == ["unconfirmed"] * 2 + ["gave_up"]
+
+
+@on_uvloop
+async def test_an_event_that_breaks_us_is_an_answer_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of our own asks for a retry, and is given up after an hour."""
+    case = Case()
+    monkeypatch.setattr(case.publisher, "submit", lambda _notification: 1 / 0)
+    monkeypatch.setattr("functions.telemetry.logger.exception", lambda *_args, **_more: None)
+    said = await _for_an_hour(case, record(), None)
+    assert [(one.label, one.reason) for one in said] == [
+        ("unconfirmed", "internal error: ZeroDivisionError"),
+        ("unconfirmed", "internal error: ZeroDivisionError"),
+        ("gave_up", "internal error: ZeroDivisionError"),
+    ]
+
+
+@on_uvloop
+async def test_an_outage_stops_the_clock_and_nothing_is_given_up_in_it() -> None:
+    """A broker that is away says nothing about any event, however long; nor does it once a cause has lasted."""
+    case, upload = Case(), record()
+    case.publisher.away = True
+    assert [one.label for one in await _for_an_hour(case, upload, UNCONFIRMED)] == ["unconfirmed"] * 3
+    case.publisher.away = False
+    assert [one.label for one in await _for_an_hour(case, upload, UNCONFIRMED)][-1] == "gave_up"
+    case.publisher.away = True
+    assert await case.ring(record(), answer=UNCONFIRMED) == ["unconfirmed"]
+
+
+@on_uvloop
+async def test_an_answer_about_the_event_is_none_of_an_outage() -> None:
+    """What the broker forbade a moment before it went away it has forbidden."""
+    case = Case()
+    assert (await _for_an_hour(case, record(), FORBIDDEN))[-1].label == "gave_up"
+    case.publisher.away = True
+    assert await case.ring(record(), answer=FORBIDDEN) == ["gave_up"]
+
+
+@on_uvloop
+async def test_sqs_and_the_fast_door_know_no_giving_up() -> None:
+    """A queue of SQS goes on with what is behind, and has its own way with what comes back too often."""
+    case, upload = Case(), record()
+    assert (await _for_an_hour(case, upload, FORBIDDEN))[-1].label == "gave_up"
+    for _ in range(2):
+        ringing = asyncio.create_task(case.bell.ring(case.steps(upload), "sqs"))
         await asyncio.sleep(0)
         case.answer(FORBIDDEN)
         (settled,) = await ringing
-        assert (settled.label, settled.retriable, settled.hopeless) == ("refused", False, True)
-        assert await case.ring(one) == ["repeated"]
+        assert (settled.label, settled.retriable) == ("refused", True)
 
 
 @on_uvloop
-async def test_a_topic_that_was_allowed_again_has_a_new_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_topic_that_was_allowed_again_has_a_new_hour() -> None:
     """Rights that come and go are no reason to give an upload up at once."""
     case, upload, later = Case(), record(), record()
-    now = time.monotonic
+    case.bell.holdups.tick(0.0)
     assert await case.ring(upload, answer=FORBIDDEN) == ["refused"]
-    assert await case.ring(upload, answer=DELIVERED) == ["delivered"]
-    monkeypatch.setattr("time.monotonic", lambda: now() + FORBIDDEN_SECONDS)
-    ringing = asyncio.create_task(case.bell.ring(case.steps(later), "sure"))
+    case.bell.holdups.tick(RETRY_SECONDS)
+    assert await case.ring(record(), answer=DELIVERED) == ["delivered"]
+    assert await case.ring(later, answer=FORBIDDEN) == ["refused"]
+
+
+@on_uvloop
+async def test_what_gave_up_is_announced_once_more_when_its_cause_ends(logged: Counter[str]) -> None:
+    """At the next success on its topic; under its own id, and with a line in the counter of its own."""
+    case, upload, later = Case(), record(), record()
+    await _for_an_hour(case, upload, FORBIDDEN)
+    assert await case.ring(later, answer=DELIVERED) == ["delivered"]
+    case.bell.holdups.tick(1.0)
+    case.answer(DELIVERED)
     await asyncio.sleep(0)
-    case.answer(FORBIDDEN)
-    (settled,) = await ringing
-    assert (settled.label, settled.retriable) == ("refused", True)
+    first, again = case.publisher.flights[0].notification, case.publisher.flights[-1].notification
+    assert again == first
+    assert case.counted()["again", "delivered"] == 1
+    assert await case.ring(upload) == ["repeated"]
+    case.bell.holdups.tick(TRY_SECONDS)
+    await asyncio.sleep(0)
+    assert len(case.publisher.flights) == 5
+    assert logged["gave_up"] == 1
+
+
+@on_uvloop
+async def test_what_gave_up_is_tried_now_and_then_and_says_nothing_while_it_fails(logged: Counter[str]) -> None:
+    """A right may come back when nothing is uploaded; until then nothing new is to be said."""
+    case, upload = Case(), record()
+    await _for_an_hour(case, upload, FORBIDDEN)
+    before = case.counted(), Counter(logged)
+    for answer in (FORBIDDEN, FORBIDDEN, DELIVERED):
+        assert (case.counted(), logged) == before
+        case.bell.holdups.tick(TRY_SECONDS)
+        case.answer(answer)
+        await asyncio.sleep(0)
+    assert case.counted()["again", "delivered"] == 1
+    count = len(case.publisher.flights)
+    case.bell.holdups.tick(TRY_SECONDS)
+    assert len(case.publisher.flights) == count
+
+
+@on_uvloop
+async def test_the_clock_runs_while_the_host_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody needs to ring for time to pass."""
+    monkeypatch.setattr("infra.host.causes.TICK_SECONDS", 0.01)
+    case, upload = Case(retry_seconds=0.05), record()
+    await case.bell.holdups.start()
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while await case.ring(upload, answer=UNCONFIRMED) != ["gave_up"]:  # noqa: ASYNC110 - only asking tells
+                await asyncio.sleep(0.01)
+    finally:
+        await case.bell.holdups.stop()
 
 
 @on_uvloop
@@ -244,6 +378,24 @@ async def test_the_fast_door_rings_once_together_with_the_sure_one() -> None:
         ("sure", "delivered"): 1,
         ("fast", "repeated"): 1,
     }
+
+
+@on_uvloop
+async def test_doors_that_tell_of_one_upload_with_different_fields_ring_once() -> None:
+    """Ceph's topics have a sequencer each, and another door may know of no version: the id is the first one's."""
+    case = Case()
+    case.routes = Routes(assets_prefix="")
+    for first, second in (
+        [record("ceph") | {"eventSource": "ceph:s3"} for _ in range(2)],
+        [record("assets/a", sequencer="01", versionId="v1"), record("assets/a", sequencer="01")],
+    ):
+        flights = len(case.publisher.flights)
+        case.bell.ring_soon(case.steps(first), "fast")
+        assert await case.ring(second, answer=UNCONFIRMED) == ["unconfirmed"]
+        assert await case.ring(second, answer=DELIVERED) == ["delivered"]
+        assert await case.ring(first) == await case.ring(second) == ["repeated"]
+        one, again = (flight.notification for flight in case.publisher.flights[flights:])
+        assert dict(one.user_properties)["id"] == dict(again.user_properties)["id"] == one.identity.hex()
 
 
 @on_uvloop
