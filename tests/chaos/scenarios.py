@@ -278,6 +278,14 @@ _ROWS = (
         check=store.lost_torn_files_only,
     ),
     Scenario(
+        "queue-blocked",
+        "store",
+        "the host may not read cameras' documents, and MinIO's queue, the only way, waits for the first of them",
+        store.block_queue,
+        store.BlockedQueue,
+        check=store.gave_up_only_what_was_refused,
+    ),
+    Scenario(
         "token-rotated",
         "store",
         "the webhook's token is changed as documented: the host knows both for a while",

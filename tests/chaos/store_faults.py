@@ -7,12 +7,14 @@ import secrets
 import time
 from pathlib import Path
 
-from infra.connect.documents import SURE_TARGET
+from infra.connect.documents import FAST_TARGET, SURE_TARGET
+from infra.host.bell import GAVE_UP
 from infra.local.stores import Minio
 from tests.chaos.host_faults import stop
 from tests.chaos.metrics import MINIO_METRICS_FOR_ALL, host_metric, sure_door_dropped, sure_door_waiting
 from tests.chaos.verdict import Verdict
-from tests.chaos.world import Profile, World, eventually
+from tests.chaos.world import BUCKET, Profile, World, eventually
+from tests.fakes.rights import restricted
 
 SMALL_QUEUE_EVENTS = {"short": 40, "long": 800}
 # An event takes a page of memory there, as it takes a block on a disk.
@@ -23,6 +25,9 @@ FULL_SECONDS = 120.0
 EMPTY_SECONDS = 90.0
 HANG_SECONDS = 1.0
 REFUSED_SECONDS = 15.0
+REFUSED_DOCUMENTS = 3
+GIVE_UP_SECONDS = 60.0
+EVENTS_PREFIX = "events/"
 
 
 def kill_store(world: World, profile: Profile) -> None:
@@ -182,6 +187,48 @@ def rotate_host_first(world: World, profile: Profile) -> None:
     _see_refusals(world, profile)
     _tell_store(world, new)
     world.healed()
+
+
+class BlockedQueue(World):
+    """MinIO's queue is the only way to the host, which may not read cameras' documents."""
+
+    def __init__(self, directory: Path, profile: Profile) -> None:
+        variables = {"EVENTS_PREFIX": EVENTS_PREFIX, "EVENT_RETRY_SECONDS": f"{profile.outage_seconds:.0f}"}
+        super().__init__(directory, profile, variables=variables)
+        self.events_from = "MinIO, sure door only"
+
+    def _connect(self) -> None:
+        super()._connect()
+        if not isinstance(self.store, Minio):
+            raise TypeError(self.store)
+        self.host.environment |= restricted(self.store, f"{BUCKET}/{EVENTS_PREFIX}*")
+        found = self.s3.get_bucket_notification_configuration(Bucket=BUCKET)["QueueConfigurations"]
+        rules = [rule for rule in found if FAST_TARGET not in rule["QueueArn"]]
+        cameras = {"Key": {"FilterRules": [{"Name": "prefix", "Value": EVENTS_PREFIX}]}}
+        rules.append({name: rules[0][name] for name in ("QueueArn", "Events")} | {"Filter": cameras})
+        self.s3.put_bucket_notification_configuration(
+            Bucket=BUCKET, NotificationConfiguration={"QueueConfigurations": rules}
+        )
+
+
+def block_queue(world: World, _profile: Profile) -> None:
+    """Cameras' documents that the host may not read wait before everybody else's events, until they are given up."""
+    before = _given_up(world)
+    for number in range(REFUSED_DOCUMENTS):
+        world.put(f"{EVENTS_PREFIX}front/{time.monotonic_ns()}-{number}.json")
+    eventually(lambda: _given_up(world) > before, "MinIO's queue stands still for ever", GIVE_UP_SECONDS)
+    world.healed()
+    eventually(lambda: _given_up(world) == before + REFUSED_DOCUMENTS, "one of them is not given up", GIVE_UP_SECONDS)
+
+
+def gave_up_only_what_was_refused(world: World, _verdict: Verdict) -> str:
+    """Each refused document must have been given up, and nothing else."""
+    given_up, refused = _given_up(world), REFUSED_DOCUMENTS * len(world.healed_at)
+    return "" if given_up == refused else f"{given_up:g} given up, but {refused} were refused"
+
+
+def _given_up(world: World) -> float:
+    return host_metric(world.host, "events_total", source="sure", outcome=GAVE_UP)
 
 
 def _with_queue(directory: Path, profile: Profile, limit: int) -> World:
