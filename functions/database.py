@@ -52,6 +52,7 @@ from functions.config_store import StoreUnavailable
 DEADLINE_SECONDS = 3.0
 GRACE_SECONDS = 0.5  # for the server to say itself that the time is over
 MIGRATION_LOCK = 0x6275636B65746265  # ours by agreement with ourselves: what "bucketbell" begins with
+VERSION_TABLE = "bucketbell_version"  # not Alembic's usual one: that may be another program's
 MAX_STATUSES = 100
 MAX_SAID_CHARACTERS = 300
 POSTGRESQL_PORT = 5432

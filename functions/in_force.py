@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 30.0  # DESIGN: a change reaches the other processes within 30 s
 RETRY_SECONDS = 1.0  # while nothing is known
+GOES_ON = "the stored settings cannot be read; the last good ones stay"
 
 
 def broker_of(settings: Settings, config: MqttConfig, password: SecretStr | None) -> Broker:
@@ -54,6 +56,17 @@ def camera_topics(settings: Settings, stored: Stored | None) -> CameraTopics:
     if stored is None:
         return CameraTopics.of(settings)
     return CameraTopics(stored.config.topic_prefix, stored.config.qos, stored.config.retain_messages)
+
+
+def still_known(stored: Stored | None, known: Stored | None) -> Stored | None:
+    """Return `stored`, with its password where no key reads that any more and it is `known`.
+
+    Keys are rotated without a change of settings: who is connected has no reason to hang up.
+    """
+    if stored is None or known is None or stored.credentials_readable:
+        return stored
+    again = replace(stored, password=known.password, credentials_readable=known.credentials_readable)
+    return again if again == known else stored
 
 
 class Follower:
@@ -89,9 +102,12 @@ class Follower:
         self._looked_at = time.time()
         before = self.broker
         try:
-            self._stored = self._store.load()
+            stored = self._store.load()
+            self._stored = still_known(stored, self._stored)
             self.topics = camera_topics(self._settings, self._stored)
             self.broker, self.problem = broker_in_force(self._settings, self._stored), ""
+            if self._stored != stored:
+                logger.warning(GOES_ON, extra={"reason": str(CredentialsUnreadable())})
         except CredentialsUnreadable as error:
             self.broker, self.problem = None, str(error)
             logger.error("publishing waits", extra={"reason": self.problem})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from cryptography.fernet import Fernet
@@ -42,3 +44,13 @@ def new_postgresql(server: Postgres) -> str:
 def store_of(url: str, *keys: SecretStr) -> ConfigStore:
     """The store at this URL with these keys."""
     return ConfigStore(Database(url), Vault(keys) if keys else None)
+
+
+def execute(url: str, statement: str) -> list[tuple[Any, ...]]:
+    """The rows of raw SQL, past all of our code."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
+            return connection.execute(statement).fetchall()
+    with psycopg.connect(url, connect_timeout=30) as server:
+        cursor = server.execute(statement)
+        return cursor.fetchall() if cursor.description else []

@@ -15,7 +15,7 @@ from functions.administration import CannotPublish
 from functions.config_store import CredentialsUnreadable, ProcessStatus, StoreUnavailable
 from functions.detections import CameraTopics
 from functions.discovery import Camera, Cameras, availability_topic, camera_topic, discovery, removed
-from functions.in_force import broker_in_force, camera_topics
+from functions.in_force import GOES_ON, broker_in_force, camera_topics, still_known
 from functions.routes import Notification
 from functions.settings import Broker
 from functions.telemetry import logger
@@ -117,14 +117,15 @@ class Integration:
                 if not ready:
                     await in_thread(self._prepare)
                 before = self._stored
-                stored = await in_thread(store.load)
+                read = await in_thread(store.load)
+                stored = still_known(read, before)
                 # What was stored through our own API meanwhile is newer than what was read.
-                if self._stored is before and (not ready or _version(stored) != _version(before)):
+                if self._stored is before and (not ready or stored != before):
                     self._apply(stored)
                 ready = True
                 await in_thread(lambda: store.record(self.status()))
                 self._meet(await in_thread(store.recorded))
-                self._trouble("")
+                self._trouble("" if stored == read else str(CredentialsUnreadable()))
             except StoreUnavailable as error:
                 if ready or self._stored is not None:
                     self._trouble(str(error))
@@ -162,7 +163,7 @@ class Integration:
 
     def _trouble(self, problem: str) -> None:
         if problem and problem != self._problem:
-            logger.warning("the stored settings cannot be read; the last good ones stay", extra={"reason": problem})
+            logger.warning(GOES_ON, extra={"reason": problem})
         elif self._problem and not problem:
             logger.info("the stored settings can be read again")
         self._problem = problem
@@ -254,7 +255,7 @@ class Integration:
 
     def apply(self, stored: Stored | None) -> None:
         """Publish as these settings say from now on: when this returns, nothing more goes to the broker before."""
-        if stored is None or self._stored is None or stored.version > self._stored.version:
+        if stored is None or self._stored is None or _age(stored) > _age(self._stored):
             self._on_loop(self._apply, stored)
 
     def publish_discovery(self) -> int:
@@ -283,9 +284,9 @@ class Integration:
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result(APPLY_SECONDS)
 
 
-def _version(stored: Stored | None) -> tuple[int, bool]:
-    """What changes with the settings; the keys that read them change with the process alone."""
-    return (0, True) if stored is None else (stored.version, stored.credentials_readable)
+def _age(stored: Stored) -> tuple[datetime, int]:
+    """What grows with each change, also where the row was deleted in between and its versions began anew."""
+    return stored.created_at, stored.version
 
 
 def _moment(at: float | None) -> datetime | None:

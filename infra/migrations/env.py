@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from alembic import context
 
-from functions.database import METADATA
+from functions.database import METADATA, VERSION_TABLE
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=METADATA)
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=METADATA, version_table=VERSION_TABLE
+)
 with context.begin_transaction():
     context.run_migrations()

@@ -2,7 +2,6 @@
 
 import sqlite3
 import traceback
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +20,7 @@ from functions.config_store import (
     VersionConflict,
 )
 from functions.mqtt_config import MqttConfig, MqttConfigChange
-from tests.databases import new_key, store_of
+from tests.databases import execute, new_key, store_of
 
 CANARY = "canary-5f3a-\N{SNOWMAN}"
 NOW = datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=UTC)
@@ -35,16 +34,6 @@ def change(**fields: Any) -> MqttConfigChange:  # noqa: ANN401 - any field
 def with_password(text: str = CANARY) -> MqttConfigChange:
     """Valid settings with a password."""
     return change(username="u", password=text)
-
-
-def execute(url: str, statement: str) -> list[tuple[Any, ...]]:
-    """The rows of raw SQL, past all of our code."""
-    if url.startswith("sqlite"):
-        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
-            return connection.execute(statement).fetchall()
-    with psycopg.connect(url, connect_timeout=30) as server:
-        cursor = server.execute(statement)
-        return cursor.fetchall() if cursor.description else []
 
 
 def everything(url: str) -> bytes:

@@ -12,12 +12,14 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, make_url
 
 from functions.config_store import StoreUnavailable
-from functions.database import METADATA
+from functions.database import METADATA, VERSION_TABLE
 from functions.mqtt_config import MqttConfigChange
 from infra.migrate import downgrade, upgrade
-from tests.databases import store_of
+from tests.databases import execute, store_of
 
 ROOT = Path(__file__).parents[2]
+CHANGE = MqttConfigChange(broker_host="b", topic_prefix="x")
+WHAT_ALEMBIC_KNOWS = "SELECT version_num FROM alembic_version"
 ROUNDS = 15
 EXIT_SECONDS = 60.0
 
@@ -107,7 +109,7 @@ def test_migrations_go_up_and_down_and_up(database_url: str) -> None:
     assert upgrade(database_url)
     assert not upgrade(database_url)
     store = store_of(database_url)
-    store.save(MqttConfigChange(broker_host="b", topic_prefix="x"), expected_version=0)
+    store.save(CHANGE, expected_version=0)
     assert not upgrade(database_url)
     assert store.load() is not None
     assert downgrade(database_url, "base")
@@ -123,7 +125,9 @@ def test_migrations_make_the_tables_that_the_code_names(migrated_url: str) -> No
     engine = create_engine(make_url(migrated_url).set(drivername=dialect(migrated_url)))
     try:
         with engine.connect() as connection:
-            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            context = MigrationContext.configure(
+                connection, opts={"compare_type": True, "version_table": VERSION_TABLE}
+            )
             assert compare_metadata(context, METADATA) == []
     finally:
         engine.dispose()
@@ -136,12 +140,58 @@ def dialect(url: str) -> str:
 
 def test_tables_of_a_newer_release_are_left_alone(migrated_url: str) -> None:
     """An older process says so, and changes nothing."""
-    engine = create_engine(make_url(migrated_url).set(drivername=dialect(migrated_url)))
-    try:
-        with engine.begin() as connection:
-            connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
-    finally:
-        engine.dispose()
+    execute(migrated_url, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")  # noqa: S608 - of this test
     with pytest.raises(StoreUnavailable, match=r"newer release \(9999\)"):
         upgrade(migrated_url)
     assert store_of(migrated_url).load() is None
+
+
+# Other programs in the same database.
+
+
+@pytest.mark.parametrize("revision", ["ae1027a6acf", "0001", "0002"])
+def test_another_program_that_uses_alembic_is_no_newer_release(database_url: str, revision: str) -> None:
+    """Whatever its revision is called: our tables are made, its own word stays, and no second start has work to do."""
+    theirs(database_url, revision)
+    assert upgrade(database_url)
+    assert not upgrade(database_url)
+    saved = store_of(database_url).save(CHANGE, expected_version=0)
+    assert store_of(database_url).load() == saved
+    assert execute(database_url, WHAT_ALEMBIC_KNOWS) == [(revision,)]
+    assert downgrade(database_url, "base")
+    assert execute(database_url, WHAT_ALEMBIC_KNOWS) == [(revision,)]
+    assert upgrade(database_url), "the tables are gone, whatever the other program's revision is called"
+
+
+@pytest.mark.parametrize("known", [["0001"], ["0001", "ae1027a6acf"], ["ae1027a6acf"], []])
+def test_tables_of_a_release_without_a_version_table_of_its_own_are_kept(migrated_url: str, known: list[str]) -> None:
+    """Settings that were stored then are there, also where another program has replaced our word by its own."""
+    saved = store_of(migrated_url).save(CHANGE, expected_version=0)
+    execute(migrated_url, f"DROP TABLE {VERSION_TABLE}")
+    theirs(migrated_url, *known)
+    assert not upgrade(migrated_url), "nothing but the version had to be noted"
+    assert not upgrade(migrated_url)
+    assert store_of(migrated_url).load() == saved
+    assert sorted(execute(migrated_url, WHAT_ALEMBIC_KNOWS)) == [(one,) for one in sorted(known)], "left alone"
+    assert execute(migrated_url, f"SELECT version_num FROM {VERSION_TABLE}") == [("0001",)]  # noqa: S608 - of this test
+
+
+@pytest.mark.parametrize("name", ["mqtt_config", "mqtt_process_status"])
+def test_a_table_of_another_program_under_a_name_of_ours_is_named_and_left_alone(database_url: str, name: str) -> None:
+    """Not called a release of ours, and nothing of ours is made beside it."""
+    theirs(database_url, "ae1027a6acf")
+    execute(database_url, f"CREATE TABLE {name} (topic TEXT)")
+    with pytest.raises(StoreUnavailable, match=rf"{name} that belongs to another program: name a database"):
+        upgrade(database_url)
+    execute(database_url, f"INSERT INTO {name} VALUES ('theirs')")  # noqa: S608 - of this test
+    execute(database_url, f"DROP TABLE {name}")
+    assert upgrade(database_url)
+
+
+def theirs(url: str, *revisions: str) -> None:
+    """What Alembic keeps for another program, or kept for us."""
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).touch()
+    execute(url, "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+    for revision in revisions:
+        execute(url, f"INSERT INTO alembic_version VALUES ('{revision}')")  # noqa: S608 - of this test

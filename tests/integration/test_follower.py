@@ -19,7 +19,7 @@ from infra.local.mosquitto import Mosquitto
 from infra.local.stores import Minio
 from infra.migrate import upgrade
 from infra.subscriber import Subscriber
-from tests.databases import new_key
+from tests.databases import execute, new_key
 from tests.hosts import record
 
 KEY = new_key().get_secret_value()
@@ -140,6 +140,36 @@ def test_without_the_key_nothing_is_sent_and_nothing_is_lost(
         assert failed(it.handle(batch(record(CONFIG)), SECONDS)) == ["m0"]
         assert it.publisher.attempts == 0
         assert ear.silence(0.2) == []
+
+
+def test_keys_that_are_rotated_before_a_warm_process_has_the_new_one_cost_it_nothing(
+    settings: Settings, notifier: Notifier, mosquitto: Mosquitto
+) -> None:
+    """It goes on with the password that it has read; other settings wait for the key."""
+    save(settings, mosquitto.port, username="bell", password="secret")
+    with Subscriber(mosquitto.url, ["#"]) as ear:
+        assert failed(notifier.handle(batch(record(CONFIG)), SECONDS)) == []
+        ear.next()
+        rotated = settings.model_copy(update={"encryption_keys": (new_key(), *settings.encryption_keys)})
+        assert store_of(rotated).rotate_keys() == 1
+        attempts = notifier.publisher.attempts
+        assert failed(notifier.handle(batch(record(CONFIG)), SECONDS)) == []
+        assert notifier.publisher.attempts == attempts
+        ear.next()
+        save(rotated, mosquitto.port, username="bell", qos=2)
+        assert failed(notifier.handle(batch(record(CONFIG)), SECONDS)) == ["m0"]
+
+
+def test_a_row_that_was_deleted_by_hand_and_stored_anew_is_in_force(
+    settings: Settings, notifier: Notifier, mosquitto: Mosquitto
+) -> None:
+    """Its version is 1 again."""
+    save(settings, NOBODY)
+    assert failed(notifier.handle(batch(record(CONFIG)), SECONDS)) == ["m0"]
+    assert settings.database_url is not None
+    execute(settings.database_url.get_secret_value(), "DELETE FROM mqtt_config")
+    assert save(settings, mosquitto.port).version == 1
+    assert failed(notifier.handle(batch(record(CONFIG)), SECONDS)) == []
 
 
 def test_a_database_that_is_away_stops_a_new_process_and_not_a_warm_one(

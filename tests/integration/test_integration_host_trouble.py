@@ -16,14 +16,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from functions.mqtt_config import MqttConfigChange
 from infra.host.integration import RELOAD_SECONDS, RETRY_SECONDS
 from infra.host.link import LASTING_SECONDS
 from infra.local.mosquitto import Mosquitto
 from infra.local.postgres import Postgres
 from infra.local.process import free_port
 from infra.subscriber import Subscriber
-from tests.databases import new_key, new_postgresql, new_sqlite
+from tests.databases import execute, new_key, new_postgresql, new_sqlite, store_of
 from tests.fakes.broker import Behaviour, FakeBroker
 from tests.hosts import TOPICS, Host, eventually, upload
 from tests.stored import API, KEY, PASSWORD, SHORT, USER, Admin, readiness, settings_of, stored, storing
@@ -170,7 +172,89 @@ def test_the_password_is_in_no_log_metric_answer_or_file(tmp_path: Path, mosquit
     assert b"127.0.0.1" in files, "it is there that the settings are"
 
 
+def test_keys_that_are_rotated_before_a_host_has_the_new_one_cost_it_nothing(
+    tmp_path: Path, mosquitto_binary: Path, database_url: str
+) -> None:
+    """The settings are the same: it stays connected, and says once that the password is unreadable by now."""
+    del mosquitto_binary
+    new = new_key()
+    with ExitStack() as parts:
+        broker = parts.enter_context(Mosquitto(tmp_path / "broker", users={USER: PASSWORD}))
+        known = storing(database_url)
+        host, admin = parts.enter_context(
+            stored(tmp_path, known, broker.port, username=USER, password=PASSWORD, retain_messages=True)
+        )
+        eventually(lambda: readiness(host)[0] == 200)
+        assert store_of(database_url, new, SecretStr(KEY)).rotate_keys() == 1
+        eventually(lambda: troubles(host))
+        time.sleep(ROUND_SECONDS)
+        assert host.post(upload()).json() == {"outcomes": ["no_subscribers"]}
+        assert (admin.connected(), admin.config()["credentials"]) == (True, "unreadable")
+        (told,) = troubles(host)
+        assert "Bring back the key" in str(told)
+        assert broker.log_text().count("New client connected") == 1
+        # Other settings with a password that nobody here can read are another matter.
+        change = MqttConfigChange.model_validate(settings_of(broker.port, username="another"))
+        store_of(database_url, new).save(change, expected_version=1)
+        eventually(lambda: "credentials_unreadable" in readiness(host)[1]["reason"])
+
+
 # Several hosts.
+
+
+@pytest.mark.parametrize("versions", [1, 2])
+def test_a_row_that_was_deleted_by_hand_and_stored_anew_is_in_force(
+    tmp_path: Path, mosquitto_binary: Path, database_url: str, versions: int
+) -> None:
+    """By another host: its version is 1 again, which is no sign that nothing has changed."""
+    del mosquitto_binary
+    with ExitStack() as parts:
+        old, new = (parts.enter_context(Mosquitto(tmp_path / name)) for name in ("old", "new"))
+        host, admin = parts.enter_context(stored(tmp_path, storing(database_url), old.port))
+        for _ in range(1, versions):
+            admin.put(old.port)
+        eventually(admin.connected)
+        with stopped(host):
+            execute(database_url, "DELETE FROM mqtt_config")
+            change = MqttConfigChange.model_validate(settings_of(new.port))
+            assert store_of(database_url).save(change, expected_version=0).version == 1
+        eventually(lambda: admin.status()["broker"] == new.url)
+        assert readiness(host)[1]["broker"] == new.url
+
+
+def test_a_row_that_was_changed_by_hand_is_in_force(tmp_path: Path, mosquitto_binary: Path, database_url: str) -> None:
+    """Also where nobody thought of its version."""
+    del mosquitto_binary
+    with ExitStack() as parts:
+        old, new = (parts.enter_context(Mosquitto(tmp_path / name)) for name in ("old", "new"))
+        _, admin = parts.enter_context(stored(tmp_path, storing(database_url), old.port))
+        eventually(admin.connected)
+        execute(database_url, f"UPDATE mqtt_config SET broker_port = {new.port}")  # noqa: S608 - of this test
+        eventually(lambda: admin.status()["broker"] == new.url)
+
+
+def test_settings_stored_anew_through_a_host_are_in_force_there_at_once(tmp_path: Path, mosquitto_binary: Path) -> None:
+    """Their version is lower than that of the row that was deleted by hand."""
+    del mosquitto_binary
+    never = f"{SHORT}\nintegration.RELOAD_SECONDS = 3600"
+    url = new_sqlite(tmp_path)
+    with ExitStack() as parts:
+        old, new = (parts.enter_context(Mosquitto(tmp_path / name)) for name in ("old", "new"))
+        host, admin = parts.enter_context(stored(tmp_path, storing(url), old.port, never))
+        admin.put(old.port)
+        execute(url, "DELETE FROM mqtt_config")
+        assert admin.put(new.port)["version"] == 1
+        assert readiness(host)[1]["broker"] == new.url
+
+
+@contextmanager
+def stopped(host: Host) -> Iterator[None]:
+    """The host is frozen meanwhile, and so reads nothing."""
+    host.child.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        host.child.send_signal(signal.SIGCONT)
 
 
 def test_a_change_at_one_host_is_in_force_at_the_other_and_each_lists_the_other(
