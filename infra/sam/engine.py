@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +22,7 @@ from infra.local.install import APT_SCRIPT, SYSTEM_INSTALL_TIMEOUT_SECONDS, Say,
 from infra.local.process import PartError, Process
 
 ANSWER_SECONDS = 20.0
+RUN_SECONDS = 60.0
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 HOST = "host.docker.internal"
@@ -30,16 +30,8 @@ HOST = "host.docker.internal"
 ADD_HOST = f"{HOST}:host-gateway"
 
 
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """An engine that answers."""
-
-    host_address: str
-    """An address of this machine, where servers that containers reach as `HOST` listen."""
-
-
 @contextlib.contextmanager
-def engine(say: Say = print) -> Iterator[Engine]:
+def engine(say: Say = print) -> Iterator[None]:
     """An engine for the length of the block: one that runs is used and left alone, one of ours is stopped at the end.
 
     Installs Debian's docker.io where there is none and that is allowed. Raises `PartError` with what to type.
@@ -47,7 +39,7 @@ def engine(say: Say = print) -> Iterator[Engine]:
     with contextlib.ExitStack() as stack:
         if not answers():
             stack.enter_context(_ours(say, socket_group=None))
-        yield Engine(_host_address())
+        yield
 
 
 def answers() -> bool:
@@ -81,16 +73,19 @@ def docker(*arguments: str, deadline_seconds: float, stdin: IO[bytes] | None = N
     return done.stdout.strip()
 
 
-def _host_address() -> str:
-    """The bridge's own address; loopback where that is not on this machine: Docker Desktop forwards to it."""
-    wanted = "{{(index .IPAM.Config 0).Gateway}}"
-    gateway = docker("network", "inspect", "bridge", "--format", wanted, deadline_seconds=ANSWER_SECONDS)
-    with socket.socket() as probe:
-        try:
-            probe.bind((gateway, 0))
-        except OSError:
-            return "127.0.0.1"
-    return gateway
+def host_address(image: str) -> str:
+    """An address of this machine, where servers that containers reach as `HOST` listen. `image` is one with a `cat`.
+
+    A container is asked for it: in an engine's first life its network's configuration names no gateway. Loopback where
+    what the container says is not on this machine: Docker Desktop forwards to it.
+    """
+    cat = ("run", "--rm", "--add-host", ADD_HOST, "--entrypoint", "cat", image, "/etc/hosts")
+    lines = map(str.split, docker(*cat, deadline_seconds=RUN_SECONDS).splitlines())
+    for address in (words[0] for words in lines if HOST in words[1:]):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((address, 0))
+            return address
+    return "127.0.0.1"
 
 
 @contextlib.contextmanager

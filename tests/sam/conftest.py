@@ -9,9 +9,9 @@ import pytest
 
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import Minio, MotoServer
+from infra.sam import engine as engines
 from infra.sam.build import Artefact
-from infra.sam.engine import Engine, engine
-from infra.sam.image import base_image
+from infra.sam.image import BASE, base_image
 from infra.subscriber import Subscriber
 from tests.sam.artefact import artefact
 from tests.sam.invoking import Sam, durations
@@ -20,25 +20,32 @@ __all__ = ["artefact"]
 
 
 @pytest.fixture(scope="session")
-def docker_engine() -> Iterator[Engine]:
+def docker_engine() -> Iterator[None]:
     """An engine with the image that SAM looks for; stopped at the end if it was started here."""
-    with engine() as running:
+    with engines.engine():
         base_image()
-        yield running
+        yield
+
+
+@pytest.fixture(scope="session")
+def host_address(docker_engine: None) -> str:
+    """Where servers listen that containers reach too."""
+    del docker_engine
+    return engines.host_address(BASE)
 
 
 @pytest.fixture
-def sam(request: pytest.FixtureRequest, artefact: Artefact, docker_engine: Engine) -> Sam:
+def sam(request: pytest.FixtureRequest, artefact: Artefact, docker_engine: None) -> Sam:
     """The SAM CLI beside the built functions."""
     del docker_engine
     return Sam(artefact.folders[0].parent, request.node.name)
 
 
 @pytest.fixture
-def mosquitto(tmp_path: Path, docker_engine: Engine, mosquitto_binary: Path) -> Iterator[Mosquitto]:
+def mosquitto(tmp_path: Path, host_address: str, mosquitto_binary: Path) -> Iterator[Mosquitto]:
     """A Mosquitto of this test alone, which containers reach too."""
     del mosquitto_binary
-    with Mosquitto(tmp_path / "mosquitto", host=docker_engine.host_address) as broker:
+    with Mosquitto(tmp_path / "mosquitto", host=host_address) as broker:
         yield broker
 
 
@@ -50,17 +57,17 @@ def subscriber(mosquitto: Mosquitto) -> Iterator[Subscriber]:
 
 
 @pytest.fixture(scope="module")
-def minio(tmp_path_factory: pytest.TempPathFactory, docker_engine: Engine, minio_binary: Path) -> Iterator[Minio]:
+def minio(tmp_path_factory: pytest.TempPathFactory, host_address: str, minio_binary: Path) -> Iterator[Minio]:
     """A MinIO that containers reach too."""
     del minio_binary
-    with Minio(tmp_path_factory.mktemp("minio"), host=docker_engine.host_address) as store:
+    with Minio(tmp_path_factory.mktemp("minio"), host=host_address) as store:
         yield store
 
 
 @pytest.fixture(scope="module")
-def moto(tmp_path_factory: pytest.TempPathFactory, docker_engine: Engine) -> Iterator[MotoServer]:
+def moto(tmp_path_factory: pytest.TempPathFactory, host_address: str) -> Iterator[MotoServer]:
     """A moto server that containers reach too, as the Secrets Manager."""
-    with MotoServer(tmp_path_factory.mktemp("moto"), host=docker_engine.host_address) as server:
+    with MotoServer(tmp_path_factory.mktemp("moto"), host=host_address) as server:
         yield server
 
 

@@ -14,7 +14,7 @@ from infra.local.postgres import Postgres, find_postgres
 from infra.local.stores import REGION, MotoServer
 from infra.migrate import upgrade
 from infra.sam.build import LAYER_DEPLOYED_AT, Artefact, build_copy
-from infra.sam.engine import HOST, Engine
+from infra.sam.engine import HOST
 from tests.conftest import missing
 from tests.databases import new_key, new_postgresql, store_of
 from tests.gateway import Answered, http_event
@@ -29,7 +29,7 @@ LISTED = {"cryptography", "psycopg", "sqlalchemy"}
 
 
 @pytest.fixture
-def postgres(tmp_path: Path, docker_engine: Engine) -> Iterator[Postgres]:
+def postgres(tmp_path: Path, host_address: str) -> Iterator[Postgres]:
     """A PostgreSQL that containers reach too."""
     if find_postgres() is None:
         missing("PostgreSQL", "install the package `postgresql`")
@@ -38,7 +38,7 @@ def postgres(tmp_path: Path, docker_engine: Engine) -> Iterator[Postgres]:
         Path(directory).chmod(0o755)
         admitted = Path(directory) / "pg_hba.conf"
         admitted.write_text("host all all all scram-sha-256\n")
-        addresses = dict.fromkeys(("127.0.0.1", docker_engine.host_address))
+        addresses = dict.fromkeys(("127.0.0.1", host_address))
         settings = {"listen_addresses": ",".join(addresses), "hba_file": str(admitted)}
         server = Postgres(tmp_path / "postgres", settings=settings)
         try:
@@ -82,9 +82,7 @@ def test_layer_is_the_same_wherever_built_and_for_the_other_processor(artefact: 
     assert {int.from_bytes(library[18:20], "little") for library in libraries} == {machine}
 
 
-def test_integration_answers_from_the_database(
-    sam: Sam, moto: MotoServer, postgres: Postgres, docker_engine: Engine
-) -> None:
+def test_integration_answers_from_the_database(sam: Sam, moto: MotoServer, postgres: Postgres) -> None:
     """With the layer, and all of its secrets in one, an administrator reads what is stored, but for the password."""
     url, key = new_postgresql(postgres), new_key()
     upgrade(url)
@@ -92,7 +90,6 @@ def test_integration_answers_from_the_database(
         {"broker_host": "broker.example", "topic_prefix": "home", "username": "bell", "password": "hunter2"}
     )
     store_of(url, key).save(change, expected_version=None)
-    del docker_engine
     secret = {
         "DATABASE_URL": url.replace("127.0.0.1", HOST),
         "ENCRYPTION_KEYS": key.get_secret_value(),
