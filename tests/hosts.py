@@ -168,6 +168,15 @@ class Host:
         samples = [sample for family in families for sample in family.samples if sample.name == name]
         return sum(s.value for s in samples if labels.items() <= s.labels.items())
 
+    def descriptors(self) -> int:
+        """How many files and sockets the process has open (Linux)."""
+        return len(list(Path(f"/proc/{self.child.pid}/fd").iterdir()))
+
+    def descriptors_at_rest(self) -> int:
+        """The same with its broker and our client connected, either of which may come back later otherwise."""
+        assert self.http.get("/readyz").status_code == 200
+        return self.descriptors()
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> float:
         """Sends a signal and waits for exit status 0; returns the seconds that took."""
         begun_at = time.monotonic()

@@ -24,7 +24,6 @@ from tests.hostile.wire import (
     AUTHORIZATION,
     MEBIBYTE,
     connected,
-    descriptors,
     next_answer,
     post,
     request,
@@ -166,7 +165,7 @@ def test_a_crowd_that_trickles_is_sent_away_and_events_ring_meanwhile(
     host: Host, broker: Mosquitto, said: bytes, more: bytes
 ) -> None:
     """Slowloris: each a byte now and then. Nobody keeps a connection beyond the deadline for what it is at."""
-    before = descriptors(host)
+    before = host.descriptors_at_rest()
     with crowd(host, 300, said) as sockets:
         begun_at = time.monotonic()
         rings(host, broker)
@@ -176,17 +175,17 @@ def test_a_crowd_that_trickles_is_sent_away_and_events_ring_meanwhile(
                 with suppress(OSError):
                     sock.send(more)
             time.sleep(0.2)
-    eventually(lambda: descriptors(host) <= before, PATIENCE_SECONDS)
+    eventually(lambda: host.descriptors() <= before, PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("count", [4, 100])
 def test_a_crowd_that_never_listens_is_sent_away(host: Host, count: int) -> None:
     """Answers are kept for so long only: a connection whose client takes nothing stayed for ever, with all it held."""
-    before = descriptors(host)
+    before = host.descriptors_at_rest()
     asked = request(b"GET /docs/swagger-ui-bundle.min.js HTTP/1.1") * count
     with memory_bounded(host, 96 * MEBIBYTE), crowd(host, 20, asked, receive_bytes=4096):
         assert host.http.get("/healthz").status_code == 200
-        eventually(lambda: descriptors(host) <= before + 1, PATIENCE_SECONDS)
+        eventually(lambda: host.descriptors() <= before + 1, PATIENCE_SECONDS)
 
 
 # Greedy ones.
@@ -257,7 +256,7 @@ def test_paths_that_nobody_knows_are_not_remembered(host: Host) -> None:
 )
 def test_connections_that_are_reset_leave_nothing(host: Host, said: bytes) -> None:
     """No descriptor, no memory (a timer held what was reset for 75 s), and no word in the log."""
-    before = descriptors(host)
+    before = host.descriptors_at_rest()
     with memory_bounded(host, 8 * MEBIBYTE):
         for _ in range(20 if FUZZ else 5):
             with crowd(host, 200, said) as sockets:
@@ -266,7 +265,7 @@ def test_connections_that_are_reset_leave_nothing(host: Host, said: bytes) -> No
                         assert sock.recv(1)
                 for sock in sockets:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        eventually(lambda: descriptors(host) <= before, PATIENCE_SECONDS)
+        eventually(lambda: host.descriptors() <= before, PATIENCE_SECONDS)
 
 
 # Idle ones.
@@ -274,7 +273,7 @@ def test_connections_that_are_reset_leave_nothing(host: Host, said: bytes) -> No
 
 def test_idle_connections_are_cheap_and_hinder_nobody(host: Host, broker: Mosquitto) -> None:
     """While they are open, uploads ring, and a broker that was away is reached again; then they are closed."""
-    before, open_before = resident_bytes(host), descriptors(host)
+    before, open_before = resident_bytes(host), host.descriptors_at_rest()
     begun_at = time.monotonic()
     with Subscriber(broker.url, TOPICS) as listener, crowd(host, IDLE) as sockets:
         fresh_bytes = (resident_bytes(host) - before) / IDLE
@@ -285,7 +284,7 @@ def test_idle_connections_are_cheap_and_hinder_nobody(host: Host, broker: Mosqui
         assert host.post(upload()).json() == {"outcomes": ["no_subscribers"]}
         eventually(lambda: still_open(sockets) == 0, PATIENCE_SECONDS + HEADER_SECONDS)
         closed_after_seconds = time.monotonic() - begun_at
-    eventually(lambda: descriptors(host) <= open_before, PATIENCE_SECONDS)
+    eventually(lambda: host.descriptors() <= open_before, PATIENCE_SECONDS)
     print(f"{IDLE} idle connections: {fresh_bytes / 1024:.1f} KiB each, closed after {closed_after_seconds:.1f} s")  # noqa: T201 - for `pytest -rP`
     assert fresh_bytes < 32 * 1024
 
@@ -328,7 +327,7 @@ def test_without_a_free_descriptor_the_host_lives_on(tmp_path: Path, broker: Mos
         for _ in range(3):
             with crowd(host, 200):
                 time.sleep(0.1)
-            eventually(lambda: descriptors(host) < 30, PATIENCE_SECONDS)
+            eventually(lambda: host.descriptors() < 30, PATIENCE_SECONDS)
         rings(host, broker, 2)
         assert host.child.poll() is None
 

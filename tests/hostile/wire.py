@@ -112,8 +112,3 @@ def resident_bytes(host: Host) -> int:
     """The memory that the process really has (Linux)."""
     lines = Path(f"/proc/{host.child.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:"))
-
-
-def descriptors(host: Host) -> int:
-    """How many files and sockets the process has open (Linux)."""
-    return len(list(Path(f"/proc/{host.child.pid}/fd").iterdir()))

@@ -37,6 +37,7 @@ from infra.subscriber import Subscriber
 from tests.fakes.broker import GARBAGE, Behaviour, FakeBroker, Packet
 from tests.fakes.proxy import TcpProxy
 from tests.hosts import TOPICS, on_uvloop, until
+from tests.leftovers import threads
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 HEALTHY = Behaviour()
@@ -421,10 +422,11 @@ async def test_a_resolver_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyP
         return resolve(*args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    before = threads()
     async with publishing(mosquitto.url, connected=False, MQTT_CONNECT_TIMEOUT_SECONDS="0.2") as case:
         await until(lambda: len(case.changes) >= 2)
         assert "not resolved in time" in case.publisher.status.reason
-        assert sum(thread.name == "mqtt-open" for thread in threading.enumerate()) == 1
+        assert [thread.name for thread in threads() - before] == ["mqtt-open"]
         released.set()
         await until(lambda: case.connected)
         assert await case.publish() == [Status.NO_SUBSCRIBERS]

@@ -22,6 +22,7 @@ from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from tests.fakes.broker import GARBAGE, HTTP_ANSWER, Behaviour, FakeBroker
 from tests.hosts import eventually
+from tests.leftovers import threads
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 USER, PASSWORD = "camera", "s3cret-of-the-camera"
@@ -162,14 +163,14 @@ def test_a_resolver_that_hangs_costs_the_deadline_and_no_more(monkeypatch: pytes
         yield ipaddress.ip_address("127.0.0.1")
 
     monkeypatch.setattr(module, "_lookup", hang)
-    before = threading.active_count()
+    before = threads()
     for _ in range(module.MAX_RESOLVING + 2):
         began_at = time.monotonic()
         assert probe(Broker("slow.example", 1883), timeout_seconds=0.1).outcome == "name_not_resolved"
         assert time.monotonic() - began_at < 0.1 + SLACK_SECONDS
-    assert threading.active_count() - before == module.MAX_RESOLVING
+    assert len(threads() - before) == module.MAX_RESOLVING
     go.set()
-    eventually(lambda: threading.active_count() <= before)
+    eventually(lambda: threads() <= before)
     assert probe(Broker("slow.example", free_port()), timeout_seconds=1.0).outcome == "unreachable"
 
 

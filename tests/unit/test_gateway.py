@@ -20,6 +20,7 @@ from infra.host import gateway as module
 from infra.host.body import Refusal
 from infra.host.gateway import REFUSALS_PER_MINUTE, Daemons, Gateway, RateLimit, api_gateway_event
 from tests.hosts import on_uvloop, until
+from tests.leftovers import threads
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 ONE = "one"
@@ -335,7 +336,7 @@ async def test_threads_and_waiting_requests_are_bounded(monkeypatch: pytest.Monk
             running -= 1
         return OK
 
-    before = threading.active_count()
+    before = threads()
     async with opened(handler) as gateway:
         asked = [asyncio.create_task(ask(gateway, scope(f"/assets/{number}"))) for number in range(10)]
         await until(lambda: running == 3)
@@ -345,7 +346,7 @@ async def test_threads_and_waiting_requests_are_bounded(monkeypatch: pytest.Monk
         assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * 10
         assert most == 3
         assert (await ask(gateway)).status == 200
-    await until(lambda: threading.active_count() == before)
+    await until(lambda: threads() <= before)
 
 
 @on_uvloop
@@ -450,23 +451,25 @@ async def test_a_handler_that_fails_is_503_and_tells_nothing(error: Exception) -
 async def test_what_hangs_does_not_hold_up_the_end() -> None:
     """`close` waits for nobody, and no thread of it keeps the process alive."""
     go = threading.Event()
+    before = threads()
     async with opened(lambda *_: (go.wait(PATIENCE_SECONDS), OK)[1]) as gateway:
         hanging = asyncio.create_task(ask(gateway))
-        await until(lambda: any(thread.name == "gateway-1" for thread in threading.enumerate()))
+        await until(lambda: threads() - before)
         loop = asyncio.get_running_loop()
         began_at = loop.time()
         await gateway.close()
         assert loop.time() - began_at < SLACK_SECONDS
-        assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("gateway"))
+        assert [(thread.name, thread.daemon) for thread in threads() - before] == [("gateway-1", True)]
         hanging.cancel()
         with pytest.raises(asyncio.CancelledError):
             await hanging
     go.set()
-    await until(lambda: not any(thread.name == "gateway-1" for thread in threading.enumerate()))
+    await until(lambda: threads() <= before)
 
 
 def test_daemons_run_what_they_are_given_in_any_order_of_need() -> None:
     """Results and exceptions come back; there are never more threads than allowed."""
+    before = threads()
     pool = Daemons(4)
     numbers = list(range(200))
     random.Random(7).shuffle(numbers)  # noqa: S311 - protects nothing
@@ -476,7 +479,7 @@ def test_daemons_run_what_they_are_given_in_any_order_of_need() -> None:
             assert future.result(5) == number * number
         else:
             assert isinstance(future.exception(5), ZeroDivisionError)
-    assert len([thread for thread in threading.enumerate() if thread.name.startswith("gateway")]) <= 4
+    assert 1 <= len(threads() - before) <= 4
     pool.shutdown()
 
 
