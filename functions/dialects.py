@@ -18,7 +18,7 @@ Amazon EventBridge's `detail` names the key as it is. Any other sender is read l
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
 MAX_KEY_BYTES = 1024
@@ -133,16 +133,18 @@ class ObjectCreated:
         return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
+IgnoredReason = Literal["removed", "not_content", "unknown_event", "test_event", "subscription", "empty"]
+"""`not_content`: tags, retention, restore, replication …; `subscription`: SNS asks a person to confirm an endpoint."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ignored:
     """Understood, and nothing to do.
 
-    `reason` is one of `removed`, `not_content` (tags, retention, restore, replication …), `unknown_event`,
-    `test_event`, `subscription` (SNS asks a person to confirm an endpoint) and `empty`.
-    The other fields are for a log line, "" where they are absent or unusable.
+    The fields beside `reason` are for a log line, "" where they are absent or unusable.
     """
 
-    reason: str
+    reason: IgnoredReason
     event_name: str = ""
     bucket: str = ""
     object_key: str = ""
@@ -224,7 +226,7 @@ def eventbridge_event(event: dict[Any, Any], detail_type: str) -> Record:
     return s3_record(record, name)
 
 
-def _why_ignored(event_name: str) -> str:
+def _why_ignored(event_name: str) -> IgnoredReason:
     family = event_name.partition(":")[0]
     # Expirations are removals that do not say so: LifecycleExpiration, LifecycleDelMarkerExpiration (MinIO),
     # ObjectLifecycle:Expiration (Ceph).

@@ -117,6 +117,16 @@ def availability_topic(topic_prefix: str, replica: str) -> str:
     return f"{topic_prefix}/bucketbell/{_level(replica)}/availability"
 
 
+def availability_label(topic_prefix: str) -> str:
+    """What metrics call these topics."""
+    return availability_topic(topic_prefix, "replica")
+
+
+def discovery_label(discovery_prefix: str) -> str:
+    """What metrics call the topics of discovery messages."""
+    return f"{discovery_prefix}/device/+/config"
+
+
 def discovery(
     camera: Camera,
     *,
@@ -225,7 +235,7 @@ def _retained(camera_id: str, discovery_prefix: str, payload: bytes, qos: int) -
         identity=identity,
         qos=qos,
         retain=True,
-        label=f"{discovery_prefix}/device/+/config",
+        label=discovery_label(discovery_prefix),
     )
 
 

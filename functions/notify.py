@@ -66,14 +66,13 @@ def plan_body(body: bytes, routes: Routes) -> tuple[Step, ...]:
 
 
 def _steps(records: list[Record], routes: Routes, message_id: str = "") -> tuple[Step, ...]:
-    return tuple(
-        Step(
-            record,
-            Skip(record.reason) if isinstance(record, (Ignored, Malformed)) else routes.route(record),
-            message_id,
-        )
-        for record in records
-    )
+    return tuple(Step(record, _action(record, routes), message_id) for record in records)
+
+
+def _action(record: Record, routes: Routes) -> Notification | Detection | Skip:
+    if isinstance(record, Malformed):
+        return Skip("malformed")
+    return Skip(record.reason) if isinstance(record, Ignored) else routes.route(record)
 
 
 def to_publish(steps: Sequence[Step]) -> list[Notification]:
@@ -90,8 +89,10 @@ def settle(steps: Sequence[Step], outcomes: Sequence[Outcome | Unread]) -> list[
 def settle_one(step: Step, outcome: Outcome | Unread | None) -> Settled:
     """Join a step with its outcome, None for a skipped one."""
     if isinstance(step.action, Skip):
-        malformed = isinstance(step.record, Malformed)
-        return Settled(step, "malformed" if malformed else step.action.reason, step.action.reason, hopeless=malformed)
+        label = step.action.reason
+        if isinstance(step.record, Malformed):
+            return Settled(step, label, step.record.reason, hopeless=True)
+        return Settled(step, label, label)
     if outcome is None:
         raise ValueError("what is not skipped needs an outcome")
     if isinstance(outcome, Unread):

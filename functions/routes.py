@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from functions.dialects import IgnoredReason
     from functions.events import ObjectCreated
     from functions.settings import Settings
 
@@ -98,12 +99,15 @@ class Detection:
         return self.object_key.removesuffix(DOCUMENT_SUFFIX) + PICTURE_SUFFIX
 
 
+UnreadLabel = Literal["gone", "bad_detection", "store_failed"]
+"""The document is there no more; it is no detection event; the store could not be asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Unread:
     """Why nothing is published of a `Detection`."""
 
-    label: Literal["gone", "bad_detection", "store_failed"]
-    """The document is there no more; it is no detection event; the store could not be asked."""
+    label: UnreadLabel
     reason: str = ""
     code: str = ""
     """The reason in one word, the same for all that fail alike."""
@@ -121,12 +125,22 @@ class Unread:
         return self.label == "store_failed"
 
 
+SkipReason = Literal[
+    "malformed",
+    "foreign_bucket",
+    "unmapped",
+    "folder_marker",
+    "bad_config_name",
+    "bad_asset_name",
+    "bad_event_name",
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Why a created object rings no bell."""
+    """Why a record rings no bell."""
 
-    reason: str
-    """One of `foreign_bucket`, `unmapped`, `folder_marker`, `bad_config_name`, `bad_asset_name`, `bad_event_name`."""
+    reason: SkipReason | IgnoredReason
 
     @property
     def is_warning(self) -> bool:

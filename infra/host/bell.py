@@ -7,12 +7,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+from functions.dialects import IgnoredReason
 from functions.events import Malformed, ObjectCreated
 from functions.notify import Settled, Step, log, settle_one
 from functions.publisher import Outcome, Status
-from functions.routes import Detection, Notification, Routes, Skip, Unread
+from functions.routes import Detection, Notification, Routes, Skip, SkipReason, Unread, UnreadLabel
 from functions.telemetry import Telemetry, logger
 from infra.host.aside import Flight
 from infra.host.causes import RETRY_SECONDS, Holdups, may_pass
@@ -22,9 +23,16 @@ from infra.host.twins import Twins
 
 MEMORY_LIMIT = 50_000
 MEMORY_SECONDS = 24 * 3600.0
-REPEATED = "repeated"
-GAVE_UP = "gave_up"
+REPEATED, DROPPED, UNAUTHORISED, GAVE_UP = "repeated", "dropped", "unauthorised", "gave_up"
 AGAIN = "again"  # the source of what was given up and is tried anew
+OUTCOMES = (*Status, *get_args(SkipReason), *get_args(IgnoredReason), *get_args(UnreadLabel), REPEATED)
+"""What may become of a record from any source."""
+DOORS = {
+    "sure": (*OUTCOMES, UNAUTHORISED, GAVE_UP),
+    "fast": (*OUTCOMES, UNAUTHORISED, DROPPED),
+    AGAIN: (*Status, *get_args(UnreadLabel)),
+}
+QUEUE = {"sqs": OUTCOMES}
 LOG_LINES_PER_KIND = 10
 LOG_WINDOW_SECONDS = 60.0
 MAX_LOG_KINDS = 1_000
@@ -124,7 +132,7 @@ class Bell:
             arrival = self._begin(step, source)
             if isinstance(arrival, Settled):
                 # Nobody will ask again at this door: what found no room is gone here.
-                self._account(arrival._replace(label="dropped") if arrival.retriable else arrival, source)
+                self._account(arrival._replace(label=DROPPED) if arrival.retriable else arrival, source)
             elif arrival.began:
                 arrival.flight.done.add_done_callback(
                     lambda done, step=step: self._account(settle_one(step, done.result()), source)  # type: ignore[misc]  # the default binds this step
@@ -134,8 +142,8 @@ class Bell:
 
     def turn_away(self, source: str) -> None:
         """Count an event that came without a valid token, and say so once a minute: its store may well stay silent."""
-        self._telemetry.event(source, "unauthorised")
-        if self._may_log((source, "unauthorised", ""), 1):
+        self._telemetry.event(source, UNAUTHORISED)
+        if self._may_log((source, UNAUTHORISED, ""), 1):
             words = "a store came without a valid token: compare its token with WEBHOOK_TOKENS"
             logger.warning(words, extra={"door": source})
 

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, TypeVar
 from functions.administration import CannotPublish
 from functions.config_store import CredentialsUnreadable, ProcessStatus, StoreUnavailable
 from functions.detections import CameraTopics
-from functions.discovery import Camera, Cameras, availability_topic, camera_topic, discovery, removed
+from functions.discovery import (
+    Camera,
+    Cameras,
+    availability_label,
+    availability_topic,
+    camera_topic,
+    discovery,
+    discovery_label,
+    removed,
+)
 from functions.in_force import GOES_ON, broker_in_force, camera_topics, still_known
 from functions.routes import Notification
 from functions.settings import Broker
@@ -184,6 +193,14 @@ class Integration:
         return self._stored is not None and self._stored.config.discovery_enabled
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """What metrics call the topics of what is published for Home Assistant."""
+        if self._stored is None or not self._stored.config.discovery_enabled:
+            return ()
+        config = self._stored.config
+        return availability_label(config.topic_prefix), discovery_label(config.discovery_prefix)
+
+    @property
     def _availability(self) -> str:
         return availability_topic(self._topics.topic_prefix, self.process)
 
@@ -191,7 +208,7 @@ class Integration:
         topic = None if self._broker is None else self._broker.availability_topic
         if topic is None:
             return ()
-        label = availability_topic(self._topics.topic_prefix, "replica")
+        label = availability_label(self._topics.topic_prefix)
         return (Notification(topic, "", payload, b"", qos=1, retain=True, label=label),)
 
     def _greetings(self) -> tuple[Notification, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 from prometheus_client import (
@@ -17,6 +18,7 @@ from prometheus_client import (
 # A second series for every counter, that no dashboard reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left it unannotated
 
+_STATUSES = ("failure", "success")
 BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -64,6 +66,9 @@ class PrometheusTelemetry:
         self._publish, self._duration = cache(publish.labels), cache(duration.labels)
         self._no_subscribers, self._events = cache(no_subscribers.labels), cache(events.labels)
 
+        self.expected: Callable[[], tuple[Sequence[str], Mapping[str, Sequence[str]]]] = lambda: ((), {})
+        """Topics, and outcomes by source, to show before they are counted: Prometheus sees no rise from nothing."""
+
     def enabled(self, *, enabled: bool) -> None:
         """`mqtt_enabled`."""
         self._enabled.set(enabled)
@@ -79,7 +84,7 @@ class PrometheusTelemetry:
 
     def published(self, topic: str, *, success: bool, no_subscribers: bool, duration_seconds: float) -> None:
         """`mqtt_publish_total` and its companions."""
-        self._publish(topic, "success" if success else "failure").inc()
+        self._publish(topic, _STATUSES[success]).inc()
         (self._messages if success else self._errors).inc()
         if no_subscribers:
             self._no_subscribers(topic).inc()
@@ -91,4 +96,13 @@ class PrometheusTelemetry:
 
     def exposition(self) -> bytes:
         """Return every metric in Prometheus' text format 0.0.4."""
+        topics, outcomes = self.expected()
+        for topic in topics:
+            self._duration(topic)
+            self._no_subscribers(topic)
+            for status in _STATUSES:
+                self._publish(topic, status)
+        for source, labels in outcomes.items():
+            for label in labels:
+                self._events(source, label)
         return generate_latest(self.registry)

@@ -19,6 +19,7 @@ import uvicorn
 
 from functions.administration import Administration
 from functions.config_store import ConfigStore, StoreUnavailable
+from functions.detections import LABEL
 from functions.documents import Documents
 from functions.download import Downloads, respond
 from functions.routes import Routes
@@ -27,7 +28,7 @@ from functions.telemetry import logger
 from functions.tokens import KeyringError
 from infra.host.administration import mount
 from infra.host.app import App
-from infra.host.bell import Bell
+from infra.host.bell import DOORS, QUEUE, Bell
 from infra.host.documents import Reader
 from infra.host.gateway import Gateway
 from infra.host.integration import Integration
@@ -104,6 +105,11 @@ def build(settings: Settings, port: int = 0) -> tuple[App, HostPublisher]:
         patience_seconds=settings.mqtt_publish_timeout_seconds,
         retry_seconds=settings.event_retry_seconds,
         reader=reader,
+    )
+    cameras = (LABEL,) if reader is not None else ()
+    sources = DOORS | (QUEUE if settings.sqs_queue_url else {})
+    telemetry.expected = lambda: (
+        ((*bell.routes.topics, *cameras, *integration.labels), sources) if publisher.status.broker else ((), {})
     )
     gateway = Gateway(
         lambda event, context: respond(downloads, event, context),

@@ -25,7 +25,7 @@ from functions.detections import (
 from functions.discovery import camera_topic
 from functions.documents import thumbnail_path
 from functions.events import ObjectCreated
-from functions.routes import MAX_EVENT_ID_BYTES, Detection, Notification, Routes, Skip, is_picture_path
+from functions.routes import MAX_EVENT_ID_BYTES, Detection, Notification, Routes, Skip, SkipReason, is_picture_path
 from functions.settings import SettingsError, load
 
 EVENT_ID, CAMERA_ID = "0b9c2f9e-6f0a-4d55-8d5e-1f1de0a3f1aa", "front-door"
@@ -137,7 +137,7 @@ def test_without_a_prefix_nothing_is_a_detection() -> None:
         (f"events/a/{'c' * (MAX_EVENT_ID_BYTES + 1)}.json", "bad_event_name"),
     ],
 )
-def test_any_other_key_is_skipped_and_a_wrong_name_is_a_warning(key: str, reason: str) -> None:
+def test_any_other_key_is_skipped_and_a_wrong_name_is_a_warning(key: str, reason: SkipReason) -> None:
     """Pictures and folders are nobody's mistake; a name that no topic or folder may hold is somebody's."""
     found = ROUTES.route(created(key))
     assert found == Skip(reason)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from functions.dialects import IgnoredReason
 from functions.events import (
     Ignored,
     Malformed,
@@ -100,7 +101,7 @@ CREATED: dict[str, tuple[str, str, str, str, int | None, str]] = {
 }  # fmt: skip
 
 # reason, event name, bucket, key
-IGNORED: dict[str, tuple[str, str, str, str]] = {
+IGNORED: dict[str, tuple[IgnoredReason, str, str, str]] = {
     "minio-delete": ("removed", "ObjectRemoved:Delete", "devices", "assets/empty.bin"),
     "minio-delete-version": ("removed", "ObjectRemoved:Delete", "versioned", "assets/app.bin"),
     "minio-delete-marker": ("removed", "ObjectRemoved:DeleteMarkerCreated", "versioned", "assets/app.bin"),
@@ -240,7 +241,7 @@ def test_a_removal_never_rings(prefix: str, name: str) -> None:
         ("", "unknown_event"),
     ],
 )
-def test_only_listed_names_ring(name: str, reason: str) -> None:
+def test_only_listed_names_ring(name: str, reason: IgnoredReason) -> None:
     """A name outside the allow-list is ignored, whatever it resembles."""
     assert only(record_of("k", "s3:" + name)) == Ignored(reason, name, "devices", "k")
 

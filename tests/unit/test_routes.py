@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functions.events import ObjectCreated
-from functions.routes import Detection, Notification, Routes, Skip, is_asset_path
+from functions.routes import Detection, Notification, Routes, Skip, SkipReason, is_asset_path
 from functions.settings import load
 
 MAC = "aa-bb-cc-dd-ee-ff"
@@ -163,7 +163,7 @@ def test_only_what_mqtt_forbids_is_refused(code: int) -> None:
         ("../assets/a", "unmapped"),
     ],
 )
-def test_what_concerns_no_device_is_skipped_quietly(key: str, reason: str) -> None:
+def test_what_concerns_no_device_is_skipped_quietly(key: str, reason: SkipReason) -> None:
     """Folder markers and keys outside the prefixes are nobody's mistake."""
     found = route(key)
     assert found == Skip(reason)

@@ -1,0 +1,105 @@
+"""What `/metrics` shows before anything has happened: a rise from nothing is none to Prometheus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from infra.local.mosquitto import Mosquitto
+from infra.local.process import free_port
+from infra.local.stores import MotoServer
+from tests.databases import new_sqlite
+from tests.hosts import TOPICS, Host, environment, eventually, upload
+from tests.stored import SHORT, Admin, readiness, storing
+
+EVENTS = Path(__file__).parents[1] / "events"
+BY_TOPIC = ("mqtt_publish_total", "mqtt_publish_duration_seconds_count", "mqtt_no_subscribers_total")
+CAMERA, DISCOVERY, AVAILABILITY = (
+    "camera/+/event",
+    "homeassistant/device/+/config",
+    "home/bucketbell/replica/availability",
+)
+
+Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def series(host: Host) -> Series:
+    """The value of everything that has a topic, a source or an outcome."""
+    families = text_string_to_metric_families(host.http.get("/metrics").text)
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.labels
+    }
+
+
+def topics(shown: Series) -> set[str]:
+    """The topics that are shown, each in every series that has one."""
+    by_name = [{dict(labels)["topic"] for name, labels in shown if name == one} for one in BY_TOPIC]
+    assert by_name[0] == by_name[1] == by_name[2]
+    statuses = {(dict(labels)["topic"], dict(labels)["status"]) for name, labels in shown if name == BY_TOPIC[0]}
+    assert statuses == {(topic, status) for topic in by_name[0] for status in ("success", "failure")}
+    return by_name[0]
+
+
+def outcomes(shown: Series, source: str) -> set[str]:
+    """What may become of a record from this source."""
+    found = [dict(labels) for name, labels in shown if name == "events_total"]
+    return {labels["outcome"] for labels in found if labels["source"] == source}
+
+
+def test_nothing_that_is_counted_is_new(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    """Every event of every sender, bad ones, a bad token, a broker that is away: no series but those of the start."""
+    with Host(tmp_path, environment(mosquitto.url, MQTT_PUBLISH_TIMEOUT_SECONDS="0.5")) as host:
+        at_first = series(host)
+        assert set(at_first.values()) == {0}
+        assert topics(at_first) == set(TOPICS)
+        sure, fast = outcomes(at_first, "sure"), outcomes(at_first, "fast")
+        assert {
+            "delivered",
+            "refused",
+            "unconfirmed",
+            "malformed",
+            "unauthorised",
+            "repeated",
+            "foreign_bucket",
+        } <= sure
+        assert fast - sure == {"dropped"}
+        assert outcomes(at_first, "sqs") == set(), "nothing polls a queue here"
+        bodies = [document.read_bytes() for document in sorted(EVENTS.glob("*.json"))]
+        bodies += [upload(), upload("configs/kitchen.json"), upload("assets//x"), upload("assets/x/"), b"{", b"", b"[]"]
+        for door in ("/events", "/events/fast"):
+            for body in bodies:
+                assert host.post(body, door).status_code in {200, 202}
+            assert host.post(bodies[0], door, token="wrong").status_code == 401
+        mosquitto.stop()
+        assert host.post(upload()).status_code == 503
+        now = series(host)
+        assert now.keys() == at_first.keys()
+        assert sum(now.values()) > len(bodies)
+
+
+def test_what_is_configured_besides_is_there_too(tmp_path: Path, mosquitto: Mosquitto, moto: MotoServer) -> None:
+    """A queue that is polled, and cameras."""
+    queue = moto.client("sqs").create_queue(QueueName="metrics")["QueueUrl"]
+    moto.client().create_bucket(Bucket="metrics")
+    known = {"AWS_ENDPOINT_URL": moto.endpoint_url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+    known |= {"BUCKET": "metrics", "EVENTS_PREFIX": "events/", "SQS_QUEUE_URL": queue}
+    with Host(tmp_path, environment(mosquitto.url, **known)) as host:
+        shown = series(host)
+        assert topics(shown) == {*TOPICS, CAMERA}
+        assert {"gone", "bad_detection", "store_failed", "unconfirmed"} <= outcomes(shown, "sqs")
+        assert not {"dropped", "unauthorised"} & outcomes(shown, "sqs")
+
+
+def test_stored_settings_show_what_they_bring(tmp_path: Path, mosquitto: Mosquitto) -> None:
+    """Nothing while there is no broker; Home Assistant's topics where it is switched on."""
+    with Host(tmp_path, storing(new_sqlite(tmp_path)), ready=False, patch=SHORT) as host:
+        eventually(lambda: readiness(host) == (200, {"configured": False}))
+        assert series(host) == {}
+        Admin(host).put(free_port())
+        assert topics(series(host)) == set(TOPICS)
+        Admin(host).put(mosquitto.port, discovery_enabled=True)
+        assert topics(series(host)) == {*TOPICS, DISCOVERY, AVAILABILITY}
