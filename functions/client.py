@@ -34,6 +34,7 @@ MAX_PACKET_BYTES = 16384
 take properties apart for minutes. MQTT 5 tells the broker so (§3.1.2.11.4)."""
 UNACCEPTABLE_PROTOCOL = b"\x00\x01"  # MQTT 3.1.1 §3.2: a CONNACK's flags, and return code 1
 UNSUPPORTED_PROTOCOL = 0x84  # MQTT 5 §3.2.2.2
+MAX_REASON_CHARACTERS = 200
 QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux only
 DISCARD_LINGER = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing drops what the kernel has not sent yet
 
@@ -46,6 +47,9 @@ class Connack(NamedTuple):
     receive_maximum: int = MAX_MID
     maximum_packet_size: int | None = None
     maximum_qos: int = 2
+    retain_available: bool = True
+    said: str = ""
+    """The broker's own words, its Reason String."""
 
 
 class Listener(Protocol):
@@ -54,11 +58,11 @@ class Listener(Protocol):
     def connack(self, connack: Connack) -> None:
         """CONNECT is answered, well or ill."""
 
-    def disconnected(self, reason: str, reason_code: int) -> None:
-        """The broker has sent DISCONNECT."""
+    def disconnected(self, reason: str, reason_code: int, said: str) -> None:
+        """The broker has sent DISCONNECT; `said` are its own words."""
 
-    def acknowledged(self, mid: int, reason_code: int) -> None:
-        """A message above QoS 0 is over."""
+    def acknowledged(self, mid: int, reason_code: int, said: str) -> None:
+        """A message above QoS 0 is over; `said` are the broker's own words about a refusal."""
 
 
 class Client(paho.Client):
@@ -158,14 +162,15 @@ class Client(paho.Client):
         del cmd
         mid, reason_code = self._acknowledgement()
         # What PUBREC said holds when PUBCOMP says merely success.
-        self._listener.acknowledged(mid, max(reason_code, self._pubrec_codes.pop(mid, 0)))
+        code = max(reason_code, self._pubrec_codes.pop(mid, 0))
+        self._listener.acknowledged(mid, code, self._said_of(reason_code))
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _handle_pubrec(self) -> MQTTErrorCode:
         mid, reason_code = self._acknowledgement()
         # MQTT 5 §4.3.3: after a PUBREC of 0x80 or more the message is over, and no PUBREL follows.
         if reason_code >= MIN_REFUSAL:
-            self._listener.acknowledged(mid, reason_code)
+            self._listener.acknowledged(mid, reason_code, self._said_of(reason_code))
             return MQTTErrorCode.MQTT_ERR_SUCCESS
         if reason_code:
             self._pubrec_codes[mid] = reason_code
@@ -177,6 +182,15 @@ class Client(paho.Client):
         if len(packet) < MIN_ACK_BYTES:
             raise ValueError("an acknowledgement without a packet identifier")
         return packet[0] << 8 | packet[1], packet[2] if len(packet) > MIN_ACK_BYTES else 0
+
+    def _said_of(self, reason_code: int) -> str:
+        """The Reason String of the refusal in hand (MQTT 5 §3.4.2.2.2); nobody needs those of a success."""
+        packed = self._in_packet["packet"][MIN_ACK_BYTES + 1 :]
+        if reason_code < MIN_REFUSAL or not packed:
+            return ""
+        properties = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]  # paho has no types there
+        properties.unpack(bytes(packed))  # type: ignore[no-untyped-call]  # as above
+        return _said(properties)
 
     def publish_packets(self, packets: bytes) -> None:
         """Put whole PUBLISH packets on the wire in one piece, behind what waits already."""
@@ -228,11 +242,20 @@ class Client(paho.Client):
                 getattr(properties, "ReceiveMaximum", MAX_MID),
                 getattr(properties, "MaximumPacketSize", None),
                 getattr(properties, "MaximumQoS", 2),
+                bool(getattr(properties, "RetainAvailable", 1)),
+                _said(properties),
             )
         )
 
     def _tell_disconnect(
-        self, _client: paho.Client, _data: object, flags: DisconnectFlags, reason: ReasonCode, _properties: object
+        self, _client: paho.Client, _data: object, flags: DisconnectFlags, reason: ReasonCode, properties: object
     ) -> None:
         if flags.is_disconnect_packet_from_server:
-            self._listener.disconnected(reason.getName(), reason.value)
+            self._listener.disconnected(reason.getName(), reason.value, _said(properties))
+
+
+def _said(properties: object) -> str:
+    """The Reason String in one line, and not longer than a person reads: a stranger wrote it."""
+    text = str(getattr(properties, "ReasonString", ""))
+    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return plain if len(plain) <= MAX_REASON_CHARACTERS else f"{plain[:MAX_REASON_CHARACTERS]}…"

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import ssl
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from functions.client import MAX_MID, MIN_REFUSAL, UNSUPPORTED_PROTOCOL, Client, Connack
 from functions.packets import publish_packet
-from functions.tls import TlsFileError, client_context
+from functions.tls import TlsFileError, client_context, incomplete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,7 @@ WINDOW = 20  # acknowledgements awaited at once, and fewer where the broker's Re
 PACKET_TOO_LARGE = 0x95
 OFFLINE = b"offline"  # the last will's payload, in Home Assistant's words
 BAD_CREDENTIALS, NOT_AUTHORIZED = 0x86, 0x87  # MQTT 5 §3.2.2.2
+RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED = 0x9A, 0x9B
 HOSTNAME_MISMATCH, ADDRESS_MISMATCH = 62, 64  # OpenSSL's X509_V_ERR_…
 
 # What a failure comes down to, for whoever has words of their own for it.
@@ -39,6 +41,7 @@ Cause = Literal[
     "tls",
     "tls_alert",  # the peer found something wrong with us, after the handshake
     "closed",  # before CONNECT was answered
+    "unanswered",  # CONNECT arrived, as far as we know
     "protocol",
 ]
 
@@ -47,13 +50,25 @@ class ConnectionFailure(Exception):
     """A connection could not be made, or is lost. `reason_code` is the broker's, where it gave one."""
 
     def __init__(
-        self, reason: str, *, reason_code: int | None = None, refused: bool = False, cause: Cause = "other"
+        self,
+        reason: str,
+        *,
+        reason_code: int | None = None,
+        refused: bool = False,
+        cause: Cause = "other",
+        said: str = "",
+        hint: str = "",
     ) -> None:
-        """`refused`: the broker answered and does not want us, so trying again at once is no use."""
+        """`refused`: the broker answered and does not want us, so trying again at once is no use.
+
+        `said` are the broker's own words, `hint` what a person may try; `reason` holds both already.
+        """
         self.reason = reason
         self.reason_code = reason_code
         self.refused = refused
         self.cause = cause
+        self.said = said
+        self.hint = hint
         super().__init__(reason)
 
 
@@ -63,6 +78,7 @@ class Ack(NamedTuple):
     mid: int
     reason_code: int
     qos: int
+    said: str = ""
 
 
 class Connection:
@@ -94,6 +110,7 @@ class Connection:
         self.window = WINDOW
         self.maximum_packet_size: int | None = None
         self.maximum_qos = 2
+        self.retain_available = True
         self.last_traffic_at = time.time()
         self._client = Client(client_id, version5=broker.protocol == "5", listener=self)
         self._client.address = address
@@ -101,7 +118,8 @@ class Connection:
             password = broker.password.get_secret_value() if broker.password else None
             self._client.username_pw_set(broker.username, password)
         if broker.availability_topic is not None:
-            self._client.will_set(broker.availability_topic, OFFLINE, qos=1, retain=True)
+            # QoS 0: a broker without QoS 1 refuses the whole CONNECT over a better one, and retained it is not lost.
+            self._client.will_set(broker.availability_topic, OFFLINE, qos=0, retain=True)
         if before_close is not None:
             self._client.on_socket_close = lambda *_: before_close()
 
@@ -122,11 +140,10 @@ class Connection:
             self.failure = ConnectionFailure(f"{broker.url}: {error}", cause="tls_file")
         except ssl.SSLCertVerificationError as error:
             other_name = error.verify_code in {HOSTNAME_MISMATCH, ADDRESS_MISMATCH}
-            reason = f"{broker.url}: certificate refused: {error.verify_message}"
+            hint = incomplete(error)
             where = "MQTT_URL" if other_name else self._variable("CA")
-            self.failure = ConnectionFailure(
-                f"{reason}: see {where}", cause="tls_name" if other_name else "tls_untrusted"
-            )
+            words = f"{broker.url}: certificate refused: {error.verify_message}: {hint or f'see {where}'}"
+            self.failure = ConnectionFailure(words, cause="tls_name" if other_name else "tls_untrusted", hint=hint)
         except ssl.SSLError as error:
             reason = f"{broker.url}: TLS failed: {error.reason or error}: does this port speak TLS?"
             self.failure = ConnectionFailure(reason, cause="tls")
@@ -201,6 +218,8 @@ class Connection:
         None: it is larger than the broker's Maximum Packet Size (MQTT 5 §3.2.2.3.6), and sending it would cost the
         connection. The owner keeps at most `window` unacknowledged.
         """
+        if notification.retain and not self.retain_available:  # MQTT 5 §3.2.2.3.5: it would cost the connection too
+            notification = replace(notification, retain=False)
         mid = self._new_mid()
         qos = self.qos if notification.qos is None else min(notification.qos, self.maximum_qos)
         packet = publish_packet(notification, mid, qos, properties=self._broker.protocol == "5")
@@ -226,6 +245,15 @@ class Connection:
         """Return the failure, or one that says `otherwise` where the connection has noticed none."""
         return self.failure or ConnectionFailure(f"{self._broker.url}: {otherwise}")
 
+    def unanswered(self) -> ConnectionFailure:
+        """Return why CONNECT has no answer, when there was time enough for one."""
+        if self.failure is not None:
+            return self.failure
+        hint = f"Does the broker hang? {self._other_protocol}"
+        return ConnectionFailure(
+            f"{self._broker.url}: no answer to CONNECT in time. {hint}", cause="unanswered", hint=hint
+        )
+
     def take_acks(self) -> list[Ack]:
         """Return what has been acknowledged since the last call."""
         acks, self._acks = self._acks, []
@@ -249,27 +277,34 @@ class Connection:
         if connack.reason_code >= MIN_REFUSAL:
             hint = ""
             if connack.reason_code in {BAD_CREDENTIALS, NOT_AUTHORIZED}:
-                hint = ": check MQTT_USERNAME and MQTT_PASSWORD"
+                hint = f": check {self._credentials}"
+                if self._broker.availability_topic is not None:
+                    hint += f"; or it must not write its last will to {self._broker.availability_topic}"
+            elif connack.reason_code in {RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED}:
+                hint = ": it cannot keep our last will"
             elif connack.reason_code == UNSUPPORTED_PROTOCOL:
-                hint = f": set MQTT_PROTOCOL={'3.1.1' if self._broker.protocol == '5' else '5'}"
-            words = f"{self._broker.url}: refused: {connack.reason}{hint}"
-            self.failure = ConnectionFailure(words, reason_code=connack.reason_code, refused=True)
+                hint = f": set MQTT_PROTOCOL={self._other}"
+            words = f"{self._broker.url}: refused: {_with(connack.reason, connack.said)}{hint}"
+            self.failure = ConnectionFailure(
+                words, reason_code=connack.reason_code, refused=True, said=connack.said, hint=hint
+            )
             return
         self.window = min(WINDOW, connack.receive_maximum)
         self.maximum_packet_size = connack.maximum_packet_size
         self.maximum_qos = connack.maximum_qos
+        self.retain_available = connack.retain_available
         self.connected = True
 
-    def disconnected(self, reason: str, reason_code: int) -> None:
+    def disconnected(self, reason: str, reason_code: int, said: str) -> None:
         """See `Listener.disconnected`."""
-        words = f"{self._broker.url}: disconnected by the broker: {reason}"
-        self.failure = self.failure or ConnectionFailure(words, reason_code=reason_code)
+        words = f"{self._broker.url}: disconnected by the broker: {_with(reason, said)}"
+        self.failure = self.failure or ConnectionFailure(words, reason_code=reason_code, said=said)
 
-    def acknowledged(self, mid: int, reason_code: int) -> None:
+    def acknowledged(self, mid: int, reason_code: int, said: str) -> None:
         """See `Listener.acknowledged`."""
         qos = self._unacknowledged.pop(mid, None)
         if qos is not None:
-            self._acks.append(Ack(mid, reason_code, qos))
+            self._acks.append(Ack(mid, reason_code, qos, said))
 
     def _guard(self, step: Callable[..., object], *arguments: object) -> None:
         """Run one step of paho; a peer that makes it raise (bad packets do) has ended the connection."""
@@ -294,9 +329,24 @@ class Connection:
             self._broker.cert_file or self._broker.cert_pem
         ):  # its alert may be lost in the reset that follows
             hint += " If it asks for a client certificate, set MQTT_CERT_FILE."
-        if self._broker.protocol == "5":
-            hint += " If it speaks MQTT 3.1.1 only, set MQTT_PROTOCOL=3.1.1."
-        return ConnectionFailure(f"{self._broker.url}: closed before it answered CONNECT: {hint}", cause="closed")
+        hint += f" Some brokers close instead of refusing: check {self._credentials}. {self._other_protocol}"
+        words = f"{self._broker.url}: closed before it answered CONNECT: {hint}"
+        return ConnectionFailure(words, cause="closed", hint=hint)
+
+    @property
+    def _credentials(self) -> str:
+        """What the broker knows us by."""
+        if knows_by_certificate(self._broker):
+            return f"what the broker allows to the certificate in {self._variable('CERT')}, and whether it is active"
+        return "MQTT_USERNAME and MQTT_PASSWORD"
+
+    @property
+    def _other(self) -> str:
+        return "3.1.1" if self._broker.protocol == "5" else "5"
+
+    @property
+    def _other_protocol(self) -> str:
+        return f"If it speaks MQTT {self._other} only, set MQTT_PROTOCOL={self._other}."
 
     def _variable(self, name: str) -> str:
         """Name the variable that says so, of the two that could."""
@@ -320,3 +370,13 @@ class Connection:
             self._last_mid = self._last_mid % MAX_MID + 1
             if self._last_mid not in self._unacknowledged:
                 return self._last_mid
+
+
+def knows_by_certificate(broker: Broker) -> bool:
+    """Whether a client certificate is all that this broker is shown of us."""
+    return broker.username is None and (broker.cert_file or broker.cert_pem) is not None
+
+
+def _with(reason: str, said: str) -> str:
+    """What the reason code means, and the broker's own words where they say more."""
+    return f"{reason} ({said})" if said and said.casefold() != reason.casefold() else reason

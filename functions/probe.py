@@ -8,13 +8,20 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Literal
 
 from functions.addresses import parse_host
 from functions.client import UNSUPPORTED_PROTOCOL
-from functions.connection import BAD_CREDENTIALS, NOT_AUTHORIZED, Connection, ConnectionFailure
+from functions.connection import (
+    BAD_CREDENTIALS,
+    NOT_AUTHORIZED,
+    RETAIN_NOT_SUPPORTED,
+    Connection,
+    ConnectionFailure,
+    knows_by_certificate,
+)
 from functions.publisher import new_client_id
 from functions.settings import SettingsError
 
@@ -82,6 +89,11 @@ _CLOSED_IN_TLS = (
     "The connection was closed before the broker answered: it may want a client certificate (MQTT_CERT_FILE, "
     "MQTT_KEY_FILE), or this is not an MQTT port."
 )
+_BY_CERTIFICATE = (
+    "The broker does not let this client in, which it knows by its certificate only (MQTT_CERT_FILE): see what the "
+    "broker's policy allows to that certificate and this client id, and whether it is active."
+)
+NO_RETAINED = "the broker keeps no retained messages"
 _UNHEARD: tuple[Outcome, ...] = ("unreachable", "silent")  # by TCP: another address of the same name may be better
 
 
@@ -94,6 +106,10 @@ class Verdict:
     duration_seconds: float
     reason_code: int | None = None
     address: str | None = None
+    will_refused: str = ""
+    """Why the broker accepted without our last will only."""
+    retain_available: bool = True
+    maximum_qos: int = 2
 
     @property
     def ok(self) -> bool:
@@ -142,10 +158,9 @@ def probe(broker: Broker, targets: Targets | None = None, *, timeout_seconds: fl
     targets = Targets() if targets is None else targets
 
     def verdict(outcome: Outcome, failure: ConnectionFailure | None = None, address: Address | None = None) -> Verdict:
-        unclear = outcome == "client_certificate_needed" and failure is not None and failure.cause == "closed"
         return Verdict(
             outcome,
-            _CLOSED_IN_TLS if unclear else _WORDS[outcome],
+            _detail(outcome, failure, broker),
             round(time.monotonic() - began_at, 3),
             None if failure is None else failure.reason_code,
             None if address is None else str(address),
@@ -160,19 +175,39 @@ def probe(broker: Broker, targets: Targets | None = None, *, timeout_seconds: fl
     for left in range(len(addresses), 0, -1):
         address = addresses[-left]
         share_seconds = (deadline - time.monotonic()) / left
+        end = time.monotonic() + max(0.001, share_seconds)
         try:
-            _connect(broker, address, time.monotonic() + max(0.001, share_seconds))
+            accepted, will_refused = _connect_as_host(broker, address, end)
         except ConnectionFailure as failure:
             outcome = _outcome(failure, broker)
             if left == 1 or outcome not in _UNHEARD:
                 return verdict(outcome, failure, address)
         else:
-            return verdict("ok", None, address)
+            return replace(
+                verdict("ok", None, address),
+                will_refused=will_refused,
+                retain_available=accepted.retain_available,
+                maximum_qos=accepted.maximum_qos,
+            )
     raise AssertionError("the last address has been judged")
 
 
-def _connect(broker: Broker, address: Address, deadline: float) -> None:
-    """Raises `ConnectionFailure` where the broker does not accept before `deadline`."""
+def _connect_as_host(broker: Broker, address: Address, deadline: float) -> tuple[Connection, str]:
+    """Connect, without the last will where the broker does not accept it, and tell why. Raises `ConnectionFailure`."""
+    try:
+        accepted = _connect(broker, address, deadline)
+    except ConnectionFailure as failure:
+        if broker.availability_topic is None or not (failure.refused or failure.cause == "closed"):
+            raise
+        accepted = _connect(replace(broker, availability_topic=None), address, deadline)
+        accepted.retain_available &= failure.reason_code != RETAIN_NOT_SUPPORTED  # mochi says so to a will only
+        return accepted, failure.reason
+    lost = broker.availability_topic is not None and not accepted.retain_available
+    return accepted, NO_RETAINED if lost else ""
+
+
+def _connect(broker: Broker, address: Address, deadline: float) -> Connection:
+    """Return a connection that was accepted and is closed. Raises `ConnectionFailure`."""
     connection = Connection(broker, new_client_id(broker.client_id_prefix), address=str(address))
     try:
         connection.open(max(0.001, deadline - time.monotonic()))
@@ -185,9 +220,23 @@ def _connect(broker: Broker, address: Address, deadline: float) -> None:
                 if events & select.POLLOUT and not connection.closed:
                     connection.write()
         if not connection.connected:
-            raise connection.failure or ConnectionFailure("no answer to CONNECT", cause="silent")
+            raise connection.unanswered()
     finally:
         connection.close()
+    return connection
+
+
+def _detail(outcome: Outcome, failure: ConnectionFailure | None, broker: Broker) -> str:
+    words = _WORDS[outcome]
+    if failure is None:
+        return words
+    if outcome in {"bad_credentials", "not_authorized"} and knows_by_certificate(broker):
+        words = _BY_CERTIFICATE
+    elif outcome == "client_certificate_needed" and failure.cause == "closed":
+        words = _CLOSED_IN_TLS
+    if failure.cause in {"closed", "unanswered", "tls_untrusted"} and failure.hint:
+        words += f" {failure.hint[0].upper()}{failure.hint[1:]}"
+    return f"{words} The broker says: {failure.said}" if failure.said else words
 
 
 def _outcome(failure: ConnectionFailure, broker: Broker) -> Outcome:
@@ -203,6 +252,7 @@ def _outcome(failure: ConnectionFailure, broker: Broker) -> Outcome:
     causes: dict[str, Outcome] = {
         "unreachable": "unreachable",
         "silent": "silent",
+        "unanswered": "silent",
         "tls_file": "tls_files",
         "tls_untrusted": "tls_untrusted",
         "tls_name": "tls_name",

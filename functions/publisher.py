@@ -82,10 +82,11 @@ class Outcome:
         return self.status is Status.REFUSED and (self.convicted or self.reason_code in codes)
 
 
-def acknowledged(reason_code: int, qos: int) -> Outcome:
-    """Read an acknowledgement (MQTT 5 §3.4.2.1, §3.5.2.1)."""
+def acknowledged(reason_code: int, qos: int, said: str = "") -> Outcome:
+    """Read an acknowledgement (MQTT 5 §3.4.2.1, §3.5.2.1); `said` are the broker's own words."""
     if reason_code >= MIN_REFUSAL:
-        return Outcome(Status.REFUSED, f"the broker answered 0x{reason_code:02x}", reason_code)
+        words = f"the broker answered 0x{reason_code:02x}{': ' if said else ''}{said}"
+        return Outcome(Status.REFUSED, words, reason_code)
     if qos == 0:
         return Outcome(Status.SENT)
     if reason_code == NO_MATCHING_SUBSCRIBERS:
@@ -291,7 +292,7 @@ class InlinePublisher:
             self._refusals, self._refusal = 0, None
             self._state(connected=True)
             return connection
-        failure = connection.why("no answer to CONNECT in time")
+        failure = connection.unanswered()
         if failure.refused:
             self._refusals += 1
             self._refusal = failure
@@ -390,7 +391,7 @@ class _Batch:
         for ack in acks:
             if (message := self._in_flight.pop(ack.mid, None)) is None:
                 continue
-            outcome = acknowledged(ack.reason_code, ack.qos)
+            outcome = acknowledged(ack.reason_code, ack.qos, ack.said)
             self._suspects.answered(message, ack.reason_code if outcome.forbidden else None)
             if self._audience.doubts(message, ack.reason_code, time.time()):
                 words = "nobody is subscribed yet, moments after the connection was lost"

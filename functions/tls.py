@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from functions.settings import Broker
 
+# OpenSSL's X509_V_ERR_… of what Python 3.13 and later do not let pass (VERIFY_X509_STRICT; RFC 5280).
+_STRICT = range(79, 95)
+
 
 class TlsFileError(Exception):
     """A file or text is not what its variable says; the message names the variable."""
@@ -55,3 +58,14 @@ def _load_pem(context: ssl.SSLContext, text: str) -> None:
         file.write(text)
         file.flush()
         context.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password="")
+
+
+def incomplete(error: ssl.SSLCertVerificationError) -> str:
+    """What to do where a certificate lacks what Python asks for since 3.13, "" where something else is wrong."""
+    if error.verify_code not in _STRICT:
+        return ""
+    return (
+        "Python 3.13 and later, Lambda's among them, take no incomplete certificate (RFC 5280), which older ones do. "
+        "Make the authority's anew, with critical basicConstraints, subjectKeyIdentifier and a critical keyUsage of "
+        "keyCertSign and cRLSign, and the broker's by it, with subjectKeyIdentifier and authorityKeyIdentifier"
+    )

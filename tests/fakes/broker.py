@@ -20,6 +20,7 @@ from tests.timing import PATIENCE_SECONDS
 CLOSE_TIMEOUT_SECONDS = 5.0
 MQTT_5 = 5
 FAILURE = 0x80
+RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED = 0x9A, 0x9B
 
 HTTP_ANSWER = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 GARBAGE = b"\xff\xff\xff\xff\xff\x00garbage"
@@ -75,6 +76,7 @@ class Connect:
     properties: bytes
     will_topic: str | None
     will_payload: bytes
+    will_qos: int
     will_retain: bool
 
 
@@ -86,6 +88,11 @@ class Behaviour:
 
     - silent: accepts TCP and says nothing. `raw_answer`: these bytes instead of CONNACK, then the end.
     - connack_*: a reason other than 0 ends the connection; `connack_properties` are raw, and come last.
+    - will_reason: the reason for a CONNECT that brings a will, instead of `connack_reason`; 0x9A and 0x9B follow by
+      themselves from `retain_available` and `maximum_qos`, and end a connection that publishes so (MQTT 5 §3.2.2.3).
+    - reason_string: the broker's own words, in CONNACK, PUBACK and DISCONNECT.
+    - never_answers: reads CONNECT, and says nothing.
+    - closes_on: ends the connection when it gets such a PUBLISH, by `disconnect_reason` where there is one.
     - acknowledge: False never acknowledges. `acknowledge_delay_seconds` delays acknowledgements, not reading.
     - puback_reason, pubrec_reason: the code, or a function of the PUBLISH; PUBREC >= 0x80 ends the flow.
     - half_puback: the first half of the acknowledgement, then the end. `raw_on_publish`: these bytes instead.
@@ -104,6 +111,11 @@ class Behaviour:
     server_keep_alive_seconds: int | None = None
     maximum_qos: int | None = None
     connack_properties: bytes = b""
+    will_reason: int = 0
+    retain_available: bool | None = None
+    reason_string: str = ""
+    never_answers: bool = False
+    closes_on: Callable[[Packet], bool] = lambda _publish: False
     acknowledge: bool = True
     acknowledge_delay_seconds: float = 0.0
     puback_reason: int | Callable[[Packet], int] = 0
@@ -277,12 +289,15 @@ class FakeBroker:
         self.connect_packets.append(connect)
         self._record(_received(Kind.CONNECT, connection, properties=connect.properties))
         behaviour = self._behaviour(connection)
+        if behaviour.never_answers:
+            return
         await asyncio.sleep(behaviour.connack_delay_seconds)
-        answer = bytes([0, behaviour.connack_reason])
+        reason = _connack_reason(connect, behaviour)
+        answer = bytes([0, reason])
         if connection.version == MQTT_5:
             answer += _with_length(_connack_properties(behaviour))
         connection.writer.write(_packet(Kind.CONNACK, answer))
-        if behaviour.connack_reason:
+        if reason:
             await _end_gently(connection)
             raise _CutError
         if behaviour.cut_at_publish == 0:
@@ -302,6 +317,8 @@ class FakeBroker:
             if _reason(behaviour.puback_reason, publish) >= FAILURE:
                 await self._acknowledge(connection, publish, behaviour)
             await self._cut(connection, behaviour)
+        if behaviour.closes_on(publish) or _asks_too_much(publish.qos, retain=publish.retain, behaviour=behaviour):
+            await self._cut(connection, behaviour)
         if behaviour.raw_on_publish is not None:
             connection.writer.write(behaviour.raw_on_publish)
         elif publish.qos and behaviour.acknowledge:
@@ -310,7 +327,8 @@ class FakeBroker:
     async def _acknowledge(self, connection: _Connection, publish: Packet, behaviour: Behaviour) -> None:
         first = publish.qos == 1
         reason = _reason(behaviour.puback_reason if first else behaviour.pubrec_reason, publish)
-        packet = _answer(connection, Kind.PUBACK if first else Kind.PUBREC, publish.packet_id, reason)
+        kind = Kind.PUBACK if first else Kind.PUBREC
+        packet = _answer(connection, kind, publish.packet_id, reason, behaviour.reason_string)
         if behaviour.half_puback:
             connection.writer.write(packet[: len(packet) // 2])
             await _end_gently(connection)
@@ -358,7 +376,9 @@ class FakeBroker:
 
     async def _cut(self, connection: _Connection, behaviour: Behaviour) -> None:
         if behaviour.disconnect_reason is not None:
-            connection.writer.write(_packet(Kind.DISCONNECT, bytes([behaviour.disconnect_reason])))
+            connection.writer.write(
+                _packet(Kind.DISCONNECT, bytes([behaviour.disconnect_reason]) + _said(behaviour.reason_string))
+            )
             await _end_gently(connection)
         raise _CutError
 
@@ -414,6 +434,7 @@ def _parse_connect(number: int, body: bytes) -> Connect:
         properties=properties,
         will_topic=will_topic,
         will_payload=will_payload,
+        will_qos=flags >> 3 & 3,
         will_retain=bool(flags & 0x20),
     )
 
@@ -460,13 +481,37 @@ def _connack_properties(behaviour: Behaviour) -> bytes:
         ("!BI", 0x27, behaviour.maximum_packet_size),
         ("!BH", 0x13, behaviour.server_keep_alive_seconds),
         ("!BB", 0x24, behaviour.maximum_qos),
+        ("!BB", 0x25, behaviour.retain_available),
     )
     packed = (struct.pack(shape, identifier, value) for shape, identifier, value in named if value is not None)
-    return b"".join(packed) + behaviour.connack_properties
+    said = _reason_string(behaviour.reason_string)
+    return b"".join(packed) + said + behaviour.connack_properties
 
 
-def _answer(connection: _Connection, kind: Kind, packet_id: int, reason: int) -> bytes:
-    code = bytes([reason]) if reason and connection.version == MQTT_5 else b""
+def _connack_reason(connect: Connect, behaviour: Behaviour) -> int:
+    if connect.will_topic is not None:
+        too_much = _asks_too_much(connect.will_qos, retain=connect.will_retain, behaviour=behaviour)
+        return behaviour.will_reason or too_much or behaviour.connack_reason
+    return behaviour.connack_reason
+
+
+def _asks_too_much(qos: int, *, retain: bool, behaviour: Behaviour) -> int:
+    if retain and behaviour.retain_available is False:
+        return RETAIN_NOT_SUPPORTED
+    return QOS_NOT_SUPPORTED if behaviour.maximum_qos is not None and qos > behaviour.maximum_qos else 0
+
+
+def _said(reason_string: str) -> bytes:
+    """A Reason String as the only property; nothing where there is none."""
+    return _with_length(_reason_string(reason_string)) if reason_string else b""
+
+
+def _reason_string(text: str) -> bytes:
+    return b"\x1f" + len(text.encode()).to_bytes(2, "big") + text.encode() if text else b""
+
+
+def _answer(connection: _Connection, kind: Kind, packet_id: int, reason: int, reason_string: str = "") -> bytes:
+    code = bytes([reason]) + _said(reason_string) if reason and connection.version == MQTT_5 else b""
     return _packet(kind, packet_id.to_bytes(2, "big") + code)
 
 

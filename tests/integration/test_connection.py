@@ -284,6 +284,53 @@ def test_a_refused_connack_gives_the_brokers_reason(
     assert words in failure.reason
 
 
+SAID = "user bell must not connect from here"
+
+
+def test_the_brokers_own_words_are_kept(certificates: Certificates) -> None:
+    """The Reason String of CONNACK, of PUBACK and PUBREC, and of DISCONNECT; not for ever long, and in one line."""
+    with FakeBroker(script=[Behaviour(connack_reason=0x87, reason_string=SAID)]) as fake:
+        failure = _refusal(_broker(fake))
+        assert (failure.said, SAID in failure.reason) == (SAID, True)
+    for qos in (1, 2):
+        refusing = Behaviour(puback_reason=0x87, pubrec_reason=0x87, reason_string=SAID)
+        with FakeBroker(script=[refusing, Behaviour(reason_string=SAID)]) as fake:
+            for said in (SAID, ""):  # nobody needs words about a success
+                connection = _connect(_broker(fake, qos=qos))
+                _send(connection, _notification())
+                assert _drive(connection, lambda one=connection: bool(one._acks))  # type: ignore[misc]  # noqa: SLF001 - looks
+                assert [ack.said for ack in connection.take_acks()] == [said]
+                connection.discard()
+    ending = Behaviour(cut_at_publish=1, disconnect_reason=0x97, reason_string="line one\n" + "x" * 1000)
+    with FakeBroker(script=[ending]) as fake:
+        connection = _connect(_broker(fake))
+        _send(connection, _notification())
+        _drive(connection, lambda: False)
+        assert connection.failure is not None
+        assert "Quota exceeded (line one\N{REPLACEMENT CHARACTER}xx" in connection.failure.reason
+        assert len(connection.failure.reason) < 300
+    by_certificate = {"cert_file": certificates.client_cert, "key_file": certificates.client_key}
+    with FakeBroker(script=[Behaviour(connack_reason=0x87)]) as fake:
+        failure = _refusal(_broker(fake, **by_certificate))
+        assert "MQTT_PASSWORD" not in failure.reason
+        assert "MQTT_CERT_FILE" in failure.reason
+
+
+@pytest.mark.parametrize(("protocol", "other"), [("5", "3.1.1"), ("3.1.1", "5")])
+@pytest.mark.parametrize("behaviour", [Behaviour(raw_answer=b""), Behaviour(never_answers=True)], ids=["ends", "waits"])
+def test_a_port_that_does_not_know_the_protocol_gets_the_hint_for_the_other(
+    behaviour: Behaviour, protocol: str, other: str
+) -> None:
+    """It closes, as most do, or never answers, as amqtt: `MQTT_PROTOCOL` is named in both cases, and both ways."""
+    with FakeBroker(script=[behaviour]) as fake:
+        connection = Connection(_broker(fake, protocol=protocol), "a")
+        connection.open(PATIENCE_SECONDS)
+        _drive(connection, lambda: connection.closed, 0.5)
+        assert f"set MQTT_PROTOCOL={other}" in connection.unanswered().reason
+        assert "check MQTT_USERNAME" in connection.unanswered().reason or behaviour.never_answers
+        connection.discard()
+
+
 @pytest.mark.parametrize("answer", [HTTP_ANSWER, GARBAGE, b"", b"\x20\x03\x00\x00", b"\x20\x03\x00\xee\x00"])
 def test_what_is_no_mqtt_broker_is_said_to_be_none(answer: bytes) -> None:
     """A web server, garbage, a hang-up, half a CONNACK, an unknown reason code: a clear reason, never an exception."""

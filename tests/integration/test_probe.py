@@ -20,6 +20,7 @@ from functions.settings import Broker, SettingsError
 from infra.local.certificates import Certificates, make_certificates
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
+from infra.subscriber import Subscriber
 from tests.fakes.broker import GARBAGE, HTTP_ANSWER, Behaviour, FakeBroker
 from tests.hosts import eventually
 from tests.leftovers import threads
@@ -249,6 +250,61 @@ def test_the_address_that_was_judged_is_the_one_that_is_connected_to(
     monkeypatch.setattr(module, "_lookup", lambda _host: iter([ipaddress.ip_address(next(answers))]))
     assert probe(at(mosquitto, host="rebinding.example")).outcome == "ok"
     assert next(answers) == "169.254.169.254"
+
+
+# The connection that the host would make.
+
+WILL = "home/bucketbell/here/availability"
+
+
+def test_the_last_will_is_tried_too(mosquitto: Mosquitto) -> None:
+    """It goes with a connection that ends well: nobody hears it."""
+    with Subscriber(mosquitto.url, ("home/#",)) as listener:
+        assert probe(at(mosquitto, availability_topic=WILL)).will_refused == ""
+        assert listener.silence(0.3) == []
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        (Behaviour(will_reason=0x87, reason_string="topic not allowed"), "topic not allowed"),
+        (Behaviour(retain_available=False), "Retain not supported"),
+        (Behaviour(will_reason=0x9A), "Retain not supported"),
+    ],
+)
+def test_a_broker_that_refuses_the_last_will_alone_accepts_and_says_so(behaviour: Behaviour, words: str) -> None:
+    """By a second attempt without it; a wrong password is none of the will's."""
+    with FakeBroker(script=[behaviour]) as broker:
+        verdict = probe(at(broker, availability_topic=WILL))
+        assert (verdict.outcome, words in verdict.will_refused) == ("ok", True)
+        assert [connect.will_topic for connect in broker.connect_packets] == [WILL, None]
+        assert verdict.retain_available is ("Retain" not in words)
+    with FakeBroker(script=[Behaviour(connack_reason=0x86)]) as broker:
+        assert probe(at(broker, availability_topic=WILL)).outcome == "bad_credentials"
+
+
+def test_what_the_broker_grants_is_told() -> None:
+    """QoS and retained messages."""
+    with FakeBroker(script=[Behaviour(maximum_qos=0, retain_available=False)]) as broker:
+        verdict = probe(at(broker))
+    assert (verdict.maximum_qos, verdict.retain_available, verdict.will_refused) == (0, False, "")
+
+
+def test_words_fit_what_the_broker_knows_us_by(certificates: Certificates) -> None:
+    """A certificate alone: its policy, not a password. And the broker's own words follow."""
+    own = {"cert_file": certificates.client_cert, "key_file": certificates.client_key}
+    with FakeBroker(script=[Behaviour(connack_reason=0x87, reason_string="inactive")]) as broker:
+        verdict = probe(at(broker, **own))
+    assert (verdict.outcome, "password" in verdict.detail) == ("not_authorized", False)
+    assert verdict.detail.endswith("The broker says: inactive")
+
+
+@pytest.mark.parametrize(("protocol", "other"), [("5", "3.1.1"), ("3.1.1", "5")])
+def test_a_connect_that_is_never_answered_hints_at_the_other_protocol(protocol: str, other: str) -> None:
+    """Amqtt says nothing to MQTT 5."""
+    with FakeBroker(script=[Behaviour(never_answers=True)]) as broker:
+        verdict = probe(at(broker, protocol=protocol), timeout_seconds=1.0)
+    assert (verdict.outcome, f"MQTT_PROTOCOL={other}" in verdict.detail) == ("silent", True)
 
 
 # What may be tested.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import paho
 import pytest
 from pydantic import SecretStr
 
@@ -19,7 +21,9 @@ from functions.settings import load
 from functions.tls import TlsFileError, client_context
 from infra.local.certificates import Certificates, make_certificates
 from infra.local.mosquitto import Mosquitto
+from infra.sam.tool import SamError, runtime_python
 from infra.subscriber import Subscriber
+from tests.conftest import missing
 from tests.leftovers import nothing_left
 
 PLENTY_SECONDS = 30.0
@@ -167,3 +171,62 @@ def test_the_protocol_is_asked_for_by_alpn(certificates: Certificates, alpn: str
         assert ring(environ(url, certificates) | {"MQTT_ALPN": alpn, "MQTT_PROTOCOL": "3.1.1"}) == 1
         thread.join(PLENTY_SECONDS)
     assert seen == [alpn or None, True]
+
+
+# What Python 3.13, Lambda's, asks of certificates.
+
+CONNECT = """
+import sys
+from functions.connection import Connection, ConnectionFailure
+
+class Broker:
+    url = "mqtts://localhost"
+    host, port, tls, protocol, alpn = "localhost", int(sys.argv[1]), True, "5", None
+    username = password = availability_topic = cert_file = key_file = ca_pem = cert_pem = key_pem = None
+    keepalive_seconds = 60
+
+from pathlib import Path
+Broker.ca_file = Path(sys.argv[2])
+connection = Connection(Broker(), "a")
+try:
+    connection.open(30.0)
+    connection.close()
+    print("connected")
+except ConnectionFailure as failure:
+    print(failure.reason)
+"""
+
+
+@pytest.mark.parametrize("complete", [True, False], ids=["complete", "without key usage"])
+def test_an_authority_without_key_usage_is_refused_by_lambdas_python_with_the_way_out(
+    tmp_path: Path, mosquitto_binary: Path, *, complete: bool
+) -> None:
+    """Python 3.11 and 3.12 take it; 3.13 does not, and the words say what is missing and how to make it."""
+    del mosquitto_binary
+    made = make_certificates(tmp_path / "certificates", complete_authority=complete)
+    with Mosquitto(tmp_path / "broker", certificates=made) as broker:
+
+        def connect(python: Path) -> str:
+            packages = Path(paho.__file__).parents[1]  # pure Python, as all that a connection needs
+            done = subprocess.run(
+                [python, "-c", CONNECT, str(broker.port), str(made.ca_file)],
+                capture_output=True,
+                text=True,
+                timeout=PLENTY_SECONDS,
+                env={"PYTHONPATH": f"{Path(__file__).parents[2]}:{packages}", "PYTHONDONTWRITEBYTECODE": "1"},
+                check=True,
+            )
+            return done.stdout.strip()
+
+        if complete or sys.version_info < (3, 13):
+            assert connect(Path(sys.executable)) == "connected"
+        try:
+            lambdas = runtime_python()
+        except SamError as error:
+            missing("Python 3.13", str(error))
+        said = connect(lambdas)
+        assert complete is (said == "connected")
+        if not complete:
+            assert "key usage" in said
+            assert "Python 3.13" in said
+            assert "keyCertSign" in said
