@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from pydantic import SecretStr
 
-from functions.answers import ConfigAnswer, DiscoveryAnswer, ErrorAnswer, ProbeAnswer, ProcessAnswer, StatusAnswer
+from functions.answers import (
+    ConfigAnswer,
+    DiscoveryAnswer,
+    ErrorAnswer,
+    ProbeAnswer,
+    ProcessAnswer,
+    StatusAnswer,
+    TopicAnswer,
+)
 from functions.config_store import NoEncryptionKey, StoreUnavailable
 from functions.in_force import broker_of
 from functions.mqtt_config import MqttConfig, MqttConfigChange
@@ -42,6 +50,12 @@ class Publishing(Protocol):
     def status(self) -> ProcessStatus | None:
         """What this process says of its connection; None where it has none, because others publish."""
 
+    def topics(self) -> Sequence[TopicVerdict]:
+        """What the broker last said to this process, by topic."""
+
+    def availability_topic(self, config: MqttConfig) -> str | None:
+        """Where the broker would say `offline` of this process under these settings; None: nowhere."""
+
     def apply(self, stored: Stored | None) -> None:
         """Bring these settings in force in this process, at once: blocks, within a few seconds."""
 
@@ -50,6 +64,17 @@ class Publishing(Protocol):
 
     def forget_camera(self, camera_id: str) -> bool:
         """Take a camera out of Home Assistant; False where it is not known. Raises as `publish_discovery`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicVerdict:
+    """What the broker last answered to a message on this topic (as metrics name it)."""
+
+    topic: str
+    accepted: bool
+    reason: str
+    reason_code: int | None
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +136,20 @@ class Administration:
             others = list(recorded.value)
             newest = next((one for one in others if one.scope == "lambda"), None)
             said, live = _NOBODY if newest is None else _process(newest), self._live()
-        answer = StatusAnswer(**dict(said), probe=live, recorded=tuple(map(_process, others)))
+        answer = StatusAnswer(**dict(said), probe=live, topics=self._topics(), recorded=tuple(map(_process, others)))
         return Read(answer, recorded.stale)
 
     def test(self, change: MqttConfigChange) -> ProbeAnswer:
         """Try these settings once."""
         password, which = self._password(change)
         broker = broker_of(self._settings, change.config, password)
-        verdict = probe(broker, self._targets)
+        will = self._publishing.availability_topic(change.config)
+        verdict = probe(replace(broker, availability_topic=will), self._targets)
         if verdict.outcome == "forbidden":
             raise Problem(HTTPStatus.FORBIDDEN, "forbidden_target", verdict.detail)
-        return _probed(verdict, broker, which)
+        answer = _probed(verdict, broker, which, _left_out(verdict, broker, change.config))
+        known = self._publishing.status()
+        return answer.model_copy(update={"topics": self._topics() if known and known.broker == broker.url else ()})
 
     def publish_discovery(self) -> DiscoveryAnswer:
         """Publish discovery again."""
@@ -137,6 +165,9 @@ class Administration:
             return call()
         except CannotPublish as error:
             raise Problem(HTTPStatus.CONFLICT, "cannot_publish", str(error)) from None
+
+    def _topics(self) -> tuple[TopicAnswer, ...]:
+        return tuple(TopicAnswer(**asdict(one)) for one in self._publishing.topics())
 
     def _load(self) -> Read[Stored | None]:
         return Read(None) if self._store is None else self._stored.read(self._store.load)
@@ -294,8 +325,24 @@ def _process(status: ProcessStatus) -> ProcessAnswer:
     )
 
 
-def _probed(verdict: Verdict, broker: Broker, password: Password) -> ProbeAnswer:
+def _left_out(verdict: Verdict, broker: Broker, config: MqttConfig) -> tuple[str, ...]:
+    """What is asked for and not to be had, although the broker accepts us."""
+    if not verdict.ok:
+        return ()
+    found = []
+    if verdict.will_refused:
+        found.append(f"the cameras' availability, since the last will is refused: {verdict.will_refused}")
+    if not verdict.retain_available and (config.discovery_enabled or config.retain_messages):
+        found.append("retained messages: Home Assistant forgets the cameras when it restarts")
+    if max(broker.qos, config.qos) > verdict.maximum_qos:
+        found.append(f"QoS {max(broker.qos, config.qos)}: it grants {verdict.maximum_qos} at most")
+    return tuple(found)
+
+
+def _probed(verdict: Verdict, broker: Broker, password: Password, left_out: tuple[str, ...] = ()) -> ProbeAnswer:
     detail = verdict.detail
+    if left_out:
+        detail += f" But not everything that is asked for: {'; '.join(left_out)}."
     if (
         broker.password is None
         and broker.username is not None
@@ -312,4 +359,5 @@ def _probed(verdict: Verdict, broker: Broker, password: Password) -> ProbeAnswer
         password=password,
         duration_seconds=verdict.duration_seconds,
         at=datetime.now(UTC),
+        left_out=left_out,
     )

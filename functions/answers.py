@@ -67,6 +67,16 @@ class ProcessAnswer(Answer):
     recorded_at: Moment | None = Field(description="When it said so.")
 
 
+class TopicAnswer(Answer):
+    """What the broker last answered to a message on this topic."""
+
+    topic: str = Field(description="As metrics name it: `camera/+/event`. `last will`: what CONNECT asks for.")
+    accepted: bool
+    reason: str = Field(description="Why not, with the broker's own words where it has any.")
+    reason_code: int | None = Field(description="The broker's (MQTT 5 §2.4), where it gave one.")
+    at: Moment
+
+
 class ProbeAnswer(Answer):
     """What came of one attempt to connect."""
 
@@ -81,6 +91,14 @@ class ProbeAnswer(Answer):
     )
     duration_seconds: float
     at: Moment
+    left_out: tuple[str, ...] = Field(
+        default=(), description="What these settings ask for and the broker will not do, although it accepts us."
+    )
+    topics: tuple[TopicAnswer, ...] = Field(
+        default=(),
+        description="Where this is the broker in force: what it last said to each topic. A test publishes nothing, and "
+        "cannot ask for topics' rights.",
+    )
 
 
 class StatusAnswer(ProcessAnswer):
@@ -89,6 +107,9 @@ class StatusAnswer(ProcessAnswer):
     probe: ProbeAnswer | None = Field(
         description="A live attempt to connect, where the publishing processes are others (on Lambda); at most a few "
         "seconds old."
+    )
+    topics: tuple[TopicAnswer, ...] = Field(
+        default=(), description="What the broker last said to this process, by topic: the rights that it has."
     )
     recorded: tuple[ProcessAnswer, ...] = Field(description="What other processes last recorded, newest first.")
 

@@ -17,11 +17,11 @@ from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
 from pydantic import ValidationError
 
 from functions import openapi
-from functions.administration import Administration, CannotPublish
+from functions.administration import Administration, CannotPublish, TopicVerdict
 from functions.answers import Answer, FieldProblem, ProblemAnswer
 from functions.config_store import ConfigStore, StoreUnavailable, VersionConflict
 from functions.lifetime import Renewal, begin
-from functions.mqtt_config import MqttConfigChange, problems
+from functions.mqtt_config import MqttConfig, MqttConfigChange, problems
 from functions.openapi import OPERATIONS, STALE, Operation
 from functions.settings import SettingsError
 from functions.telemetry import logger
@@ -297,6 +297,13 @@ class Elsewhere:
     def status(self) -> ProcessStatus | None:
         """See `Publishing.status`."""
         return None
+
+    def topics(self) -> tuple[TopicVerdict, ...]:
+        """See `Publishing.topics`."""
+        return ()
+
+    def availability_topic(self, config: MqttConfig) -> None:
+        """See `Publishing.availability_topic`: a frozen function's last will would lie."""
 
     def apply(self, stored: Stored | None) -> None:
         """See `Publishing.apply`: those others will."""

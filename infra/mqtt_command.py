@@ -30,18 +30,8 @@ MAX_ANSWER_BYTES = 1 << 20
 POLL_SECONDS = 0.25
 DEFAULT_WAIT_SECONDS = 8.0
 # What a GET tells of the settings that a PUT takes back.
-KEPT = (
-    "broker_host",
-    "broker_port",
-    "username",
-    "use_tls",
-    "topic_prefix",
-    "qos",
-    "enabled",
-    "discovery_enabled",
-    "discovery_prefix",
-    "retain_messages",
-)
+KEPT: tuple[str, ...] = ("broker_host", "broker_port", "username", "use_tls", "topic_prefix", "qos", "enabled")
+KEPT += ("discovery_enabled", "discovery_prefix", "retain_messages")
 
 EPILOG = (
     "Examples: `bucketbell mqtt status` · `bucketbell mqtt test --broker-host 192.0.2.7 --username me --password env` "
@@ -158,7 +148,8 @@ def attempt(
         _print_json(verdict)
     else:
         _say(f"{verdict['broker']}: {verdict['detail']}", well=verdict["ok"])
-        _rows({name: verdict[name] for name in ("outcome", "reason_code", "address", "password", "duration_seconds")})
+        told = ("outcome", "reason_code", "address", "password", "duration_seconds")
+        _rows({name: verdict[name] for name in told} | _topics(verdict))
     if not verdict["ok"]:
         raise typer.Exit(1)
 
@@ -359,6 +350,7 @@ def _show_status(answer: _Answer) -> None:
             "last error": None if error is None else f"{error['reason']} ({error['at']})",
             "messages published": document["messages_published"],
             "reconnect attempts": document["reconnect_attempts"],
+            **_topics(document),
         }
     )
     for other in document["recorded"]:
@@ -366,6 +358,13 @@ def _show_status(answer: _Answer) -> None:
         _rows({str(other["process"]): f"{words}, {other['messages_published']} messages, as of {other['recorded_at']}"})
     if answer.stale:
         typer.echo(f"the database does not answer; what others recorded is of: {answer.stale}", err=True)
+
+
+def _topics(document: Mapping[str, Any]) -> dict[str, str]:
+    """What the broker last said to the host, by topic."""
+    return {
+        one["topic"]: f"{'taken' if one['accepted'] else one['reason']} ({one['at']})" for one in document["topics"]
+    }
 
 
 def _say(words: str, *, well: bool = True) -> None:

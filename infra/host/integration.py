@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from functions.administration import CannotPublish
+from functions.administration import CannotPublish, TopicVerdict
 from functions.config_store import CredentialsUnreadable, ProcessStatus, StoreUnavailable
 from functions.detections import CameraTopics
 from functions.discovery import (
@@ -29,12 +30,15 @@ from functions.routes import Notification
 from functions.settings import Broker
 from functions.telemetry import logger
 from infra.host.cameras import look
+from infra.host.greetings import WILL
 from infra.host.link import NOT_READ
-from infra.host.publisher import HostPublisher, QueueFull
+from infra.host.publisher import HostPublisher
+from infra.host.replicas import Replicas
 from infra.host.threads import in_thread
 
 if TYPE_CHECKING:
     from functions.config_store import ConfigStore, Stored
+    from functions.mqtt_config import MqttConfig
     from functions.objects import Objects
     from functions.settings import Settings
 
@@ -76,7 +80,7 @@ class Integration:
         self._began_at = datetime.now(UTC)
         self._stored: Stored | None = None
         self._broker: Broker | None = settings.broker
-        self._replicas: tuple[str, ...] = (self.process,)
+        self._replicas = Replicas(self.process)
         self._problem = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -161,20 +165,24 @@ class Integration:
             self._broker = broker
             logger.info("broker settings in force", extra={"broker": broker.url if broker else None})
         else:
-            self._publish(self._greetings())
+            self._publisher.greet(self._greetings())
 
     def _meet(self, recorded: Sequence[ProcessStatus]) -> None:
-        """Home Assistant takes a camera for available while any host says so: tell it of hosts that are new."""
-        replicas = tuple(sorted({self.process, *(one.process for one in recorded if one.scope == "host")}))
-        if replicas != self._replicas:
-            self._replicas = replicas
+        """Home Assistant takes a camera for available while any host says so: tell it of hosts that come and go."""
+        before = self._replicas.there
+        self._replicas.meet(recorded, time.monotonic())
+        if self._replicas.there != before:
             self._publish(self._discoveries(self.cameras.all()))
+        if self._announces and self._publisher.status.connected:
+            topics = [availability_topic(self._topics.topic_prefix, gone) for gone in self._replicas.take_gone()]
+            self._publish([self._availability_of(topic, b"") for topic in topics])
 
     def _trouble(self, problem: str) -> None:
         if problem and problem != self._problem:
             logger.warning(GOES_ON, extra={"reason": problem})
         elif self._problem and not problem:
             logger.info("the stored settings can be read again")
+            self._publish(self._available(ONLINE))  # others may have taken us for gone
         self._problem = problem
 
     # What is published on their behalf.
@@ -182,7 +190,9 @@ class Integration:
     def heard(self, camera_id: str, name: str) -> tuple[Notification, ...]:
         """What goes before this camera's event: its discovery message, where that is due."""
         camera = Camera(camera_id, name)
-        return self._discoveries((camera,)) if self.cameras.heard(camera) else ()
+        if not self.cameras.heard(camera) or self._leaves_out_discovery:
+            return ()
+        return self._discoveries((camera,))
 
     @property
     def _topics(self) -> CameraTopics:
@@ -206,19 +216,41 @@ class Integration:
 
     def _available(self, payload: bytes) -> tuple[Notification, ...]:
         topic = None if self._broker is None else self._broker.availability_topic
-        if topic is None:
+        if topic is None or self._leaves_out_availability:
             return ()
-        label = availability_label(self._topics.topic_prefix)
-        return (Notification(topic, "", payload, b"", qos=1, retain=True, label=label),)
+        return (self._availability_of(topic, payload),)
 
-    def _greetings(self) -> tuple[Notification, ...]:
-        return (*self._available(ONLINE), *self._discoveries(self.cameras.all()))
+    def _greetings(self) -> Iterator[Notification]:
+        """What a camera's discovery says of availability hangs on what the broker has said to `online` by then."""
+        yield from self._available(ONLINE)
+        for camera in self.cameras.all():
+            yield from self._discoveries((camera,))
+
+    def _availability_of(self, topic: str, payload: bytes) -> Notification:
+        return Notification(topic, "", payload, b"", qos=1, retain=True, label=self._availability_label)
+
+    @property
+    def _availability_label(self) -> str:
+        return availability_label(self._topics.topic_prefix)
+
+    @property
+    def _leaves_out_availability(self) -> bool:
+        """Whether nothing is said of it: without the last will or `online`, it would be wrong sooner or later."""
+        greeted = self._publisher.greeted
+        return bool(greeted.leaves_out(WILL) or greeted.leaves_out(self._availability_label))
+
+    @property
+    def _leaves_out_discovery(self) -> str:
+        if self._stored is None:
+            return ""
+        return self._publisher.greeted.leaves_out(discovery_label(self._stored.config.discovery_prefix))
 
     def _discoveries(self, cameras: Sequence[Camera]) -> tuple[Notification, ...]:
         if self._stored is None or not self._stored.config.discovery_enabled:
             return ()
         config = self._stored.config
-        topics = [availability_topic(config.topic_prefix, replica) for replica in self._replicas]
+        replicas = () if self._leaves_out_availability else self._replicas.there
+        topics = [availability_topic(config.topic_prefix, replica) for replica in replicas]
         return tuple(
             discovery(
                 camera,
@@ -234,10 +266,12 @@ class Integration:
     def _publish(self, notifications: Sequence[Notification]) -> int:
         if not self._publisher.status.connected:
             return 0  # they are among the greetings
-        with contextlib.suppress(QueueFull):
-            for notification in notifications:
-                self._publisher.submit(notification)
+        self._publisher.greet(notifications)
         return len(notifications)
+
+    def _publish_again(self) -> int:
+        self._publisher.greeted.retry()
+        return self._publish(self._discoveries(self.cameras.all()))
 
     def _forget(self, camera_id: str) -> bool:
         was_known = self.cameras.forget(camera_id)
@@ -270,6 +304,14 @@ class Integration:
             recorded_at=datetime.now(UTC),
         )
 
+    def topics(self) -> tuple[TopicVerdict, ...]:
+        """What the broker last said to each topic, as far as anything was published there."""
+        return self._publisher.greeted.verdicts()
+
+    def availability_topic(self, config: MqttConfig) -> str | None:
+        """Where this host's last will would be, under these settings."""
+        return availability_topic(config.topic_prefix, self.process) if config.discovery_enabled else None
+
     def apply(self, stored: Stored | None) -> None:
         """Publish as these settings say from now on: when this returns, nothing more goes to the broker before."""
         if stored is None or self._stored is None or _age(stored) > _age(self._stored):
@@ -278,7 +320,7 @@ class Integration:
     def publish_discovery(self) -> int:
         """Publish every camera's discovery message again; return how many. Raises `CannotPublish`."""
         self._check_discovery()
-        return self._on_loop(lambda: self._publish(self._discoveries(self.cameras.all())))
+        return self._on_loop(self._publish_again)
 
     def forget_camera(self, camera_id: str) -> bool:
         """Remove a camera from Home Assistant; whether it was known here. Raises `CannotPublish`."""

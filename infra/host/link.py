@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from functions.connection import Ack, Connection, ConnectionFailure
+from functions.connection import RETAIN_NOT_SUPPORTED, Ack, Connection, ConnectionFailure
+from functions.probe import NO_RETAINED
 from functions.publisher import backoff_seconds, new_client_id
 from functions.routes import Notification
 from functions.settings import Broker
@@ -57,6 +58,9 @@ class LinkUser(Protocol):
     def link_made(self) -> None:
         """The broker has accepted us."""
 
+    def will_refused(self, failure: ConnectionFailure) -> None:
+        """The broker accepts us without our last will; with it, it did not."""
+
     def link_moved(self) -> None:
         """Acknowledgements may have come, or there is room to write again."""
 
@@ -89,6 +93,7 @@ class Link:
         self._demand = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._opening: asyncio.Future[None] | None = None
+        self._without_will: ConnectionFailure | None = None  # why the next attempt leaves it out
         self.status = LinkStatus(broker.url if broker else None, connected=False, since=time.time(), reason="starting")
         telemetry.connection(connected=False)
         telemetry.enabled(enabled=False)
@@ -101,6 +106,11 @@ class Link:
     def take_acks(self) -> list[Ack]:
         """Return what has been acknowledged since the last call, also just before the connection ended."""
         return self._opened.take_acks() if self._opened is not None else []
+
+    @property
+    def broker(self) -> Broker | None:
+        """Where it connects to."""
+        return self._broker
 
     def start(self) -> None:
         """Begin to connect. Idempotent."""
@@ -120,6 +130,7 @@ class Link:
         """Leave the broker, and go to this one as a new client; None: to nobody, and `otherwise` says why."""
         self._leave()
         self._broker = broker
+        self._without_will = None
         self._client_id = new_client_id(broker.client_id_prefix) if broker else ""
         changed = ConnectionFailure(CHANGED if broker else otherwise)
         self.status = replace(self.status, broker=broker.url if broker else None, reconnect_attempts=0)
@@ -189,6 +200,7 @@ class Link:
                 failure = connection.why("connection lost")
             except ConnectionFailure as error:
                 failure = error
+                self._suspect_will(broker, error)
             except Exception as error:  # noqa: BLE001 - without this task nobody would ever connect again
                 logger.exception("mqtt link")
                 failure = ConnectionFailure(f"{broker.url}: {error!r}")
@@ -199,6 +211,11 @@ class Link:
             self._user.link_lost(failure)
             failures = 1 if lasted else failures + 1
             await self._back_off(failures, begun_at, refused=failure.refused)
+
+    def _suspect_will(self, broker: Broker, failure: ConnectionFailure) -> None:
+        """Where it may be our last will that the broker does not want: try without it, and with it after that."""
+        if broker.availability_topic is not None and (failure.refused or failure.cause == "closed"):
+            self._without_will = failure if self._without_will is None else None
 
     async def _back_off(self, failures: int, begun_at: float, *, refused: bool) -> None:
         delay_seconds = backoff_seconds(failures)
@@ -226,8 +243,13 @@ class Link:
                     await self._changed.wait()
                     self._changed.clear()
         if not connection.connected:
-            raise connection.why("no answer to CONNECT in time")
+            raise connection.unanswered()
         self._became(connected=True)
+        if self._without_will is not None:
+            connection.retain_available &= self._without_will.reason_code != RETAIN_NOT_SUPPORTED
+            self._user.will_refused(self._without_will)
+        elif broker.availability_topic is not None and not connection.retain_available:
+            self._user.will_refused(ConnectionFailure(NO_RETAINED))
         self._user.link_made()
         return connection
 
@@ -237,6 +259,8 @@ class Link:
             await asyncio.wait([self._opening], timeout=deadline - time.monotonic())
             if not self._opening.done():
                 raise ConnectionFailure(f"{broker.url}: the name was not resolved in time")
+        if self._without_will is not None:
+            broker = replace(broker, availability_topic=None)
         connection = Connection(broker, self._client_id, before_close=lambda: self._unregister(connection))
         opening = asyncio.get_running_loop().create_future()
         # paho's connect blocks for as long as TCP and TLS take: a thread for that, and for nothing after it.

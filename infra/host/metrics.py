@@ -51,7 +51,7 @@ class PrometheusTelemetry:
         self._messages = Counter("mqtt_messages_published_total", "Published messages.", registry=self.registry)
         no_subscribers = Counter(
             "mqtt_no_subscribers_total",
-            "Messages that the broker took, saying that nobody listens.",
+            "Messages that the broker took, saying that nobody listens. Not every broker ever says so.",
             ["topic"],
             registry=self.registry,
         )

@@ -11,17 +11,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from functions.audience import EARLY_SECONDS
 from functions.connection import Connection, ConnectionFailure
+from functions.probe import probe
 from functions.publisher import Outcome, Status, acknowledged, not_sent, too_large
 from functions.routes import Notification
 from functions.settings import Broker
 from functions.suspects import ALONE_SECONDS, likeliest_last
 from functions.telemetry import Telemetry, logger
 from infra.host.aside import Aside, Flight
+from infra.host.greetings import WILL, Greetings
 from infra.host.link import CHANGED, NO_TROUBLE, Link, LinkStatus
+from infra.host.threads import in_thread
 
 QUEUE_LIMIT = 10_000
 HOUSEKEEPING_SECONDS = 0.25
@@ -50,8 +53,9 @@ class HostPublisher:
         """`on_change` hears of every connect, disconnect and failed attempt. Nothing is connected before `start`."""
         self.configured = broker is not None
         self.messages_published = 0
-        self.greetings: Callable[[], Sequence[Notification]] = tuple
-        """What to publish first on each connect."""
+        self.greetings: Callable[[], Iterable[Notification]] = tuple
+        """What to say on each connect, after what waits for it."""
+        self.greeted = Greetings()
         self.farewells: Callable[[], Sequence[Notification]] = tuple
         """What to send before each DISCONNECT."""
         self._telemetry = telemetry
@@ -69,6 +73,7 @@ class HostPublisher:
         self._silent_until = 0.0
         self._pumping = False
         self._stopping = False
+        self._trying_will: asyncio.Task[None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
 
     @property
@@ -122,6 +127,12 @@ class HostPublisher:
                 loop.call_soon(self._pump)
         return flight
 
+    def greet(self, notifications: Iterable[Notification]) -> None:
+        """Say these in the way of greetings; nothing where the broker is not connected."""
+        if self.status.connected and not self._stopping:
+            self.greeted.add(notifications, time.monotonic())
+            self._pump()
+
     def withdraw_late(self) -> None:
         """Give up what is still unsent at its deadline: its outcome is *unconfirmed*."""
         now = time.monotonic() + CLOCK_SLACK_SECONDS
@@ -145,9 +156,10 @@ class HostPublisher:
         if waiting and self.status.connected:
             await asyncio.wait(waiting, timeout=FLUSH_SECONDS)
         self._abandon("shutting down")
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        tasks = [task for task in (self._housekeeping, self._trying_will) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._link.stop()
 
     def use(self, broker: Broker | None) -> None:
@@ -174,6 +186,7 @@ class HostPublisher:
         self._link.use(broker, otherwise=otherwise)
         self._queue.extend(self._aside.take_all())
         self._aside = Aside()
+        self.greeted = Greetings()
         self._begin_housekeeping()
 
     # What the link asks and tells.
@@ -182,10 +195,12 @@ class HostPublisher:
         """See `LinkUser.link_made`."""
         now = self._made_at = time.monotonic()
         self._aside.audience.connected(now)
-        loop = asyncio.get_running_loop()
-        for notification in reversed(self.greetings()):
-            self._queue.appendleft(Flight(notification, now, now + self._ack_seconds, loop.create_future()))
+        self.greeted.begin(self.greetings(), now)
         self._pump()
+
+    def will_refused(self, failure: ConnectionFailure) -> None:
+        """See `LinkUser.will_refused`."""
+        self.greeted.suspect_will(failure.reason, time.monotonic())
 
     def last_words(self) -> Sequence[Notification]:
         """See `LinkUser.last_words`."""
@@ -199,13 +214,14 @@ class HostPublisher:
     def link_lost(self, failure: ConnectionFailure) -> None:
         """See `LinkUser.link_lost`: what is still in time waits again, suspects apart from the others."""
         now = time.monotonic()
+        greeted = self._end_greetings(failure, now)
         in_flight, self._in_flight = list(self._in_flight.values()), {}
         lone, self._lone = self._lone, None
         # Not to blame: what the broker had for long, what was beside a suspect, and nothing when the end was ours.
         is_ours = self._gave_up or failure.reason in NO_TROUBLE
         is_old = all(now - flight.sent_at > self._ack_seconds for flight in in_flight)
         is_beside = lone is not None and len(in_flight) > 1
-        blamed = [] if is_ours or is_old or is_beside else in_flight
+        blamed = [] if greeted or is_ours or is_old or is_beside else in_flight
         self._gave_up = False
         conviction, is_open = self._aside.suspects.lost(
             [flight.notification for flight in blamed], now - self._made_at, now
@@ -238,7 +254,7 @@ class HostPublisher:
                 continue
             if flight is self._lone:
                 self._lone = None
-            topic, outcome = flight.notification.topic, acknowledged(ack.reason_code, ack.qos)
+            topic, outcome = flight.notification.topic, acknowledged(ack.reason_code, ack.qos, ack.said)
             self._aside.suspects.answered(flight.notification, ack.reason_code if outcome.forbidden else None)
             flight.suspect = flight.has_closed = False
             if self._aside.audience.doubts(flight.notification, ack.reason_code, now):
@@ -250,12 +266,50 @@ class HostPublisher:
             self._finish(flight, outcome)
 
     def _pump(self) -> None:
-        """Fill the free slots from the queue; where a suspect is due, it and the others take turns."""
+        """Send what waits, and greetings in the gaps."""
         self._pumping = False
         connection = self._link.connection
         now = time.monotonic()
-        if connection is None or (self._lone is not None and now - self._lone.sent_at < ALONE_SECONDS):
+        lone = self._lone
+        is_held_up = self.greeted.alone(now) or (lone is not None and now - lone.sent_at < ALONE_SECONDS)
+        if connection is None or is_held_up:
             return
+        hurries = self.greeted.hurries(now)
+        if not hurries:
+            self._fill_by_turns(connection, now)
+        self._link.flush()
+        self._take_acks()  # at QoS 0 sending was all
+        if hurries or not self._queue:
+            self._greet()
+
+    def _greet(self) -> None:
+        """Send the next greeting, where nothing else is on its way."""
+        while (
+            not self._in_flight
+            and (connection := self._link.connection) is not None
+            and (notification := self.greeted.next()) is not None
+        ):
+            now = time.monotonic()
+            flight = Flight(notification, now, now + self._ack_seconds, asyncio.get_running_loop().create_future())
+            mid = connection.send(notification)
+            self.greeted.sent(flight)
+            if mid is None:
+                self._finish(flight, too_large(connection))
+                continue
+            self._progress_at = flight.sent_at = now
+            self._in_flight[mid] = flight
+            self._link.flush()
+            self._take_acks()
+
+    def _end_greetings(self, failure: ConnectionFailure, now: float) -> bool:
+        """Return whether a greeting was on its way."""
+        flight = self.greeted.lost(failure, now) if failure.reason not in NO_TROUBLE else self.greeted.flight
+        for mid in [mid for mid, one in self._in_flight.items() if one is flight]:
+            self._finish(self._in_flight.pop(mid), Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
+        return flight is not None
+
+    def _fill_by_turns(self, connection: Connection, now: float) -> None:
+        """Send from the queue; where a suspect is due, it and the others take turns."""
         age_seconds = now - self._made_at
         suspect = self._aside.due(age_seconds) if self._lone is None else None
         if suspect is None:
@@ -271,8 +325,6 @@ class HostPublisher:
                 suspect = self._aside.due(age_seconds)
             if self._lone is None:
                 self._fill(connection, now)
-        self._link.flush()
-        self._take_acks()  # at QoS 0 sending was all
 
     def _fill(self, connection: Connection, now: float) -> None:
         while self._queue and len(self._in_flight) < connection.window and not connection.wants_write:
@@ -302,6 +354,7 @@ class HostPublisher:
     def _finish(self, flight: Flight, outcome: Outcome) -> None:
         if flight.done.done():
             return
+        self.greeted.hear(flight, outcome)
         self.messages_published += outcome.success
         self._telemetry.published(
             flight.notification.metric_topic,
@@ -331,9 +384,11 @@ class HostPublisher:
         """Withdraw what waited too long, keep the link alive, and discard it when it has gone silent."""
         self.withdraw_late()
         self._link.tick()
-        if (self._aside or self._lone) and self._link.connection is not None:
+        if self._link.connection is not None:
             self._queue.extend(self._aside.take_unheard(now))
-            self._pump()
+            if again := self.greeted.tick(now):
+                self._try_again(again, now)
+            self._pump()  # also what waited for a greeting that is not answered
         oldest = next(iter(self._in_flight.values()), None)
         if oldest is not None and now - self._progress_at > self._ack_seconds:
             self._silent_until = now + SILENT_SECONDS
@@ -342,3 +397,25 @@ class HostPublisher:
         ):
             self._gave_up = True
             self._link.give_up(f"no acknowledgement within {self._ack_seconds:g} s")
+
+    def _try_again(self, left_out: set[str], now: float) -> None:
+        if WILL in left_out and (self._trying_will is None or self._trying_will.done()):
+            self._trying_will = asyncio.create_task(self._try_will(), name="mqtt-will")
+        else:
+            self.greeted.begin(self.greetings(), now)
+            self._pump()
+
+    async def _try_will(self) -> None:
+        """Ask for the last will on a connection beside ours, and connect anew where the broker takes it now."""
+        broker, greeted = self._link.broker, self.greeted
+        if broker is None:
+            return
+        verdict = await in_thread(lambda: probe(broker))
+        if greeted is not self.greeted:
+            return
+        if verdict.ok and not verdict.will_refused:
+            greeted.take_in(WILL)
+            self._link.use(broker)
+        else:
+            why = Outcome(Status.REFUSED, verdict.will_refused or verdict.detail, verdict.reason_code)
+            greeted.leave_out(WILL, why, time.monotonic())

@@ -139,7 +139,7 @@ async def test_a_switch_does_not_wait_for_a_connect_that_hangs(tmp_path: Path) -
 
 
 @on_uvloop
-async def test_greetings_go_first_on_each_connect_and_farewells_before_each_goodbye(tmp_path: Path) -> None:
+async def test_greetings_follow_what_waits_on_each_connect_and_farewells_go_before_each_goodbye(tmp_path: Path) -> None:
     """Retained `online` on connect, `offline` before DISCONNECT, and by the broker itself when the link is cut."""
     with Mosquitto(tmp_path) as broker, Subscriber(broker.url, (AVAILABILITY, "news")) as listener:
 
@@ -152,7 +152,7 @@ async def test_greetings_go_first_on_each_connect_and_farewells_before_each_good
         flight = publisher.submit(message())
         assert (await flight.done).success
         first, second = [await asyncio.to_thread(listener.next) for _ in range(2)]
-        assert (first.topic, first.payload, second.topic) == (AVAILABILITY, b"online", "news")
+        assert (first.topic, second.topic, second.payload) == ("news", AVAILABILITY, b"online")
         publisher.use(broker_of(broker.url, availability_topic=AVAILABILITY))
         assert [(await asyncio.to_thread(listener.next)).payload for _ in range(2)] == [b"offline", b"online"]
         await publisher.stop()

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from functions import administration as module
 from functions import broker
-from functions.administration import Administration, CannotPublish
+from functions.administration import Administration, CannotPublish, TopicVerdict
 from functions.broker import MAX_BODY_BYTES, Elsewhere, respond
 from functions.config_store import (
     ConfigStore,
@@ -30,7 +30,7 @@ from functions.config_store import (
     StoreUnavailable,
     VersionConflict,
 )
-from functions.mqtt_config import MqttConfigChange
+from functions.mqtt_config import MqttConfig, MqttConfigChange
 from functions.openapi import BASE, OPERATIONS, document
 from functions.probe import Targets, Verdict
 from functions.settings import Broker, load
@@ -103,6 +103,14 @@ class Here(Elsewhere):
     def status(self) -> ProcessStatus | None:
         """See Publishing."""
         return self.said
+
+    def topics(self) -> tuple[TopicVerdict, ...]:
+        """See Publishing."""
+        return (TopicVerdict("camera/+/event", accepted=False, reason="forbidden", reason_code=0x87, at=MOMENT),)
+
+    def availability_topic(self, config: MqttConfig) -> str | None:  # type: ignore[override]  # this one has a topic
+        """See Publishing."""
+        return "here/availability" if config.discovery_enabled else None
 
     def apply(self, stored: Stored | None) -> None:
         """See Publishing."""
@@ -606,6 +614,30 @@ def test_the_stored_password_goes_only_where_it_belongs(
     assert len(rig.here.applied) == (source == "database")
     if which == "none" and target.username:
         assert "No password was sent" in answer.document["detail"]
+
+
+def test_a_test_asks_for_what_the_host_asks_for_and_says_what_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last will where discovery is on, retained messages, QoS; and what the broker in force last said to topics."""
+    seen: list[Broker] = []
+
+    def fake(target: Broker, _targets: Targets) -> Verdict:
+        seen.append(target)
+        refused = "refused: Not authorized" if target.availability_topic else ""
+        return Verdict("ok", "Accepted.", 0.1, will_refused=refused, retain_available=False, maximum_qos=1)
+
+    monkeypatch.setattr(module, "probe", fake)
+    rig = Rig()
+    plain = rig.ask("POST", "test", GOOD).document
+    assert (plain["ok"], plain["left_out"], plain["detail"]) == (True, [], "Accepted.")
+    full = rig.ask("POST", "test", {**GOOD, "discovery_enabled": True, "qos": 2}).document
+    assert [target.availability_topic for target in seen] == [None, "here/availability"]
+    assert [next(one for one in full["left_out"] if word in one) for word in ("last will", "retained", "QoS 2")]
+    assert (full["ok"], "Not authorized" in full["detail"]) == (True, True)
+    (topic,) = full["topics"]
+    assert (topic["topic"], topic["accepted"], topic["reason_code"]) == ("camera/+/event", False, 0x87)
+    assert rig.ask("GET", "status").document["topics"] == [topic]
+    other = rig.ask("POST", "test", {**GOOD, "broker_host": "other.local"}).document
+    assert other["topics"] == [], "of another broker nobody knows"
 
 
 def test_a_forbidden_target_is_403() -> None:
