@@ -15,7 +15,7 @@ from infra.local.certificates import make_certificates, renew_server
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import PartError, free_port
 from tests.chaos.verdict import Verdict
-from tests.chaos.world import KEEP_ALL, Profile, World
+from tests.chaos.world import KEEP_ALL, Profile, World, eventually
 
 USER, EAR = "bucketbell", "ear"
 EAR_PASSWORD = "password-of-the-ear"
@@ -25,6 +25,8 @@ MAY_PUBLISH = f"user {USER}\ntopic write iotsupport/#\n"
 REQUEST_SECONDS = 15.0
 SHORTEST_OUTAGE_SECONDS = 3.0
 POISON = [f"configs/66-6f-72-62-69-{number:02x}.json" for number in range(3)]
+LEFT_OUT = "what tells Home Assistant of cameras: left out"
+LEFT_OUT_SECONDS = 120.0  # three strikes, ten seconds apart, and the back-off between them
 EXPIRED = dt.timedelta(minutes=-1)
 
 
@@ -139,21 +141,48 @@ def change_password_and_restart(world: World, profile: Profile) -> None:
 
 def change_password_and_store_it(world: World, profile: Profile) -> None:
     """The host is refused, until somebody stores the new password: `PUT …/config`, as `bucketbell mqtt set` does."""
+    _store(world, password=_change_password(world, profile))
+    world.healed()
+
+
+def _store(world: World, **changes: object) -> None:
     settings = {
         "broker_host": "127.0.0.1",
         "broker_port": world.proxy.port,
         "username": USER,
-        "password": _change_password(world, profile),
         "topic_prefix": "chaos",
     }
     request = urllib.request.Request(  # noqa: S310 - our own http URL
         f"{world.host.url}{BASE}/config",
-        data=json.dumps(settings).encode(),
+        data=json.dumps(settings | changes).encode(),
         headers={"Authorization": f"Bearer {ADMIN_TOKEN}", "Content-Type": "application/json"},
         method="PUT",
     )
     with urllib.request.urlopen(request, timeout=REQUEST_SECONDS):  # noqa: S310 - as above
-        world.healed()
+        pass
+
+
+def with_password_and_a_broker_that_hangs_up(directory: Path, profile: Profile) -> World:
+    """As `with_password`, with a broker that closes the connection over a message that its rules forbid.
+
+    Mosquitto 2.0 does so, in either protocol, where `max_queued_messages` is 0: MQTT 3.1.1 §3.3.5 allows it.
+    """
+    world = with_password(directory, profile)
+    world.broker.extra = ("max_queued_messages 0",)
+    return world
+
+
+def switch_home_assistant_on(world: World, profile: Profile) -> None:
+    """Somebody stores settings with discovery, and the broker's rules know the devices' topics only.
+
+    So `online` is forbidden, and the broker hangs up over it; until the host leaves it out, and says so.
+    """
+    del profile
+    _store(world, password=world.host.environment["MQTT_PASSWORD"], discovery_enabled=True)
+    eventually(lambda: LEFT_OUT in world.host.log_text(), "the host does not leave it out", LEFT_OUT_SECONDS)
+    world.healed()
+    if "Denied PUBLISH" not in world.broker.log_text():
+        raise PartError("the fault did not bite: the broker has denied nothing")
 
 
 def with_tls(directory: Path, profile: Profile) -> World:

@@ -191,6 +191,14 @@ _ROWS = (
         credentials.with_password,
     ),
     Scenario(
+        "birth-message",
+        "credentials",
+        "Home Assistant is switched on, and the broker hangs up over whatever is meant for it",
+        credentials.switch_home_assistant_on,
+        credentials.with_password_and_a_broker_that_hangs_up,
+        long=Load(2600, 40),
+    ),
+    Scenario(
         "certificate-expired",
         "credentials",
         "the broker's certificate expires, the link is lost, and the certificate is renewed",
