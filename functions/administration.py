@@ -24,7 +24,8 @@ from functions.answers import (
 from functions.config_store import NoEncryptionKey, StoreUnavailable
 from functions.in_force import broker_of
 from functions.mqtt_config import MqttConfig, MqttConfigChange
-from functions.probe import Targets, Verdict, probe
+from functions.probe import WORDS, Verdict, probe
+from functions.reach import Targets
 from functions.settings import Broker
 from functions.telemetry import logger
 from functions.web import Problem
@@ -110,6 +111,8 @@ class Administration:
         if self._store is None:
             detail = "Settings cannot be stored: set DATABASE_URL. Until then the environment is in force."
             raise Problem(HTTPStatus.CONFLICT, "no_database", detail)
+        if not self._targets.may_allow(change.broker_host):
+            raise Problem(HTTPStatus.FORBIDDEN, "forbidden_target", WORDS["forbidden"])
         try:
             stored = self._store.save(change, expected_version=expected_version)
         except NoEncryptionKey as error:
@@ -232,8 +235,7 @@ class Administration:
             known, password = self._settings.broker, self._settings.mqtt_password
         else:
             known, password = broker_of(self._settings, stored.config, None), stored.password
-        here = (change.broker_host.casefold(), change.broker_port, change.use_tls, change.username)
-        if known is None or here != (known.host.casefold(), known.port, known.tls, known.username):
+        if known is None or change.login != (known.host.casefold(), known.port, known.tls, known.username):
             return None, "none"
         if stored is not None and not stored.credentials_readable:
             detail = (
@@ -255,7 +257,7 @@ class Administration:
                 at, tried, answer = self._probed
                 if tried == broker and 0 <= time.time() - at < PROBE_KEPT_SECONDS:  # the wall clock: Lambda freezes
                     return answer
-            verdict = probe(broker, timeout_seconds=LIVE_PROBE_SECONDS)
+            verdict = probe(broker, broker.targets, timeout_seconds=LIVE_PROBE_SECONDS)
             answer = _probed(verdict, broker, "none" if broker.password is None else "stored")
             self._probed = time.time(), broker, answer
             return answer

@@ -7,7 +7,7 @@ import binascii
 import hmac
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from functions import openapi
 from functions.administration import Administration, CannotPublish, TopicVerdict
 from functions.answers import Answer, FieldProblem, ProblemAnswer
-from functions.config_store import ConfigStore, StoreUnavailable, VersionConflict
+from functions.config_store import ConfigStore, PasswordNeeded, StoreUnavailable, VersionConflict
 from functions.lifetime import Renewal, begin
-from functions.mqtt_config import MqttConfig, MqttConfigChange, problems
+from functions.mqtt_config import PASSWORD_NEEDED, MqttConfig, MqttConfigChange, problems
 from functions.openapi import OPERATIONS, STALE, Operation
 from functions.settings import SettingsError
 from functions.telemetry import logger
@@ -48,9 +48,9 @@ _INVALID_JSON = "json_invalid"  # pydantic's name for it
 class Unfit(Problem):
     """A 422 that names each field."""
 
-    def __init__(self, error: ValidationError) -> None:
-        """Nothing of a value is kept."""
-        self.errors = tuple(FieldProblem(**one) for one in problems(error))
+    def __init__(self, found: Iterable[Mapping[str, str]]) -> None:
+        """`found` holds nothing of a value: see `mqtt_config.problems`."""
+        self.errors = tuple(FieldProblem(**one) for one in found)
         detail = "; ".join(f"{one.field} {one.problem}" for one in self.errors)
         super().__init__(HTTPStatus.UNPROCESSABLE_ENTITY, "unfit", detail)
 
@@ -117,7 +117,7 @@ class _Asked:
         except ValidationError as error:
             if any(one["type"] == _INVALID_JSON for one in error.errors(include_input=False, include_url=False)):
                 raise malformed("bad_json", "The body is not JSON.") from None
-            raise Unfit(error) from None
+            raise Unfit(problems(error)) from None
 
     @property
     def expected_version(self) -> int | None:
@@ -223,6 +223,8 @@ def _problem(error: Exception) -> Problem:
         return error
     if isinstance(error, VersionConflict):
         return Outdated(error.current)
+    if isinstance(error, PasswordNeeded):
+        return Unfit([PASSWORD_NEEDED])
     if isinstance(error, StoreUnavailable):
         logger.warning("database unavailable", extra={"problem": str(error)})  # which holds no credentials
         detail = f"The database cannot be used: {error}."

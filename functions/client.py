@@ -20,10 +20,13 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from functions.packets import PUBLISH
+from functions.reach import as_address
 
 if TYPE_CHECKING:
     from paho.mqtt.client import DisconnectFlags
     from paho.mqtt.reasoncodes import ReasonCode
+
+    from functions.reach import Targets
 
 MIN_REFUSAL = 0x80  # MQTT 5 §2.4: reason codes from here on are errors
 MIN_ACK_BYTES = 2  # packet identifier; a reason code may follow (MQTT 5 §3.4.2)
@@ -37,6 +40,10 @@ UNSUPPORTED_PROTOCOL = 0x84  # MQTT 5 §3.2.2.2
 MAX_REASON_CHARACTERS = 200
 QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)  # Linux only
 DISCARD_LINGER = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing drops what the kernel has not sent yet
+
+
+class ForbiddenAddressError(Exception):
+    """The broker's name leads to an address that its `targets` do not allow."""
 
 
 class Connack(NamedTuple):
@@ -80,6 +87,7 @@ class Client(paho.Client):
         self._pubrec_codes: dict[int, int] = {}
         self.on_connect = self._tell_connack
         self.on_disconnect = self._tell_disconnect
+        self.targets: Targets | None = None  # judges what the name resolves to, before anything is sent there
         self.address: str | None = None  # to connect to, where it is not the host's name that is to be resolved
         self._unread = b""  # received and not yet taken by paho
         self._may_receive = True
@@ -111,6 +119,9 @@ class Client(paho.Client):
         """TCP and TLS within one `connect_timeout`, shared among the host's addresses; Nagle's delay off."""
         deadline = time.monotonic() + self.connect_timeout
         addresses = socket.getaddrinfo(self.address or self.host, self.port, type=socket.SOCK_STREAM)
+        # One of them forbidden: all of them, or the name's owner would choose by their order.
+        if self.targets is not None and not all(self._may_reach(str(one[-1][0])) for one in addresses):
+            raise ForbiddenAddressError
         for left in range(len(addresses), 0, -1):
             family, kind, protocol, _, address = addresses[-left]
             sock = socket.socket(family, kind, protocol)
@@ -131,6 +142,10 @@ class Client(paho.Client):
         except BaseException:
             sock.close()
             raise
+
+    def _may_reach(self, text: str) -> bool:
+        address = as_address(text)
+        return address is not None and self.targets is not None and self.targets.allow(self.host, address)
 
     def _sock_recv(self, bufsize: int) -> bytes:
         """As much as there is, at once: paho asks for a packet in three pieces. But only once for each `receive`.

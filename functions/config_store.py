@@ -47,6 +47,10 @@ class NoEncryptionKey(Exception):
         )
 
 
+class PasswordNeeded(Exception):
+    """No password was sent along, and the stored one belongs to another broker, port, TLS or user name."""
+
+
 class CredentialsUnreadable(Exception):
     """None of ENCRYPTION_KEYS decrypts the stored password."""
 
@@ -129,7 +133,7 @@ class ConfigStore:
         """Store new settings, and return them. Of several at once with the same `expected_version`, one wins.
 
         `expected_version` 0 means that nothing must be stored yet, None that anything may be. Raises
-        `VersionConflict`, and `NoEncryptionKey` where there is a password and no key.
+        `VersionConflict`, `PasswordNeeded`, and `NoEncryptionKey` where there is a password and no key.
         """
         encrypted = None
         if change.password is not None:
@@ -143,6 +147,8 @@ class ConfigStore:
             if expected_version not in {None, current}:
                 raise VersionConflict(current)
             kept = row is not None and "password" not in change.model_fields_set
+            if row is not None and kept and row["password_encrypted"] is not None and change.login != _login(row):
+                raise PasswordNeeded
             new = change.config.model_dump() | {
                 "password_encrypted": row["password_encrypted"] if row is not None and kept else encrypted,
                 "version": current + 1,
@@ -210,3 +216,8 @@ class ConfigStore:
                 updated_at=row["updated_at"],
             )
         raise StoreUnavailable(f"the stored settings were changed by hand and are not valid: {wrong}. Store them again")
+
+
+def _login(row: Mapping[str, Any]) -> tuple[str, int, bool, str | None]:
+    """See `MqttConfigChange.login`."""
+    return row["broker_host"].casefold(), row["broker_port"], row["use_tls"], row["username"]

@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from functions.client import MAX_MID, MIN_REFUSAL, UNSUPPORTED_PROTOCOL, Client, Connack
+from functions.client import MAX_MID, MIN_REFUSAL, UNSUPPORTED_PROTOCOL, Client, Connack, ForbiddenAddressError
 from functions.packets import publish_packet
 from functions.tls import TlsFileError, client_context, incomplete
 
@@ -43,6 +43,7 @@ Cause = Literal[
     "closed",  # before CONNECT was answered
     "unanswered",  # CONNECT arrived, as far as we know
     "protocol",
+    "forbidden",
 ]
 
 
@@ -114,6 +115,7 @@ class Connection:
         self.last_traffic_at = time.time()
         self._client = Client(client_id, version5=broker.protocol == "5", listener=self)
         self._client.address = address
+        self._client.targets = broker.targets
         if broker.username is not None:
             password = broker.password.get_secret_value() if broker.password else None
             self._client.username_pw_set(broker.username, password)
@@ -138,6 +140,9 @@ class Connection:
                 self.failure = self._lost()
         except TlsFileError as error:
             self.failure = ConnectionFailure(f"{broker.url}: {error}", cause="tls_file")
+        except ForbiddenAddressError:
+            words = f"{broker.url}: an address that must not be connected to: see MQTT_TEST_ALLOWED_HOSTS"
+            self.failure = ConnectionFailure(words, cause="forbidden")
         except ssl.SSLCertVerificationError as error:
             other_name = error.verify_code in {HOSTNAME_MISMATCH, ADDRESS_MISMATCH}
             hint = incomplete(error)

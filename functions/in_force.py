@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from functions.config_store import ConfigStore, CredentialsUnreadable, ProcessStatus, StoreUnavailable
 from functions.detections import CameraTopics
 from functions.discovery import Camera, Cameras, discovery
+from functions.reach import Targets
 from functions.routes import Notification, Unread
 from functions.target import Broker
 from functions.telemetry import logger
@@ -37,7 +38,7 @@ def broker_of(settings: Settings, config: MqttConfig, password: SecretStr | None
     changes = {"mqtt_url": url, "mqtt_username": config.username, "mqtt_password": password}
     broker = settings.model_copy(update=changes).broker
     assert broker is not None, "it has a URL"  # noqa: S101 - for the type checker
-    return broker
+    return replace(broker, targets=Targets.parse(settings.mqtt_test_allowed_hosts))
 
 
 def broker_in_force(settings: Settings, stored: Stored | None) -> Broker | None:

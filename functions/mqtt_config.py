@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated
+from unicodedata import category
 
 from pydantic import (
     AfterValidator,
@@ -32,7 +33,8 @@ _RIGHT = {
     "broker_host": "a host name in ASCII or an IPv4 or IPv6 address, e.g. broker.local, 192.0.2.7 or ::1",
     "broker_port": f"an integer from 1 to {MAX_PORT}, e.g. 1883, or 8883 with TLS",
     "username": f"text of 1 to {MAX_USERNAME_CHARACTERS} characters, none of them a control character, or null",
-    "password": f"text of 1 to {MAX_PASSWORD_CHARACTERS} characters without NUL, together with a username; "
+    "password": f"text of 1 to {MAX_PASSWORD_CHARACTERS} characters, none of them a control character, "
+    "together with a username; "
     "null clears it, leaving it out keeps the stored one",
     "use_tls": "true or false",
     "topic_prefix": f"1 to {MAX_PREFIX_CHARACTERS} characters without + # or spaces, "
@@ -62,6 +64,13 @@ _WRONG = {
     "json_invalid": "is not JSON",
     "model_type": "is not an object",
     "model_attributes_type": "is not an object",
+}
+
+
+PASSWORD_NEEDED = {
+    "field": "password",
+    "problem": "is missing, and the stored one is for another host, port, TLS or user name",
+    "expected": "the password of this broker and user, or null for none",
 }
 
 
@@ -132,8 +141,9 @@ class MqttConfigChange(MqttConfig):
     def _password(cls, password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if password is None:
             return None
-        if "\0" in password.get_secret_value():
-            raise PydanticCustomError("nul", "holds a NUL character")
+        # Whatever listens on a port that is tried would take its lines for commands.
+        if any(category(c) == "Cc" for c in password.get_secret_value()):
+            raise PydanticCustomError("control_character", "holds a control character")
         if any("\ud800" <= c <= "\udfff" for c in password.get_secret_value()):
             raise PydanticCustomError("surrogate", "is not valid Unicode text")
         if info.data.get("username", "") is None:
@@ -144,6 +154,11 @@ class MqttConfigChange(MqttConfig):
     def config(self) -> MqttConfig:
         """The settings without the password."""
         return MqttConfig.model_construct(**self.model_dump(include=set(MqttConfig.model_fields)))
+
+    @property
+    def login(self) -> tuple[str, int, bool, str | None]:
+        """What a password belongs to: sent to anybody else, it could be fetched that way."""
+        return self.broker_host.casefold(), self.broker_port, self.use_tls, self.username
 
 
 def problems(error: ValidationError) -> list[dict[str, str]]:
@@ -158,7 +173,7 @@ def problems(error: ValidationError) -> list[dict[str, str]]:
 def _problem(detail: ErrorDetails) -> dict[str, str]:
     field = str(detail["loc"][0]) if detail["loc"] else DOCUMENT
     kind = detail["type"]
-    custom = kind in {"host", "topic_start", "topic_character", "control_character", "nul", "surrogate", "alone"}
+    custom = kind in {"host", "topic_start", "topic_character", "control_character", "surrogate", "alone"}
     expected = _RIGHT.get(field, "one of " + ", ".join(MqttConfigChange.model_fields))
     return {
         "field": _shown(field),

@@ -38,7 +38,7 @@ _BODY = (
 _MEANING = {
     HTTPStatus.BAD_REQUEST: "The request cannot be read.",
     HTTPStatus.UNAUTHORIZED: "A token of ADMIN_TOKENS is needed.",
-    HTTPStatus.FORBIDDEN: "That target must not be tested.",
+    HTTPStatus.FORBIDDEN: "That broker must not be connected to.",
     HTTPStatus.NOT_FOUND: "There is no such camera.",
     HTTPStatus.REQUEST_TIMEOUT: "The body did not arrive in time.",
     HTTPStatus.CONFLICT: "The process is not set up for this; `detail` says what to set.",
@@ -84,10 +84,11 @@ OPERATIONS = (
         f"{BASE}/config",
         "Store settings and reconnect",
         "The answering process reconnects at once, others within 30 seconds. A broker that cannot be reached is stored "
-        "all the same: see the status. What is left out gets its default; the password, left out, stays as it is.",
+        "all the same: see the status. What is left out gets its default; the password, left out, stays as it is while "
+        "host, port, TLS and user name do (otherwise 422).",
         ConfigAnswer,
         body=MqttConfigChange,
-        problems=(*_BODY, HTTPStatus.CONFLICT, HTTPStatus.PRECONDITION_FAILED),
+        problems=(*_BODY, HTTPStatus.CONFLICT, HTTPStatus.FORBIDDEN, HTTPStatus.PRECONDITION_FAILED),
         headers=("ETag",),
         if_match=True,
     ),

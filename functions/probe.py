@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import select
 import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Literal
 
-from functions.addresses import parse_host
 from functions.client import UNSUPPORTED_PROTOCOL
 from functions.connection import (
     BAD_CREDENTIALS,
@@ -23,7 +20,7 @@ from functions.connection import (
     knows_by_certificate,
 )
 from functions.publisher import new_client_id
-from functions.settings import SettingsError
+from functions.reach import Address, Targets, as_address
 
 if TYPE_CHECKING:
     from functions.settings import Broker
@@ -32,9 +29,6 @@ PROBE_SECONDS = 5.0  # name, TCP, TLS and CONNACK together
 MAX_ADDRESSES = 4  # of one name
 MAX_RESOLVING = 8  # names at a time: a resolver may hang, and its thread with it
 POLL_SECONDS = 0.25
-
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
 
 Outcome = Literal[
     "ok",
@@ -54,23 +48,15 @@ Outcome = Literal[
     "not_mqtt",
 ]
 
-# Where clouds keep credentials for their machines, beside the link-local 169.254.169.254; and Azure's wire server.
-_METADATA: tuple[Network, ...] = tuple(
-    map(ipaddress.ip_network, ("fd00:ec2::/32", "100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32"))
-)
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052 §2.1: the IPv4 address is its last 32 bits
-_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")  # RFC 1122 §3.2.1.3
-_BROADCAST = IPv4Address("255.255.255.255")
-
-_WORDS: dict[Outcome, str] = {
+WORDS: dict[Outcome, str] = {
     "ok": "The broker accepted the connection.",
     "bad_credentials": "The broker says that user name or password is wrong.",
     "not_authorized": "The broker does not let this client in. Many brokers, Mosquitto among them, also say so when "
     "user name or password is wrong or missing.",
     "wrong_protocol": "The broker does not speak this version of MQTT: set MQTT_PROTOCOL.",
     "refused": "The broker refused the connection.",
-    "forbidden": "This address must not be tested: it is link-local, a cloud's metadata service, multicast or none at "
-    "all, or not among MQTT_TEST_ALLOWED_HOSTS.",
+    "forbidden": "This address must not be connected to: it is link-local, a cloud's metadata service, multicast or "
+    "none at all, or not among MQTT_TEST_ALLOWED_HOSTS.",
     "name_not_resolved": "The host name is unknown, or its resolver does not answer.",
     "unreachable": "Nobody takes connections there: is the broker running, are host and port right, is a firewall in "
     "between?",
@@ -115,37 +101,6 @@ class Verdict:
     def ok(self) -> bool:
         """Whether the broker accepted."""
         return self.outcome == "ok"
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """Which hosts may be tested: any where nothing is named, and some never."""
-
-    names: frozenset[str] = frozenset()
-    networks: tuple[Network, ...] = ()
-
-    @classmethod
-    def parse(cls, entries: Sequence[str]) -> Targets:
-        """Take names, addresses and networks (CIDR): MQTT_TEST_ALLOWED_HOSTS. Raises SettingsError."""
-        names, networks = set[str](), list[Network]()
-        for entry in entries:
-            try:
-                if "/" in entry or _address(entry) is not None:
-                    networks.append(ipaddress.ip_network(entry.strip("[]"), strict=False))
-                else:
-                    names.add(_plain(parse_host(entry)))
-            except ValueError:
-                problem = "must be names, addresses and networks, comma-separated, e.g. broker.local,192.0.2.0/24"
-                raise SettingsError((("MQTT_TEST_ALLOWED_HOSTS", problem),)) from None
-        return cls(frozenset(names), tuple(networks))
-
-    def allow(self, host: str, address: Address) -> bool:
-        """Tell whether `host`, which is at `address`, may be connected to."""
-        if any(_is_forbidden(one) for one in _faces(address)):
-            return False
-        if not self.names and not self.networks:
-            return True
-        return _plain(host) in self.names or any(one in net for one in _faces(address) for net in self.networks)
 
 
 def probe(broker: Broker, targets: Targets | None = None, *, timeout_seconds: float = PROBE_SECONDS) -> Verdict:
@@ -258,6 +213,7 @@ def _outcome(failure: ConnectionFailure, broker: Broker) -> Outcome:
         "tls_name": "tls_name",
         "tls": "tls_failed",
         "tls_alert": "client_certificate_needed",
+        "forbidden": "forbidden",
     }
     return causes.get(failure.cause, "not_mqtt")
 
@@ -267,7 +223,7 @@ _resolving = threading.BoundedSemaphore(MAX_RESOLVING)
 
 def _resolve(host: str, deadline: float) -> tuple[Address, ...]:
     """Return the first addresses of `host`; none where it has none, or the resolver has not answered by `deadline`."""
-    if (literal := _address(host)) is not None:
+    if (literal := as_address(host)) is not None:
         return (literal,)
     if not _resolving.acquire(timeout=max(0.0, deadline - time.monotonic())):
         return ()
@@ -291,37 +247,5 @@ def _lookup(host: str) -> Iterator[Address]:
     except (OSError, UnicodeError):  # UnicodeError: a name that IDNA refuses
         return
     for *_, target in answers:
-        if (address := _address(str(target[0]))) is not None:
+        if (address := as_address(str(target[0]))) is not None:
             yield address
-
-
-def _address(text: str) -> Address | None:
-    try:
-        return ipaddress.ip_address(text.strip("[]"))
-    except ValueError:
-        return None
-
-
-def _plain(name: str) -> str:
-    return name.casefold().removesuffix(".")
-
-
-def _faces(address: Address) -> tuple[Address, ...]:
-    """The address, and the IPv4 address that it stands for."""
-    if isinstance(address, IPv4Address):
-        return (address,)
-    embedded = address.ipv4_mapped or address.sixtofour
-    if embedded is None and address in _NAT64:
-        embedded = IPv4Address(int(address) & 0xFFFFFFFF)
-    return (address,) if embedded is None else (address, embedded)
-
-
-def _is_forbidden(address: Address) -> bool:
-    return (
-        address.is_link_local
-        or address.is_multicast
-        or address.is_unspecified
-        or address == _BROADCAST
-        or address in _THIS_NETWORK
-        or any(address in network for network in _METADATA)
-    )

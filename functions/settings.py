@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from functions import pem, setting_types, sources
 from functions.addresses import can_be_virtual, parse_mqtt_url, path_of
+from functions.reach import Targets
 from functions.setting_types import DatabaseUrl, EncryptionKeys, Endpoint, Seconds, Secrets, Tokens, TopicPrefix, Words
 from functions.target import Broker
 
@@ -119,8 +120,8 @@ class Settings(BaseSettings):
     )
     mqtt_test_allowed_hosts: Words = Field(
         default=(),
-        description="What an administrator's connection test may reach: names, addresses and networks (CIDR), "
-        "comma-separated. Unset: any host. Never link-local addresses and clouds' metadata services.",
+        description="Which brokers an administrator may test and store: names, addresses and networks (CIDR), "
+        "comma-separated. Unset: any. Never link-local addresses and clouds' metadata services.",
     )
     database_url: DatabaseUrl | None = Field(
         default=None,
@@ -296,6 +297,12 @@ class Settings(BaseSettings):
                 "that it sees, and a proxy changes that. Give it a name or a port of its own, e.g. https://s3.example.org"
             )
         return url
+
+    @field_validator("mqtt_test_allowed_hosts")
+    @classmethod
+    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        Targets.parse(hosts)
+        return hosts
 
     @field_validator("s3_addressing_style")
     @classmethod

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import SecretStr
+
+if TYPE_CHECKING:
+    from functions.reach import Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class Broker:
     publish_timeout_seconds: float = 5.0
     availability_topic: str | None = None
     """Where the broker itself says `offline`, retained, when it loses us: MQTT's last will."""
+    targets: Targets | None = None
+    """What may be connected to where an administrator named the broker; None where the environment did."""
 
     @property
     def url(self) -> str:

@@ -19,6 +19,7 @@ from infra.host.body import DRAIN_SECONDS
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from tests.admin import ADMIN, administered
+from tests.fakes.broker import FakeBroker
 from tests.hosts import Host, eventually
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
@@ -99,6 +100,34 @@ def test_what_is_not_right_touches_nothing(host: Host, guarded: Mosquitto) -> No
     assert host.http.get(CONFIG).json()["version"] == 1
     assert connected(host)
     assert "disconnect" not in guarded.log_text()[before:].lower()
+
+
+def test_settings_for_another_broker_need_its_password(host: Host, guarded: Mosquitto) -> None:
+    """422 with the field: the stored one would be sent there, in the clear. That broker hears nothing."""
+    host.http.put(CONFIG, json=settings_of(guarded))
+    without = {name: value for name, value in settings_of(guarded).items() if name != "password"}
+    with FakeBroker() as other:
+        refused = host.http.put(CONFIG, json={**without, "broker_port": other.port})
+        assert (refused.status_code, [one["field"] for one in refused.json()["errors"]]) == (422, ["password"])
+        assert host.http.get(CONFIG).json()["version"] == 1
+        assert host.http.put(CONFIG, json={**without, "qos": 2}).json()["has_password"] is True
+        assert not other.connects
+
+
+def test_a_name_that_leads_to_a_forbidden_address_shows_in_the_status_and_is_not_asked(tmp_path: Path) -> None:
+    """Otherwise what is stored, and the status after it, would tell of hosts that must not be tested."""
+    name, told = "metadata.example", "('169.254.169.254', 0)"
+    patch = f"""
+import socket
+real = socket.getaddrinfo
+def lookup(host, *rest, **more):
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", {told})] if host == {name!r} else real(host, *rest, **more)
+socket.getaddrinfo = lookup
+"""
+    with administered(tmp_path, patch=patch) as host:
+        assert host.http.put(CONFIG, json={"broker_host": name, "topic_prefix": "x"}).status_code == 200
+        eventually(lambda: "MQTT_TEST_ALLOWED_HOSTS" in str(host.http.get(STATUS).json()["last_error"]))
+        assert host.http.post(TEST, json={"broker_host": name, "topic_prefix": "x"}).status_code == 403
 
 
 def test_the_password_is_in_no_answer_and_no_log(host: Host, guarded: Mosquitto) -> None:

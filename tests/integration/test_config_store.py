@@ -15,6 +15,7 @@ from functions.config_store import (
     ConfigStore,
     CredentialsUnreadable,
     NoEncryptionKey,
+    PasswordNeeded,
     ProcessStatus,
     StoreUnavailable,
     VersionConflict,
@@ -88,7 +89,7 @@ def test_an_omitted_password_stays_and_null_clears_it(migrated_url: str) -> None
     """Saving other fields keeps what was stored; a new password replaces it."""
     store = store_of(migrated_url, new_key())
     store.save(with_password(), expected_version=None)
-    assert store.save(change(username="other"), expected_version=1).password == SecretStr(CANARY)
+    assert store.save(change(username="u", qos=0), expected_version=1).password == SecretStr(CANARY)
     assert store.save(with_password("next"), expected_version=2).password == SecretStr("next")
     cleared = store.save(change(username="u", password=None), expected_version=3)
     assert (cleared.password, cleared.has_password, cleared.credentials_readable) == (None, False, True)
@@ -320,3 +321,21 @@ def test_a_store_is_shared_by_threads(migrated_url: str) -> None:
     with ThreadPoolExecutor(8) as pool:
         versions = list(pool.map(lambda _: store.save(with_password(), expected_version=None).version, range(40)))
     assert sorted(versions) == list(range(1, 41))
+
+
+@pytest.mark.parametrize(
+    "elsewhere", [{"broker_host": "evil.example"}, {"broker_port": 1884}, {"use_tls": True}, {"username": "other"}]
+)
+def test_the_stored_password_is_not_kept_for_somebody_else(migrated_url: str, elsewhere: dict[str, Any]) -> None:
+    """Whoever may store settings could have it sent to any host; nothing is stored, and null or a new one will do."""
+    store = store_of(migrated_url, new_key())
+    store.save(with_password(), expected_version=None)
+    with pytest.raises(PasswordNeeded):
+        store.save(change(**{"username": "u"} | elsewhere), expected_version=None)
+    kept = store.load()
+    assert kept is not None
+    assert (kept.version, kept.config.broker_host, kept.password) == (1, "broker.local", SecretStr(CANARY))
+    assert store.save(change(username="u", broker_host="BROKER.local", qos=0), expected_version=None).has_password
+    moved = store.save(change(**{"username": "u", "password": None} | elsewhere), expected_version=None)
+    assert not moved.has_password
+    assert store.save(change(username="third"), expected_version=None).version == 4

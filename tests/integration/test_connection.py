@@ -28,6 +28,7 @@ from pydantic import SecretStr
 from functions.connection import WINDOW, Connection, ConnectionFailure
 from functions.events import ObjectCreated
 from functions.publisher import InlinePublisher, Status, new_client_id
+from functions.reach import Targets
 from functions.routes import Notification, Routes, is_asset_path
 from functions.settings import Broker
 from functions.telemetry import EmfTelemetry
@@ -583,3 +584,24 @@ def test_a_malformed_packet_ends_the_connection_and_raises_nothing(raw: bytes) -
         assert connection.failure is not None
         with pytest.raises(ConnectionFailure):
             _send(connection, _notification())
+
+
+@pytest.mark.parametrize("forbidden", ["169.254.169.254", "fd00:ec2::254"])
+def test_a_name_that_leads_to_a_forbidden_address_is_not_connected_to(
+    mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch, forbidden: str
+) -> None:
+    """Where an administrator named the broker; nobody is asked, not even those of its addresses that are allowed."""
+    addresses = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (text, mosquitto.port)) for text in ("127.0.0.1", forbidden)
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+    broker = Broker("rebinding.example", mosquitto.port)
+    said = mosquitto.log_text()
+    refused = Connection(replace(broker, targets=Targets()), "bell")
+    with pytest.raises(ConnectionFailure, match="MQTT_TEST_ALLOWED_HOSTS") as failure:
+        refused.open(PATIENCE_SECONDS)
+    assert failure.value.cause == "forbidden"
+    assert mosquitto.log_text() == said
+    opened = Connection(broker, "bell")
+    opened.open(PATIENCE_SECONDS)
+    opened.close()

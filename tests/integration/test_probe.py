@@ -15,8 +15,9 @@ import pytest
 from pydantic import SecretStr
 
 from functions import probe as module
-from functions.probe import PROBE_SECONDS, Targets, probe
-from functions.settings import Broker, SettingsError
+from functions.probe import PROBE_SECONDS, probe
+from functions.reach import Address, Targets
+from functions.settings import Broker, SettingsError, load
 from infra.local.certificates import Certificates, make_certificates
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
@@ -159,7 +160,7 @@ def test_a_resolver_that_hangs_costs_the_deadline_and_no_more(monkeypatch: pytes
     """However many hang: their number is bounded, and once they are back there is room again."""
     go = threading.Event()
 
-    def hang(_host: str) -> Iterator[module.Address]:
+    def hang(_host: str) -> Iterator[Address]:
         go.wait(PATIENCE_SECONDS)
         yield ipaddress.ip_address("127.0.0.1")
 
@@ -326,6 +327,16 @@ NEVER = [
     "::ffff:169.254.169.254",
     "64:ff9b::a9fe:a9fe",
     "2002:a9fe:a9fe::1",
+    "fd20:ce::254",
+    "fd00:c1::a9fe:a9fe",
+    "fd00:42::42",
+    "64:ff9b:1::a9fe:a9fe",
+    "64:ff9b:1:a9fe:0:a9fe::",
+    "::169.254.169.254",
+    "::ffff:0:169.254.169.254",
+    "2001:db8::5efe:a9fe:a9fe",
+    "2001:0:a9fe:a9fe::1",
+    "2001:0:102:304::5601:5601",
 ]
 
 
@@ -365,8 +376,8 @@ def test_what_is_allowed_is_a_name_or_a_network(host: str, address: str, *, expe
     assert targets.allow(host, ipaddress.ip_address(address)) is expected
 
 
-@pytest.mark.parametrize("entry", ["10.0.0.0/99", "not a name", "http://x", "a/b", ""])
+@pytest.mark.parametrize("entry", ["10.0.0.0/99", "not a name", "http://x", "a/b", " "])
 def test_a_list_that_is_none_is_a_setting_that_is_wrong(entry: str) -> None:
     """Named, as every other."""
     with pytest.raises(SettingsError, match="MQTT_TEST_ALLOWED_HOSTS"):
-        Targets.parse([entry])
+        load({"MQTT_TEST_ALLOWED_HOSTS": f"broker.example,{entry}"})

@@ -31,6 +31,7 @@ PURE = {
     "openapi",
     "packets",
     "pem",
+    "reach",
     "routes",
     "suspects",
     "web",
@@ -59,11 +60,11 @@ ADAPTERS = {
 }
 # What the settings are made of: each may import those that it is paired with.
 SETTINGS = {
-    "settings": {"addresses", "pem", "setting_types", "sources", "target"},
+    "settings": {"addresses", "pem", "reach", "setting_types", "sources", "target"},
     "sources": {"secret", "setting_types"},
     "secret": set[str](),
     "setting_types": {"addresses"},
-    "target": set[str](),
+    "target": {"reach"},
 }
 
 # Each driver, and who may import it.

@@ -32,7 +32,8 @@ from functions.config_store import (
 )
 from functions.mqtt_config import MqttConfig, MqttConfigChange
 from functions.openapi import BASE, OPERATIONS, document
-from functions.probe import Targets, Verdict
+from functions.probe import Verdict
+from functions.reach import Targets
 from functions.settings import Broker, load
 from functions.telemetry import logger
 from tests.gateway import CONTEXT, Answered, http_event
@@ -645,6 +646,41 @@ def test_a_forbidden_target_is_403() -> None:
     assert Rig().ask("POST", "test", {**GOOD, "broker_host": "169.254.169.254"}).status == 403
     rig = Rig(MQTT_TEST_ALLOWED_HOSTS="broker.example,10.0.0.0/8")
     assert rig.ask("POST", "test", {**GOOD, "broker_host": "192.0.2.1"}).status == 403
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "status"),
+    [
+        ("169.254.169.254", "", 403),
+        ("fd20:ce::254", "::/0", 403),
+        ("192.0.2.1", "broker.example,10.0.0.0/8", 403),
+        ("other.example", "broker.example", 403),
+        ("other.example", "broker.example,10.0.0.0/8", 200),
+        ("broker.example", "broker.example", 200),
+        ("10.1.2.3", "broker.example,10.0.0.0/8", 200),
+    ],
+)
+def test_what_must_not_be_tested_is_not_stored(host: str, allowed: str, status: int) -> None:
+    """403, and nothing is applied. A name that an allowed network may hold is judged when it is connected to."""
+    rig = Rig(MQTT_TEST_ALLOWED_HOSTS=allowed)
+    assert rig.put({**GOOD, "broker_host": host}).status == status
+    assert rig.untouched() is (status == 403)
+
+
+def test_a_live_probe_keeps_to_what_may_be_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stored broker's, by the operator's list; the environment's broker is the operator's own."""
+    seen: list[Targets | None] = []
+
+    def fake(_target: Broker, targets: Targets | None, **_: object) -> Verdict:
+        seen.append(targets)
+        return Verdict("forbidden", "No.", 0.1)
+
+    monkeypatch.setattr(module, "probe", fake)
+    rig = Rig(elsewhere=True, MQTT_TEST_ALLOWED_HOSTS="10.0.0.0/8")
+    assert rig.ask("GET", "status").status == 200
+    rig.put({**GOOD, "broker_host": "elsewhere.example"})
+    assert rig.ask("GET", "status").document["probe"]["outcome"] == "forbidden"
+    assert seen == [None, Targets.parse(["10.0.0.0/8"])]
 
 
 # Cameras.

@@ -78,7 +78,7 @@ def test_a_wrong_value_is_refused_with_what_would_be_right(
 @pytest.mark.parametrize(
     ("password", "problem"),
     [
-        (f"{CANARY}\x00", "holds a NUL character"),
+        *((f"{CANARY}{control}", "holds a control character") for control in "\x00\r\n\t\x1b\x7f\x85"),
         (f"{CANARY}" * 400, "is too long"),
         ("", "is empty"),
         ([CANARY], "is not text"),
