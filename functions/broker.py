@@ -157,7 +157,7 @@ class _Resolver(APIGatewayHttpResolver):
 
         def answer() -> Response[str]:
             authorization = Request("", "", authorization=self.current_event.headers.get("authorization") or "")
-            _admit(authorization.bearer, self.administration.tokens)
+            admit(authorization.bearer, self.administration.tokens)
             return _response(do(_Asked.of(self.current_event)))
 
         return answer
@@ -205,7 +205,8 @@ class _Resolver(APIGatewayHttpResolver):
         return _response(problem.reply)
 
 
-def _admit(bearer: str, tokens: tuple[str, ...]) -> None:
+def admit(bearer: str, tokens: tuple[str, ...]) -> None:
+    """Raise Problem where `bearer` is none of `tokens`."""
     if not tokens:
         detail = "The administration is off: set ADMIN_TOKENS."
         raise unavailable("not_configured", detail, retry_after_seconds=BROKEN_RETRY_SECONDS)
@@ -262,9 +263,13 @@ def _document_text() -> str:
     return as_json(openapi.document())
 
 
-def _document() -> Response[str]:
+def described() -> Reply:
     """Tell what can be asked; that is no secret."""
-    return _response(Reply(HTTPStatus.OK, {"Cache-Control": "no-cache"}, _document_text()))
+    return Reply(HTTPStatus.OK, {"Cache-Control": "no-cache"}, _document_text())
+
+
+def _document() -> Response[str]:
+    return _response(described())
 
 
 def _response(reply: Reply) -> Response[str]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
 
-from functions import collector
+from functions import collector, web
 from functions.lifetime import Renewal, begin
 from functions.manifest import LISTED, Asked, Manifest, parse_limit
 from functions.objects import MAX_PAGE_OBJECTS, ObjectInfo, Objects
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 BUSY_RETRY_SECONDS = 5  # the store is slow or down
 BROKEN_RETRY_SECONDS = 60  # somebody has to set something right
 RENEW_SECONDS = 120.0  # between two looks into the secret: a rotated key is in force in 5 minutes, even if one fails
-CONFIGS, ASSETS, THUMBNAILS = "/configs/", "/assets", "/thumbnails"
+CONFIGS, ASSETS, THUMBNAILS = "/configs/", "/assets", web.THUMBNAILS
 FILE_METHODS = ("GET", "HEAD")
 
 # `no-store`: a link from a cache is a dead link.
@@ -104,8 +104,7 @@ class Downloads:
             missing = "BUCKET" if self.objects is None else "DEVICE_TOKEN_KEYS or ADMIN_TOKENS"
             detail = f"Downloads are not configured: set {missing}."
             raise unavailable("not_configured", detail, retry_after_seconds=BROKEN_RETRY_SECONDS)
-        in_link = request.parameters("token").get("token") if request.path.startswith(THUMBNAILS) else None
-        bearer = in_link or request.bearer
+        in_link, bearer = request.token_in_link, request.token
         if not bearer:
             raise unauthorised("no_token")
         offered = bearer.encode(errors="replace")

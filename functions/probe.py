@@ -6,7 +6,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -182,7 +182,7 @@ def _connect(broker: Broker, address: Address, deadline: float) -> Connection:
 
 
 def _detail(outcome: Outcome, failure: ConnectionFailure | None, broker: Broker) -> str:
-    words = _WORDS[outcome]
+    words = WORDS[outcome]
     if failure is None:
         return words
     if outcome in {"bad_credentials", "not_authorized"} and knows_by_certificate(broker):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from functions.addresses import check_database_url, parse_endpoint, parse_http_url
+from functions.reach import Targets
 
 MIN_TOKEN_CHARACTERS = 16
 MAX_MQTT_BYTES = 65535  # MQTT 5 §1.5.4 and §1.5.6: the length of a string or of binary data has two bytes
@@ -36,6 +38,18 @@ def _tokens(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
                 "e.g. from `openssl rand -hex 24`"
             )
     return secrets
+
+
+def _networks(entries: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return tuple(str(ipaddress.ip_network(entry, strict=False)) for entry in entries)
+    except ValueError:
+        raise ValueError("must be addresses and networks, comma-separated, e.g. 192.0.2.7,10.0.0.0/8") from None
+
+
+def _hosts(entries: tuple[str, ...]) -> tuple[str, ...]:
+    Targets.parse(entries)
+    return entries
 
 
 def _encryption_keys(keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
@@ -123,6 +137,8 @@ MqttName = Annotated[str, AfterValidator(_mqtt_name)]
 MqttSecret = Annotated[SecretStr, AfterValidator(_mqtt_secret)]
 TopicPrefix = Annotated[str, AfterValidator(_topic_prefix)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Hosts = Annotated[Words, AfterValidator(_hosts)]
+Networks = Annotated[Words, AfterValidator(_networks)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 Tokens = Annotated[Secrets, AfterValidator(_tokens)]
 EncryptionKeys = Annotated[Secrets, AfterValidator(_encryption_keys)]

@@ -13,7 +13,6 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from functions import pem, setting_types, sources
 from functions.addresses import can_be_virtual, parse_mqtt_url, path_of
-from functions.reach import Targets
 from functions.setting_types import DatabaseUrl, EncryptionKeys, Endpoint, Seconds, Secrets, Tokens, TopicPrefix, Words
 from functions.target import Broker
 
@@ -103,8 +102,13 @@ class Settings(BaseSettings):
 
     webhook_tokens: Tokens = Field(
         default=(),
-        description="Bearer tokens that a store may present, comma-separated (two at once while rotating). "
-        "Unset: the host starts on loopback only.",
+        description="Tokens that a store may present, comma-separated (two at once while rotating): as bearer token, "
+        "as password of `Basic`, or as `/events?token=`. Unset: the host starts on loopback only.",
+    )
+    trusted_proxies: setting_types.Networks = Field(
+        default=(),
+        description="The host's own proxies: addresses and networks (CIDR), comma-separated. Their `Forwarded` or "
+        "`X-Forwarded-For` is believed. Unset: nobody's is.",
     )
     device_token_keys: Secrets = Field(
         default=(),
@@ -118,7 +122,7 @@ class Settings(BaseSettings):
         default=(),
         description="Bearer tokens that may fetch every file and change the stored settings, comma-separated.",
     )
-    mqtt_test_allowed_hosts: Words = Field(
+    mqtt_test_allowed_hosts: setting_types.Hosts = Field(
         default=(),
         description="Which brokers an administrator may test and store: names, addresses and networks (CIDR), "
         "comma-separated. Unset: any. Never link-local addresses and clouds' metadata services.",
@@ -297,12 +301,6 @@ class Settings(BaseSettings):
                 "that it sees, and a proxy changes that. Give it a name or a port of its own, e.g. https://s3.example.org"
             )
         return url
-
-    @field_validator("mqtt_test_allowed_hosts")
-    @classmethod
-    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        Targets.parse(hosts)
-        return hosts
 
     @field_validator("s3_addressing_style")
     @classmethod

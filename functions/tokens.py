@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import base64
 import re
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
 import jwt
@@ -33,7 +34,7 @@ LEEWAY_SECONDS = 30  # between the clocks of who minted and who verifies
 MIN_SECRET_BYTES = 32  # RFC 7518 §3.2: as long as the hash
 ED25519_BYTES = 32
 MAX_TOKEN_CHARACTERS = 2048  # ours have about 300
-MAX_REMEMBERED_TOKENS = 4096  # a few megabytes
+MAX_REMEMBERED_TOKENS = 16_384  # some ten megabytes
 
 _REQUIRED = ["sub", "aud", "exp", "iat", "jti"]
 _CLAIMS_UNCHECKED: Options = {
@@ -102,16 +103,46 @@ class _Key:
 
 
 @dataclass(frozen=True, slots=True)
+class _Verified:
+    """What a good signature vouches for."""
+
+    subject: str
+    audience: str
+    jti: str
+    kid: str
+    ends_at: int
+    expires_at: datetime
+
+
+class _Memory:
+    """What was verified last, by token. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, _Verified] = OrderedDict()
+
+    def get(self, token: str) -> _Verified | None:
+        with self._lock:
+            known = self._known.get(token)
+            if known is not None:
+                self._known.move_to_end(token)
+            return known
+
+    def put(self, token: str, verified: _Verified) -> None:
+        with self._lock:
+            self._known[token] = verified
+            if len(self._known) > MAX_REMEMBERED_TOKENS:
+                self._known.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Keyring:
     """The keys: the first that can sign does, all verify. `revoked` holds the `jti` of tokens that are out."""
 
     keys: tuple[_Key, ...]
     revoked: frozenset[str] = frozenset()
-    _remembered: Callable[[str], tuple[DeviceToken, int]] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        """Remember the tokens that were asked for last: a signature that was good once stays so."""
-        object.__setattr__(self, "_remembered", lru_cache(MAX_REMEMBERED_TOKENS)(self._check))
+    # A signature that was good once stays so.
+    _remembered: _Memory = field(init=False, repr=False, compare=False, default_factory=_Memory)
 
     @classmethod
     def parse(cls, entries: Iterable[str], *, revoked: Iterable[str] = ()) -> Keyring:
@@ -150,33 +181,43 @@ class Keyring:
 
     def verify(self, token: str) -> DeviceToken:
         """What `token` says, if it is one of ours and in force; raises TokenError otherwise."""
-        _check_form(token)
-        said, expires = self._remembered(token)
+        said = self._verify(token, AUDIENCE)
+        return DeviceToken(said.subject, said.jti, said.expires_at, said.kid)
+
+    def verify_for_object(self, token: str) -> str:
+        """The key of the object that `token` is for, if it is one of ours and in force; raises TokenError otherwise."""
+        return self._verify(token, OBJECT_AUDIENCE).subject
+
+    def needs_signature(self, token: str) -> bool:
+        """Whether only its signature, still to be computed, can tell what `token` is worth."""
+        if self._remembered.get(token) is not None:
+            return False
+        try:
+            _check_form(token)
+            self._key(jwt.get_unverified_header(token))
+        except (TokenError, jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            return False
+        return True
+
+    def _verify(self, token: str, audience: str) -> _Verified:
+        said = self._remembered.get(token)
+        if said is None:
+            _check_form(token)
+            said = self._claims(token, audience)
+            if audience == AUDIENCE and _SUBJECT.fullmatch(said.subject) is None:
+                raise TokenError("bad_subject", kid=said.kid, jti=said.jti)
+            self._remembered.put(token, said)
+        if said.audience != audience:
+            raise TokenError("wrong_audience", kid=said.kid, jti=said.jti)
         # As PyJWT asks it, for those that were in force when they were remembered.
-        if expires <= time.time() - LEEWAY_SECONDS:
+        if said.ends_at <= time.time() - LEEWAY_SECONDS:
             raise TokenError("expired", kid=said.kid, jti=said.jti)
         if said.jti in self.revoked:
             raise TokenError("revoked", kid=said.kid, jti=said.jti)
         return said
 
-    def verify_for_object(self, token: str) -> str:
-        """The key of the object that `token` is for, if it is one of ours and in force; raises TokenError otherwise."""
-        _check_form(token)
-        claims, kid, _ = self._claims(token, OBJECT_AUDIENCE)
-        if claims["jti"] in self.revoked:
-            raise TokenError("revoked", kid=kid, jti=claims["jti"])
-        return str(claims["sub"])
-
-    def _check(self, token: str) -> tuple[DeviceToken, int]:
-        """What a device's `token` says, and its `exp`. What raises is not remembered."""
-        claims, kid, expires_at = self._claims(token, AUDIENCE)
-        mac, jti = claims["sub"], claims["jti"]
-        if _SUBJECT.fullmatch(mac) is None:
-            raise TokenError("bad_subject", kid=kid, jti=jti)
-        return DeviceToken(mac, jti, expires_at, kid), int(claims["exp"])
-
-    def _claims(self, token: str, audience: str) -> tuple[dict[str, Any], str, datetime]:
-        """What `token` claims, the id of its key, and its end; by its signature, audience and times."""
+    def _claims(self, token: str, audience: str) -> _Verified:
+        """What `token` claims; by its signature, audience and times."""
         kid = ""
         try:
             key = self._key(jwt.get_unverified_header(token))
@@ -192,8 +233,9 @@ class Keyring:
             expires_at = datetime.fromtimestamp(claims["exp"], UTC)
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, OSError, RecursionError) as error:
             reason = next((slug for kind, slug in _REASONS if isinstance(error, kind)), "malformed")
-            raise TokenError(reason, kid=kid, jti=self._signed_id(token, kid)) from None
-        return claims, kid, expires_at
+            jti = "" if reason == "bad_signature" else self._signed_id(token, kid)  # which costs another signature
+            raise TokenError(reason, kid=kid if jti else "", jti=jti) from None
+        return _Verified(str(claims["sub"]), audience, claims["jti"], kid, int(claims["exp"]), expires_at)
 
     def inspect(self, token: str) -> Inspection:
         """Take `token` apart for a person; raises TokenError("malformed") where there is nothing to see."""

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from urllib.parse import parse_qsl
 
+THUMBNAILS = "/thumbnails"
 MAX_QUERY_FIELDS = 20
 MAX_IF_NONE_MATCH_CHARACTERS = 8192
 
@@ -53,6 +54,16 @@ class Request:
         """The bearer token (RFC 6750 §2.1), "" without one."""
         scheme, _, token = self.authorization.strip().partition(" ")
         return token.strip() if scheme.lower() == "bearer" else ""
+
+    @property
+    def token_in_link(self) -> str:
+        """The token that a link to a picture brings, "" without one. Raises Problem (400)."""
+        return self.parameters("token").get("token", "") if self.path.startswith(THUMBNAILS) else ""
+
+    @property
+    def token(self) -> str:
+        """What says who asks, "" where nothing does. Raises Problem (400)."""
+        return self.token_in_link or self.bearer
 
     @property
     def wants_json(self) -> bool:

@@ -18,7 +18,6 @@ import uvicorn
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from pydantic import SecretStr
 
 from functions.notify import Settled, Step, settle, to_publish
 from functions.publisher import Outcome, Status
@@ -27,6 +26,7 @@ from functions.settings import Broker
 from infra.bench.rig import BUCKET
 from infra.host.app import App
 from infra.host.bell import Bell
+from infra.host.entrance import Entrance, StoreGate
 from infra.host.gateway import Event, Gateway
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.publisher import HostPublisher
@@ -105,7 +105,7 @@ def serve(side: str, port: int, mqtt_port: int, token: str) -> None:
         else ParsingBell(publisher, routes, telemetry, patience_seconds=PATIENCE_SECONDS)
     )
     gateway = Gateway(_redirect, requests_per_minute=0, shares=side == "shared")
-    app = App(bell, publisher, telemetry, tokens=[SecretStr(token)], gateways=(gateway,))
+    app = App(bell, publisher, telemetry, stores=StoreGate([token], Entrance()), gateways=(gateway,))
     uvicorn.Server(uvicorn_config(app, "127.0.0.1", port)).run()
 
 

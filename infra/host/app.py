@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import SecretStr
 
 from functions.notify import plan_body
 from functions.telemetry import logger
 from infra.host.bell import Bell
 from infra.host.body import CLOSE, Body, Disconnected, Receive, Refusal, Scope, Send
-from infra.host.gateway import Gateway
+from infra.host.entrance import Entrance, StoreGate, offered, take_token
+from infra.host.gateway import Gateway, peer
 from infra.host.metrics import PrometheusTelemetry
+from infra.host.origin import Proxies, foreign_page
 from infra.host.publisher import HostPublisher
 
 FAST_DOOR = b"/events/fast"
@@ -38,19 +38,24 @@ class App:
         publisher: HostPublisher,
         telemetry: PrometheusTelemetry,
         *,
-        tokens: Sequence[SecretStr] = (),
+        stores: StoreGate | None = None,
         gateways: Sequence[Gateway] = (),
         on_start: Sequence[Callable[[], Awaitable[None]]] = (),
         on_stop: Sequence[Callable[[], Awaitable[None]]] = (),
+        proxies: Proxies | None = None,
+        public_base_url: str | None = None,
     ) -> None:
-        """Without `tokens` anybody who can connect may post: bind to loopback then.
+        """Without `stores` that present tokens anybody who can connect may post: bind to loopback then.
 
-        `gateways` answer devices and administrators.
+        A page in a browser of that machine can connect: what shows that it comes from one is refused.
+        `gateways` answer devices and administrators. `proxies` are believed.
         """
         self._bell = bell
         self._publisher = publisher
         self._telemetry = telemetry
-        self._tokens = tuple(token.get_secret_value().encode() for token in tokens)
+        self._stores = StoreGate((), Entrance()) if stores is None else stores
+        self._proxies = Proxies() if proxies is None else proxies
+        self._public_base_url = public_base_url
         self._gateways = tuple(gateways)
         self._on_start = on_start
         self._on_stop = on_stop
@@ -77,6 +82,10 @@ class App:
                 pass  # nobody is left to answer
 
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._stores.is_open and (why := foreign_page(scope["headers"], self._public_base_url)):
+            self._telemetry.stranger("foreign_page")
+            await Body(scope["headers"], receive, MAX_BODY_BYTES).drain()
+            raise Refusal(403, f"{why}: set WEBHOOK_TOKENS to let in more than this machine's own programs", CLOSE)
         route = self._routes.get(scope["path"])
         gateway = next((one for one in self._gateways if one.takes(scope["path"])), None) if route is None else None
         if gateway is not None:
@@ -131,21 +140,29 @@ class App:
     async def _event_body(self, scope: Scope, receive: Receive) -> bytes:
         headers: Headers = scope["headers"]
         body = Body(headers, receive, MAX_BODY_BYTES)
-        if not self.admits(headers):
-            self._bell.turn_away("fast" if scope["path"].endswith("/fast") else "sure")
+        in_address, scope["query_string"] = take_token(scope.get("query_string", b""))
+        is_fast = scope["path"] == FAST_DOOR.decode()
+        token = offered(headers) or (b"" if is_fast else in_address)
+        address = self._proxies.client(peer(scope), headers)
+        wait_seconds = self._stores.wait_seconds(token, address)
+        if wait_seconds or not self._stores.admits(token):
+            self._bell.turn_away("fast" if is_fast else "sure")
             await body.drain()
-            raise Refusal(401, "a bearer token of WEBHOOK_TOKENS is needed", (b"www-authenticate", b"Bearer"), CLOSE)
+            if wait_seconds:
+                raise Refusal(429, "too many wrong tokens", (b"retry-after", b"%d" % wait_seconds), CLOSE)
+            if token:
+                self._stores.entrance.failed(address)
+            raise Refusal(401, "a token of WEBHOOK_TOKENS is needed", (b"www-authenticate", b"Bearer"), CLOSE)
         return await body.read()
 
-    def admits(self, headers: Headers) -> bool:
-        """Whether a request with these headers may post events."""
-        if not self._tokens:
-            return True
-        given = [value for name, value in headers if name == b"authorization"]
-        scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-        # Every token is compared, whole: the time must not tell which one, or how much of it, was right.
-        matches = [hmac.compare_digest(token.strip(), known) for known in self._tokens]
-        return scheme.lower() == b"bearer" and any(matches)
+    def admits(self, client: str, headers: Headers) -> bool:
+        """Whether a request with these headers may post events at the fast door at once; the rest is for `__call__`."""
+        if self._stores.is_open:
+            return not foreign_page(headers, self._public_base_url)
+        token = offered(headers)
+        return not self._stores.wait_seconds(token, self._proxies.client(client, headers)) and self._stores.admits(
+            token
+        )
 
     # For watching.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import threading
 import time
 import uuid
@@ -18,8 +17,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from functions.manifest import LISTED
 from functions.telemetry import logger
-from functions.web import Request, as_json
+from functions.web import Problem, Request, unavailable
 from infra.host.body import Body, Receive, Scope, Send
+from infra.host.entrance import Gate, share_of, too_many
+from infra.host.origin import Proxies, neighbourhood
 from infra.host.sharing import Sharing
 
 PREFIXES = ("/configs/", "/assets", "/thumbnails", "/manifest")
@@ -29,7 +30,6 @@ BODILESS = frozenset({"GET", "HEAD"})
 HANDLER_SECONDS = 10.0  # the handler's own deadlines are shorter, but it may have to wait for a thread
 BUSY_RETRY_SECONDS = 1
 MAX_CALLERS = 50_000
-REFUSALS_PER_MINUTE = 30  # of one address: guessing tokens is not worth it
 CATCH_UPS_AT_ONCE = 2  # a device may begin once more before its share is whole again
 MAX_AT_ONCE = 100_000  # requests of one token
 ROUNDING_SECONDS = 1e-4  # sums of intervals are not exact, and nobody should wait for that
@@ -135,11 +135,16 @@ class Gateway:
         shares: bool = False,
         prefixes: tuple[str, ...] = PREFIXES,
         max_body_bytes: int = 0,
+        gate: Gate | None = None,
+        public: Callable[[str, str], Event | None] = lambda _method, _path: None,
+        proxies: Proxies | None = None,
     ) -> None:
         """`handler` runs in a thread of the pool. `requests_per_minute` holds for each token; 0: no limit.
 
         `shares`: identical requests at the same moment share an answer. Only for a handler that merely reads.
-        `prefixes` of the paths that are the handler's. `max_body_bytes` 0: bodies are not read.
+        `prefixes` of the paths that are the handler's. `max_body_bytes` 0: bodies are not read. `gate` decides who is
+        let in, before the handler has a thread; None: everybody. `public` answers a method and path for which nobody
+        needs a token, at once. `proxies` are believed.
         """
         self._prefixes = prefixes
         self._max_body_bytes = max_body_bytes
@@ -148,8 +153,10 @@ class Gateway:
         self._pool = Daemons(THREADS)
         self._waiting = 0
         self._requests = RateLimit(requests_per_minute)
-        self._refusals = RateLimit(REFUSALS_PER_MINUTE)
-        self._admitted: OrderedDict[bytes, None] = OrderedDict()
+        self._gate = gate
+        self._public = public
+        self._proxies = Proxies() if proxies is None else proxies
+        self._mentions = RateLimit(1)
         self._sharing = Sharing[dict[str, Any] | None](_is_failure)
 
     async def warm_up(self, work: Callable[[], object]) -> None:
@@ -162,36 +169,53 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises `Refusal` and `Disconnected` about its body."""
-        event = api_gateway_event(scope)
-        caller, address = _caller(event)
-        wait_seconds = self._requests.wait_seconds(caller)
-        # Behind a proxy all come from one address: who was let in before does not pay for another's guesses.
-        if caller not in self._admitted:
-            wait_seconds = max(wait_seconds, self._refusals.wait_seconds(address))
-        if wait_seconds > 0:
-            await _refuse(send, HTTPStatus.TOO_MANY_REQUESTS, int(wait_seconds) + 1)
-        elif self._waiting >= MAX_WAITING:
-            await _refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, BUSY_RETRY_SECONDS)
+        address = self._proxies.client(peer(scope), scope["headers"])
+        event = api_gateway_event(scope, address)
+        answer = self._public(scope["method"], scope["path"])
+        try:
+            caller = self._admit(event, address) if answer is None else neighbourhood(address)
+            if wait_seconds := self._requests.wait_seconds(caller):
+                raise too_many(int(wait_seconds) + 1)
+        except Problem as problem:
+            await _answer(send, _as_answer(problem))
+            return
+        self._requests.take(caller)
+        if answer is None:
+            answer = await self._handled(event, scope, receive)
+        if (listed := answer["headers"].get(LISTED)) is not None:
+            # A device is about to ask for what it was just told of: refusing that would be our own fault.
+            is_further_page = "next=" in event["rawQueryString"]
+            self._requests.widen(caller, CATCH_UPS_AT_ONCE * (int(listed) + 1), further=is_further_page)
+        await _answer(send, answer)
+
+    async def _handled(self, event: Event, scope: Scope, receive: Receive) -> Event:
+        if self._waiting >= MAX_WAITING:
+            return _as_answer(_busy())
+        if self._max_body_bytes and scope["method"] not in BODILESS:
+            _put_body(event, await Body(scope["headers"], receive, self._max_body_bytes).read())
+        if self._shares:
+            answer = await self._sharing.ask(_question(event), lambda: self._call(event))
         else:
-            self._requests.take(caller)
-            if self._max_body_bytes and scope["method"] not in BODILESS:
-                _put_body(event, await Body(scope["headers"], receive, self._max_body_bytes).read())
-            if self._shares:
-                answer = await self._sharing.ask(_question(event), lambda: self._call(event))
-            else:
-                answer = await self._call(event)
-            if answer is None:
-                await _refuse(send, HTTPStatus.SERVICE_UNAVAILABLE, BUSY_RETRY_SECONDS)
-                return
-            if (listed := answer["headers"].get(LISTED)) is not None:
-                # A device is about to ask for what it was just told of: refusing that would be our own fault.
-                is_further_page = "next=" in event["rawQueryString"]
-                self._requests.widen(caller, CATCH_UPS_AT_ONCE * (int(listed) + 1), further=is_further_page)
-            if answer["statusCode"] == HTTPStatus.UNAUTHORIZED:
-                self._refusals.take(address)
-            elif answer["statusCode"] < HTTPStatus.BAD_REQUEST:
-                self._admit(caller)
-            await _answer(send, answer)
+            answer = await self._call(event)
+        return _as_answer(_busy()) if answer is None else answer
+
+    def _admit(self, event: Event, address: str) -> bytes:
+        """Return whose share a request takes. Raises Problem."""
+        http = event["requestContext"]["http"]
+        authorization = event["headers"].get("authorization", "")
+        request = Request(http["method"], event["rawPath"], event["rawQueryString"], authorization)
+        if self._gate is None:
+            return share_of(request.bearer) if request.bearer else neighbourhood(address)
+        try:
+            return self._gate.admit(request, address)
+        except Problem as problem:
+            # Strangers are counted only. Whom a key of ours vouches for is no stranger, but may come again and again.
+            key = problem.jti.encode()
+            if problem.jti and not self._mentions.wait_seconds(key):
+                self._mentions.take(key)
+                details = {"reason": problem.reason, "kid": problem.kid, "jti": problem.jti}
+                logger.info("a token is not in force", extra=details)
+            raise
 
     async def close(self) -> None:
         """Take no more; what hangs is left to hang."""
@@ -214,9 +238,6 @@ class Gateway:
             self._waiting -= 1
         return None
 
-    def _admit(self, caller: bytes) -> None:
-        _keep(self._admitted, caller, None)
-
 
 def _keep(callers: OrderedDict[bytes, T], caller: bytes, value: T) -> None:
     """Remember `value`; whoever was not heard of for longest is forgotten."""
@@ -226,13 +247,14 @@ def _keep(callers: OrderedDict[bytes, T], caller: bytes, value: T) -> None:
         callers.popitem(last=False)
 
 
-def api_gateway_event(scope: Scope) -> Event:
+def api_gateway_event(scope: Scope, address: str | None = None) -> Event:
     """Build what an HTTP API sends: the path decoded once, the query as it came, repeated headers joined."""
     values: dict[str, list[str]] = {}
     for name, value in scope["headers"]:
         values.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
     headers = {name: ",".join(texts) for name, texts in values.items()}
-    address = scope["client"][0] if scope.get("client") else ""
+    if address is None:
+        address = peer(scope)
     now = time.time()
     return {
         "version": "2.0",
@@ -260,21 +282,17 @@ def api_gateway_event(scope: Scope) -> Event:
     }
 
 
+def peer(scope: Scope) -> str:
+    """Return the address of the other end of the connection, "" where it has none."""
+    return scope["client"][0] if scope.get("client") else ""
+
+
 def _put_body(event: Event, body: bytes) -> None:
     """As AWS does: text as it is, anything else in base64."""
     try:
         event["body"] = body.decode()
     except UnicodeDecodeError:
         event["body"], event["isBase64Encoded"] = base64.b64encode(body).decode(), True
-
-
-def _caller(event: Event) -> tuple[bytes, bytes]:
-    """Whose share a request takes: that of its token, else of its address; and the address."""
-    http = event["requestContext"]["http"]
-    address: bytes = http["sourceIp"].encode()
-    # Not the header: another case or more blanks would have a share of their own.
-    token = Request(http["method"], http["path"], authorization=event["headers"].get("authorization", "")).bearer
-    return (hashlib.blake2b(token.encode(), digest_size=16).digest() if token else address), address
 
 
 def _question(event: Event) -> tuple[str, ...]:
@@ -289,8 +307,8 @@ def _is_failure(answer: dict[str, Any] | None) -> bool:
 
 
 async def _answer(send: Send, answer: dict[str, Any]) -> None:
-    text = answer.get("body") or ""
-    body = base64.b64decode(text) if answer.get("isBase64Encoded") else text.encode()
+    text = answer.get("body") or b""
+    body = base64.b64decode(text) if answer.get("isBase64Encoded") else text.encode() if isinstance(text, str) else text
     headers = [
         (name.lower().encode("latin-1"), str(value).encode("latin-1")) for name, value in answer["headers"].items()
     ]
@@ -302,8 +320,11 @@ async def _answer(send: Send, answer: dict[str, Any]) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _refuse(send: Send, status: HTTPStatus, retry_after_seconds: int) -> None:
-    detail = f"Come again in {retry_after_seconds} s."
-    problem = as_json({"title": status.phrase, "status": status.value, "detail": detail})
-    headers = {"content-type": "application/problem+json", "retry-after": str(retry_after_seconds)}
-    await _answer(send, {"statusCode": status.value, "headers": headers, "body": problem})
+def _busy() -> Problem:
+    return unavailable("busy", f"Come again in {BUSY_RETRY_SECONDS} s.", retry_after_seconds=BUSY_RETRY_SECONDS)
+
+
+def _as_answer(problem: Problem) -> Event:
+    reply = problem.reply
+    headers = {**reply.headers, "Content-Type": reply.content_type}
+    return {"statusCode": reply.status.value, "headers": headers, "body": reply.body}

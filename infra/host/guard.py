@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sized
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -13,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from functions.telemetry import logger
 from functions.web import as_json
+from infra.host.allowance import Allowance
 from infra.host.body import Refusal
 
 WRITE_SECONDS = 30.0  # for a client to take what it has asked for
@@ -21,6 +23,8 @@ MAX_HEADER_FIELDS = 256
 MAX_FRAMING_BYTES = 1 << 20  # of one request: all that is neither header nor body, as chunk extensions and trailers
 MAX_PIPELINED = 256  # requests behind the one that is being answered
 WARN_SECONDS = 60.0
+SEND_BUFFER_BYTES = 32 * 1024  # in the kernel, which doubles it, and would else take megabytes of each unread answer
+MAX_UNREAD_BYTES = 32 << 20  # of all answers that their clients leave to us
 
 
 class _Flow(FlowControl):
@@ -39,6 +43,7 @@ class GuardedProtocol(HttpToolsProtocol):
     """One connection, whatever its client does with it."""
 
     max_connections: int | None = None  # of the process
+    _unread: ClassVar[Allowance[GuardedProtocol]] = Allowance(MAX_UNREAD_BYTES)  # of the process
     _warned_at: float = 0.0
 
     _running: RequestResponseCycle | None = None
@@ -53,6 +58,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Take a connection, if there is room for it."""
         super().connection_made(transport)
         self.flow = _Flow(transport, self.pipeline)
+        if (sock := transport.get_extra_info("socket")) is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         transport.set_write_buffer_limits(high=0)  # `pause_writing` then tells of any byte that the client leaves to us
         if self.max_connections is not None and len(self.connections) > self.max_connections:
             self._over = True
@@ -160,10 +167,13 @@ class GuardedProtocol(HttpToolsProtocol):
         """Some of what was written is still here."""
         super().pause_writing()
         self._give_up_after(LINGER_SECONDS if self._leaving else WRITE_SECONDS)
+        for greedy in self._unread.hold(self, self.transport.get_write_buffer_size() + 2 * SEND_BUFFER_BYTES):
+            greedy.transport.abort()
 
     def resume_writing(self) -> None:
         """All of it is gone."""
         super().resume_writing()
+        self._unread.release(self)
         if self._stuck is not None:
             self._stuck.cancel()
             self._stuck = None

@@ -62,8 +62,16 @@ class PrometheusTelemetry:
             registry=self.registry,
         )
 
+        strangers = Counter(
+            "strangers_total",
+            "Requests that were turned away before anybody was asked, by why.",
+            ["reason"],
+            registry=self.registry,
+        )
+
         # Looking a label up costs more than counting; there are a handful of each.
         self._publish, self._duration = cache(publish.labels), cache(duration.labels)
+        self._strangers = cache(strangers.labels)
         self._no_subscribers, self._events = cache(no_subscribers.labels), cache(events.labels)
 
         self.expected: Callable[[], tuple[Sequence[str], Mapping[str, Sequence[str]]]] = lambda: ((), {})
@@ -93,6 +101,10 @@ class PrometheusTelemetry:
     def event(self, source: str, outcome: str) -> None:
         """`events_total`."""
         self._events(source, outcome).inc()
+
+    def stranger(self, reason: str) -> None:
+        """`strangers_total`."""
+        self._strangers(reason).inc()
 
     def exposition(self) -> bytes:
         """Return every metric in Prometheus' text format 0.0.4."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 from functions.telemetry import logger
+from infra.host.allowance import Allowance
 from infra.host.app import FAST_DOOR, MAX_BODY_BYTES, App
 from infra.host.guard import GuardedProtocol
 
 HEADER_SECONDS = 10.0
-MAX_HEADER_BYTES = 64 * 1024  # of a request: its line and its fields; checked between two reads
+MAX_HEADER_BYTES = 32 * 1024  # of a request: its line and its fields; checked between two reads
+MAX_UNFINISHED_BYTES = 16 << 20  # of all headers that are on their way; those that come in one read never are
+FIELD_BYTES = 160  # what a field takes beside its text
+CONNECTION_BYTES = 1024  # what a parser and its request take beside their fields
 _ACCEPTED = b"HTTP/1.1 202 Accepted\r\n%bcontent-length: 0\r\n\r\n"
 
 
@@ -23,6 +27,7 @@ class HostProtocol(GuardedProtocol):
     is not plainly that goes to the application, which has the same door.
     """
 
+    _unfinished: ClassVar[Allowance[HostProtocol]] = Allowance(MAX_UNFINISHED_BYTES)  # of the process
     _deadline: asyncio.TimerHandle | None = None
     _header_bytes: int | None = None  # so far, of the header that is on its way
     _arriving_bytes = 0  # in this read
@@ -48,6 +53,10 @@ class HostProtocol(GuardedProtocol):
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"at most {MAX_HEADER_BYTES} bytes of header")
+            else:
+                held_bytes = CONNECTION_BYTES + self._header_bytes + FIELD_BYTES * len(self.headers)
+                for greedy in self._unfinished.hold(self, held_bytes):
+                    greedy.transport.abort()
         if self._idle and self.timeout_keep_alive_task is None:
             self._arm()
 
@@ -60,7 +69,8 @@ class HostProtocol(GuardedProtocol):
         """The application has a deadline of its own for the body."""
         self._disarm()
         self._header_bytes = None
-        if self.url == FAST_DOOR and self._is_plain_post() and self._app.admits(self.headers):
+        self._unfinished.release(self)
+        if self.url == FAST_DOOR and self._is_plain_post() and self._admits():
             self._event = bytearray()
         else:
             super().on_headers_complete()
@@ -93,12 +103,16 @@ class HostProtocol(GuardedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing to wait for any more."""
         self._disarm()
+        self._unfinished.release(self)
         super().connection_lost(exc)
 
     @property
     def _app(self) -> App:
         app: App = self.app  # `uvicorn_config` is given no other
         return app
+
+    def _admits(self) -> bool:
+        return self._app.admits(self.client[0] if self.client else "", self.headers)
 
     def _is_plain_post(self) -> bool:
         """Whether a request has nothing about it that the application would have to see to."""

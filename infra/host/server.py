@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import ipaddress
 import logging
 import resource
 import signal
@@ -30,10 +29,12 @@ from infra.host.administration import mount
 from infra.host.app import App
 from infra.host.bell import DOORS, QUEUE, Bell
 from infra.host.documents import Reader
+from infra.host.entrance import SHORT_SECRET_CHARACTERS, Entrance, Gate, StoreGate
 from infra.host.gateway import Gateway
 from infra.host.integration import Integration
 from infra.host.link import NO_TROUBLE, LinkStatus
 from infra.host.metrics import PrometheusTelemetry
+from infra.host.origin import Proxies, is_loopback
 from infra.host.poller import LONG_POLL_SECONDS, Poller
 from infra.host.protocol import HostProtocol
 from infra.host.publisher import HostPublisher
@@ -81,15 +82,6 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to `host`."""
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
-
-
 def build(settings: Settings, port: int = 0) -> tuple[App, HostPublisher]:
     """Put the host together; nothing is connected before the application's start. Raises `SettingsError`."""
     telemetry = PrometheusTelemetry()
@@ -111,13 +103,22 @@ def build(settings: Settings, port: int = 0) -> tuple[App, HostPublisher]:
     telemetry.expected = lambda: (
         ((*bell.routes.topics, *cameras, *integration.labels), sources) if publisher.status.broker else ((), {})
     )
+    proxies = Proxies(settings.trusted_proxies)
+    stores = [token.get_secret_value() for token in settings.webhook_tokens]
+    entrance = Entrance((*stores, *downloads.admin_tokens), downloads.keyring.needs_signature)
     gateway = Gateway(
         lambda event, context: respond(downloads, event, context),
         requests_per_minute=settings.device_requests_per_minute,
         shares=True,
+        gate=Gate(entrance, downloads.admit, telemetry.stranger),
+        proxies=proxies,
     )
     administration = mount(
-        Administration(settings, store, integration), requests_per_minute=settings.device_requests_per_minute
+        Administration(settings, store, integration),
+        entrance,
+        requests_per_minute=settings.device_requests_per_minute,
+        on_stranger=telemetry.stranger,
+        proxies=proxies,
     )
     # What begins first ends last.
     on_start = [integration.start, publisher.start, bell.holdups.start]
@@ -137,7 +138,9 @@ def build(settings: Settings, port: int = 0) -> tuple[App, HostPublisher]:
         bell,
         publisher,
         telemetry,
-        tokens=settings.webhook_tokens,
+        stores=StoreGate(stores, entrance),
+        proxies=proxies,
+        public_base_url=settings.public_base_url,
         gateways=(gateway, administration),
         on_start=on_start,
         on_stop=on_stop,
@@ -190,7 +193,7 @@ def uvicorn_config(app: App, host: str, port: int) -> uvicorn.Config:
         ws="none",
         lifespan="on",
         access_log=False,
-        proxy_headers=False,  # nothing here believes what a proxy says of the client
+        proxy_headers=False,  # `Proxies` knows whom to believe
         log_config=None,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -219,6 +222,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
         problem = f"must be set to listen on {host}: anybody could ring. Set a token, or use --host 127.0.0.1"
         raise SettingsError((("WEBHOOK_TOKENS", problem),))
     configure_logging(settings.log_level)
+    _warn_of_short_secrets(settings)
     app, publisher = build(settings, port)
     config = uvicorn_config(app, host, port)
     HostProtocol.max_connections = room_for_connections()
@@ -228,6 +232,13 @@ def serve(settings: Settings, host: str, port: int) -> None:
     server.publisher = publisher
     ask_for_short_slices()
     server.run()
+
+
+def _warn_of_short_secrets(settings: Settings) -> None:
+    for variable, tokens in (("WEBHOOK_TOKENS", settings.webhook_tokens), ("ADMIN_TOKENS", settings.admin_tokens)):
+        if any(len(token) < SHORT_SECRET_CHARACTERS for token in tokens):
+            words = "a token is so short that it may be guessed, and is refused where somebody tries"
+            logger.warning(words, extra={"variable": variable, "wanted_characters": SHORT_SECRET_CHARACTERS})
 
 
 class LinkLog:

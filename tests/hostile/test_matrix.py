@@ -85,8 +85,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, minio: Minio, devices: list[D
         ADMIN_TOKENS=ADMIN,
         DEVICE_REQUESTS_PER_MINUTE="0",
     )
-    patch = "import infra.host.gateway\ninfra.host.gateway.REFUSALS_PER_MINUTE = 0"
-    with Host(tmp_path_factory.mktemp("host"), known, ready=False, patch=patch) as running:
+    with Host(tmp_path_factory.mktemp("host"), known, ready=False) as running:
         yield running
         assert not running.lines("ERROR")
         assert "Traceback" not in running.log

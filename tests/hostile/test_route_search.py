@@ -159,7 +159,6 @@ def host(tmp_path_factory: pytest.TempPathFactory, minio: Minio, mosquitto_binar
     for key in (f"configs/{MAC}.json", "assets/dir/firmware.bin", "events/door/1.jpg"):
         s3.put_object(Bucket=BUCKET, Key=key, Body=b"content")
     s3.close()
-    patch = f"{NOWHERE}\nimport infra.host.gateway\ninfra.host.gateway.REFUSALS_PER_MINUTE = 0"
     with Mosquitto(directory / "mosquitto") as broker:
         known = environment(
             broker.url,
@@ -175,7 +174,7 @@ def host(tmp_path_factory: pytest.TempPathFactory, minio: Minio, mosquitto_binar
             MQTT_CONNECT_TIMEOUT_SECONDS="1",
             DEVICE_REQUESTS_PER_MINUTE="0",
         )
-        with Host(directory, known, ready=False, patch=patch) as running:
+        with Host(directory, known, ready=False, patch=NOWHERE) as running:
             eventually(lambda: running.http.get("/readyz").status_code == 200, PATIENCE_SECONDS)
             yield running
             assert running.http.get("/healthz").status_code == 200

@@ -60,10 +60,10 @@ ADAPTERS = {
 }
 # What the settings are made of: each may import those that it is paired with.
 SETTINGS = {
-    "settings": {"addresses", "pem", "reach", "setting_types", "sources", "target"},
+    "settings": {"addresses", "pem", "setting_types", "sources", "target"},
     "sources": {"secret", "setting_types"},
     "secret": set[str](),
-    "setting_types": {"addresses"},
+    "setting_types": {"addresses", "reach"},
     "target": {"reach"},
 }
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sized
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +16,14 @@ from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEventV2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from functions.telemetry import logger
+from functions.web import Request, unauthorised
+from infra.host import entrance
 from infra.host import gateway as module
 from infra.host.body import Refusal
-from infra.host.gateway import REFUSALS_PER_MINUTE, Daemons, Gateway, RateLimit, api_gateway_event
+from infra.host.entrance import Entrance, Gate
+from infra.host.gateway import Daemons, Gateway, RateLimit, api_gateway_event
+from infra.host.origin import Proxies
 from tests.hosts import on_uvloop, until
 from tests.leftovers import threads
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
@@ -26,7 +31,6 @@ from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 ONE = "one"
 HOME, ABROAD = "192.0.2.1", "2001:db8::7"
 OK = {"statusCode": 200, "headers": {"Content-Type": "application/json"}, "body": "{}", "isBase64Encoded": False}
-UNAUTHORISED = {"statusCode": 401, "headers": {"WWW-Authenticate": "Bearer"}, "body": "no"}
 
 
 class Clock:
@@ -83,21 +87,27 @@ async def nothing_more() -> Any:  # noqa: ANN401 - ASGI's message
 
 @asynccontextmanager
 async def opened(
-    handler: Callable[..., dict[str, Any]], per_minute: int = 0, *, shares: bool = False
+    handler: Callable[..., dict[str, Any]],
+    per_minute: int = 0,
+    **more: Any,  # noqa: ANN401 - of Gateway
 ) -> AsyncIterator[Gateway]:
     """A gateway whose threads end with it."""
-    gateway = Gateway(handler, requests_per_minute=per_minute, shares=shares)
+    gateway = Gateway(handler, requests_per_minute=per_minute, **more)
     try:
         yield gateway
     finally:
         await gateway.close()
 
 
-def guarded(event: dict[str, Any], _context: object) -> dict[str, Any]:
-    """A handler that knows tokens beginning with `good`; `/assetsx` is a path that nobody has."""
-    if event["rawPath"] == "/assetsx":
-        return {"statusCode": 404, "headers": {}, "body": ""}
-    return OK if event["headers"].get("authorization", "").startswith("Bearer good") else UNAUTHORISED
+def gate_of(**more: Any) -> Gate:  # noqa: ANN401 - any field of Gate
+    """A gate for tokens that begin with `good`; a key of ours once signed those that begin with `expired`."""
+
+    def check(request: Request) -> None:
+        if not request.bearer.startswith("good"):
+            old = request.bearer.startswith("expired")
+            raise unauthorised("expired" if old else "malformed", kid="k" if old else "", jti="j" if old else "")
+
+    return Gate(Entrance(), check, **more)
 
 
 # The rate.
@@ -249,39 +259,86 @@ async def test_without_a_token_the_address_has_a_share() -> None:
 
 
 @on_uvloop
-async def test_whoever_guesses_tokens_is_stopped_by_address() -> None:
-    """After so many 401s a minute its next guess is 429 unasked, with the time; another address is not."""
-    async with opened(guarded) as gateway:
-        guesses = [(await ask(gateway, scope(token=f"{n}"))).status for n in range(REFUSALS_PER_MINUTE + 2)]
-        assert guesses == [401] * REFUSALS_PER_MINUTE + [429] * 2
-        assert (await ask(gateway, scope(token="good"))).status == 429
-        assert (await ask(gateway, scope(token="x"))).headers["retry-after"] in {"2", "3"}
-        assert (await ask(gateway, scope(token="x", address=ABROAD))).status == 401
+async def test_wrong_tokens_never_shut_out_right_ones() -> None:
+    """Behind a TLS proxy all have one address; who was never here before is let in as well."""
+    async with opened(lambda *_: OK, gate=gate_of()) as gateway:
+        for number in range(200):
+            assert (await ask(gateway, scope(token=f"wrong-{number}"))).status == 401
+            if number % 10 == 0:
+                assert (await ask(gateway, scope(token=f"good-{number}"))).status == 200
+        assert (await ask(gateway, scope(token="good-0"))).status == 200
 
 
 @on_uvloop
-async def test_whoever_was_let_in_is_not_stopped_by_guesses_from_the_same_address() -> None:
-    """Behind a proxy all have one; a path that nobody has lets nobody in."""
-    async with opened(guarded) as gateway:
-        assert (await ask(gateway, scope(token="good"))).status == 200
-        assert (await ask(gateway, scope("/assetsx", "guess"))).status == 404
-        for number in range(REFUSALS_PER_MINUTE):
-            assert (await ask(gateway, scope(token=f"{number}"))).status == 401
-        assert (await ask(gateway, scope(token="good"))).status == 200
-        assert (await ask(gateway, scope(token="guess"))).status == 429
+async def test_nobody_without_a_good_token_costs_a_thread_or_a_share() -> None:
+    """The handler is not asked, no body is read, and what is there for good tokens stays theirs."""
+    calls: list[str] = []
+
+    def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+        calls.append(event["headers"]["authorization"])
+        return OK
+
+    async with opened(handler, per_minute=1, gate=gate_of(), max_body_bytes=10) as gateway:
+        for token in (None, "wrong", "other"):
+            for method in ("GET", "PUT"):
+                refused = await ask(gateway, scope(token=token, method=method))
+                assert (refused.status, refused.problem["title"]) == (401, "Unauthorized")
+                assert "www-authenticate" in refused.headers
+        assert calls == []
+        assert [(await ask(gateway, scope(token="good"))).status for _ in range(2)] == [200, 429]
+
+
+@on_uvloop
+async def test_what_needs_no_token_is_the_addresss_share_whatever_word_is_made_up() -> None:
+    """A made-up bearer word brings no share of its own, and what is public lets nobody in."""
+    gate = gate_of()
+    async with opened(lambda *_: OK, per_minute=3, gate=gate, public=lambda *_: dict(OK)) as gateway:
+        answers = [(await ask(gateway, scope(token=f"word-{number}"))).status for number in range(5)]
+        assert answers == [200] * 3 + [429] * 2
+        assert (await ask(gateway, scope(token="word-0", address=ABROAD))).status == 200
+    async with opened(lambda *_: OK, gate=gate) as gateway:
+        assert (await ask(gateway, scope(token="word-0"))).status == 401
+
+
+@on_uvloop
+async def test_strangers_are_counted_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """By why; of whom a key of ours vouches for, the log tells once."""
+    seen: list[str] = []
+    async with opened(lambda *_: OK, gate=gate_of(on_stranger=seen.append)) as gateway:
+        for token in (None, "wrong", "wrong", "expired", "expired", "good"):
+            await ask(gateway, scope(token=token))
+    assert seen == ["no_token", *["bad_token"] * 4]
+    assert [record.message for record in caplog.records if record.name == logger.name] == ["a token is not in force"]
+
+
+@on_uvloop
+async def test_a_trusted_proxys_clients_have_shares_of_their_own() -> None:
+    """By the address that the proxy names; what somebody else says of itself is not believed."""
+    proxies = Proxies([HOME])
+    async with opened(lambda *_: OK, per_minute=1, public=lambda *_: dict(OK), proxies=proxies) as gateway:
+
+        async def status(client: str, peer: str = HOME) -> int:
+            named = [(b"x-forwarded-for", client.encode())]
+            return (await ask(gateway, scope(token=None, address=peer, headers=named))).status
+
+        assert [await status("198.51.100.1"), await status("198.51.100.2")] == [200, 200]
+        assert await status("198.51.100.1") == 429
+        assert [await status(f"203.0.113.{number}", ABROAD) for number in range(2)] == [200, 429]
 
 
 @on_uvloop
 async def test_memory_does_not_grow_with_strangers() -> None:
-    """Neither of those who guess nor of those who are let in is more kept than a fixed number."""
+    """No more is kept than a fixed number, neither of those who fail nor of those who are let in."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MAX_CALLERS", 5)
-        async with opened(guarded, per_minute=10) as gateway:
+        patch.setattr(entrance, "MAX_ADDRESSES", 5)
+        gate = gate_of()
+        async with opened(lambda *_: OK, per_minute=10, gate=gate) as gateway:
             for number in range(20):
                 await ask(gateway, scope(token=f"good{number}", address=f"192.0.2.{number}"))
                 await ask(gateway, scope(token=f"{number}", address=f"192.0.2.{number}"))
-            kept = [gateway._requests._whole_at, gateway._refusals._whole_at, gateway._admitted]  # noqa: SLF001 - nothing else shows it
-            assert [len(one) for one in kept if isinstance(one, dict)] == [5, 5, 5]
+            kept: list[Sized] = [gateway._requests._whole_at, gate.entrance._failures]  # noqa: SLF001 - nothing else shows it
+            assert [len(one) for one in kept] == [5, 5]
             assert gateway._waiting == 0  # noqa: SLF001 - as above
 
 

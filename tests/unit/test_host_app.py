@@ -14,8 +14,9 @@ from infra.host.app import App
 from infra.host.bell import Bell
 from infra.host.link import LinkStatus
 from infra.host.metrics import PrometheusTelemetry
+from infra.host.origin import is_loopback
 from infra.host.publisher import HostPublisher
-from infra.host.server import LinkLog, build, is_loopback, serve
+from infra.host.server import LinkLog, build, serve
 from tests.hosts import TOKEN, on_uvloop
 
 

@@ -203,6 +203,26 @@ def test_no_more_tokens_are_remembered_than_there_is_room_for(
     assert checked == [first, second, third, second]
 
 
+def test_only_an_unknown_token_of_a_known_key_costs_a_signature(checked: list[str]) -> None:
+    """Length, form and key are told without one, and so is what is remembered: also a link's, and one that is revoked."""
+    ring = Keyring.parse([entry()])
+    device, link, revoked = ring.mint(MAC), ring.mint_for_object("events/1.jpg"), ring.mint(MAC)
+    assert [ring.needs_signature(token) for token in (device, link)] == [True, True]
+    ring.verify(device)
+    ring.verify_for_object(link)
+    ring.verify(revoked)
+    for worthless in ("", "x", "a.b.c", "é.é.é", device + "x" * 2048, signed(kid="other"), signed(kid=None)):
+        assert not ring.needs_signature(worthless)
+    assert [ring.needs_signature(token) for token in (device, link, revoked)] == [False] * 3
+    assert ring.needs_signature(device[:-4] + "AAAA")
+    assert reason(link, ring) == "wrong_audience"
+    with pytest.raises(TokenError, match="wrong_audience"):
+        ring.verify_for_object(device)
+    before = len(checked)
+    assert reason(signed(secret=b"0" * 32), ring) == "bad_signature"
+    assert len(checked) == before + 1  # not once more for an id that nobody vouches for
+
+
 def test_threads_do_not_mix_remembered_tokens() -> None:
     """Each gets what its own token says, remembered or not."""
     ring = Keyring.parse([entry()])
