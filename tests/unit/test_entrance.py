@@ -189,9 +189,8 @@ def test_a_token_in_an_address_is_taken_out_of_it(query: bytes, token: bytes, re
 def test_stores_are_let_in_by_any_of_the_tokens() -> None:
     """And by none of what is nearly one; where there are none, all are."""
     gate = StoreGate((LONG, SHORT), entrance(LONG, SHORT))
-    assert [gate.admits(one.encode()) for one in (LONG, SHORT, LONG[:-1], LONG + "l", "", "\xff")] == [True] * 2 + [
-        False
-    ] * 4
+    assert [gate.admits(one.encode()) for one in (LONG, SHORT)] == [True, True]
+    assert not any(gate.admits(one.encode()) for one in (LONG[:-1], LONG + "l", "", "\xff"))
     for _ in range(30):
         gate.entrance.failed(HOME)
     assert [bool(gate.wait_seconds(one, HOME)) for one in (SHORT.encode(), LONG.encode(), b"")] == [True, False, False]

@@ -204,7 +204,7 @@ def test_no_more_tokens_are_remembered_than_there_is_room_for(
 
 
 def test_only_an_unknown_token_of_a_known_key_costs_a_signature(checked: list[str]) -> None:
-    """Length, form and key are told without one, and so is what is remembered: also a link's, and one that is revoked."""
+    """Length, form and key are told without one; so is what is remembered, a link's and a revoked one too."""
     ring = Keyring.parse([entry()])
     device, link, revoked = ring.mint(MAC), ring.mint_for_object("events/1.jpg"), ring.mint(MAC)
     assert [ring.needs_signature(token) for token in (device, link)] == [True, True]
