@@ -23,7 +23,9 @@ MAX_HEADER_FIELDS = 256
 MAX_FRAMING_BYTES = 1 << 20  # of one request: all that is neither header nor body, as chunk extensions and trailers
 MAX_PIPELINED = 256  # requests behind the one that is being answered
 WARN_SECONDS = 60.0
-SEND_BUFFER_BYTES = 32 * 1024  # in the kernel, which doubles it, and would else take megabytes of each unread answer
+UNSENT_BYTES = 16 * 1024  # in the kernel, which would else take megabytes of each answer that is not read
+KERNEL_BYTES = 64 * 1024  # what it takes of one all the same
+UNSENT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # not on every system
 MAX_UNREAD_BYTES = 32 << 20  # of all answers that their clients leave to us
 
 
@@ -58,8 +60,9 @@ class GuardedProtocol(HttpToolsProtocol):
         """Take a connection, if there is room for it."""
         super().connection_made(transport)
         self.flow = _Flow(transport, self.pipeline)
-        if (sock := transport.get_extra_info("socket")) is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        # What is on its way to a client that reads has no bound by this, so it costs no speed.
+        if UNSENT is not None and (sock := transport.get_extra_info("socket")) is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, UNSENT, UNSENT_BYTES)
         transport.set_write_buffer_limits(high=0)  # `pause_writing` then tells of any byte that the client leaves to us
         if self.max_connections is not None and len(self.connections) > self.max_connections:
             self._over = True
@@ -167,7 +170,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Some of what was written is still here."""
         super().pause_writing()
         self._give_up_after(LINGER_SECONDS if self._leaving else WRITE_SECONDS)
-        for greedy in self._unread.hold(self, self.transport.get_write_buffer_size() + 2 * SEND_BUFFER_BYTES):
+        for greedy in self._unread.hold(self, self.transport.get_write_buffer_size() + KERNEL_BYTES):
             greedy.transport.abort()
 
     def resume_writing(self) -> None:

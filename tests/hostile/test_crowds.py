@@ -29,7 +29,7 @@ from tests.hostile.wire import (
     request,
     resident_bytes,
 )
-from tests.hosts import TOPICS, Host, environment, eventually, upload
+from tests.hosts import TOKEN, TOPICS, Host, environment, eventually, upload
 from tests.timing import PATIENCE_SECONDS
 
 HEADER_SECONDS, BODY_SECONDS, WRITE_SECONDS = 1.5, 1.5, 1.0
@@ -64,12 +64,12 @@ def broker(tmp_path_factory: pytest.TempPathFactory, mosquitto_binary: Path) -> 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory, broker: Mosquitto) -> Iterator[Host]:
     """A host with short deadlines, that has done each kind of work before anything is measured."""
-    known = environment(broker.url, DEVICE_REQUESTS_PER_MINUTE="0")
+    known = environment(broker.url, DEVICE_REQUESTS_PER_MINUTE="0", ADMIN_TOKENS=TOKEN)
     with Host(tmp_path_factory.mktemp("host"), known, patch=SHORT) as running:
         for _ in range(100):
             running.post(upload())
             running.post(upload(), "/events/fast")
-            running.http.get("/docs/swagger-ui-bundle.min.js")
+            assert running.http.get("/docs/swagger-ui-bundle.min.js").status_code == 200
         yield running
         assert running.http.get("/healthz").status_code == 200
         assert not [line for line in running.lines("ERROR") if line.get("outcome") != "malformed"]  # `{` is no event
@@ -146,6 +146,13 @@ def flood(host: Host, piece: bytes, total_bytes: int, *, first: bytes = b"", lis
     return sent
 
 
+def unsent_bytes(host: Host) -> int:
+    """How much the kernel keeps of what the host has said, until its clients take it (Linux)."""
+    port = f":{host.port:04X}"
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(fields[4].partition(":")[0], 16) for fields in lines if fields[1].endswith(port))
+
+
 # Slow ones.
 
 
@@ -188,7 +195,29 @@ def test_a_crowd_that_never_listens_is_sent_away(host: Host, count: int) -> None
         eventually(lambda: host.descriptors() <= before + 1, PATIENCE_SECONDS)
 
 
+def test_what_a_crowd_leaves_unread_is_bounded_in_the_kernel_too(host: Host) -> None:
+    """It took whole answers, megabytes for each connection: a crowd without a token held hundreds."""
+    before = descriptors(host)
+    asked = request(b"GET /docs/swagger-ui-bundle.min.js HTTP/1.1")
+    with memory_bounded(host, 48 * MEBIBYTE), crowd(host, 150, asked, receive_bytes=4096) as sockets:
+        assert host.http.get("/healthz").status_code == 200
+        assert unsent_bytes(host) < 32 * MEBIBYTE
+        assert still_open(sockets[-1:]) == 1
+        eventually(lambda: descriptors(host) <= before + 40, WRITE_SECONDS * 0.9)  # the rest before its time is over
+        eventually(lambda: descriptors(host) <= before + 1, PATIENCE_SECONDS)
+
+
 # Greedy ones.
+
+
+def test_headers_that_are_not_finished_are_bounded_together(host: Host, broker: Mosquitto) -> None:
+    """Each kept a hundred kilobytes for as long as a header may take; those that come in one read are let through."""
+    field = b"X: " + b"x" * 110 + b"\r\n"
+    with memory_bounded(host, 40 * MEBIBYTE) as grown_bytes:
+        for _ in range(3):
+            with crowd(host, 1000, b"GET / HTTP/1.1\r\n" + field * 250):
+                rings(host, broker, 2)
+                grown_bytes()
 
 
 @pytest.mark.parametrize(
@@ -334,7 +363,8 @@ def test_without_a_free_descriptor_the_host_lives_on(tmp_path: Path, broker: Mos
 
 def test_the_end_does_not_wait_for_a_crowd(tmp_path: Path, broker: Mosquitto) -> None:
     """Idle, half-said, unread: exit status 0 in time all the same."""
-    with Host(tmp_path, environment(broker.url)) as host, crowd(host, 200), crowd(host, 100, b"POST /eve"):
+    known = environment(broker.url, ADMIN_TOKENS=TOKEN)
+    with Host(tmp_path, known) as host, crowd(host, 200), crowd(host, 100, b"POST /eve"):
         asked = request(b"GET /docs/swagger-ui-bundle.min.js HTTP/1.1")
         with crowd(host, 10, asked * 3, receive_bytes=4096), crowd(host, 50, ALIVE):
             assert host.http.get("/healthz").status_code == 200
