@@ -14,6 +14,7 @@ from tests.chaos import host_faults as host
 from tests.chaos import link_faults as link
 from tests.chaos import queue_faults as queue
 from tests.chaos import store_faults as store
+from tests.chaos import stranger_faults as strangers
 from tests.chaos.verdict import Verdict
 from tests.chaos.world import Profile, World
 
@@ -228,6 +229,14 @@ _ROWS = (
         "the host's clock jumps 20 minutes ahead, 40 back, and to the right time",
         host.jump_clock,
         host.host_with_a_clock_of_its_own,
+    ),
+    Scenario(
+        "lock-out",
+        "host",
+        "devices with an old key and somebody who guesses come from everybody's address, and the host is restarted",
+        strangers.lock_out,
+        strangers.with_devices,
+        short=Load(60, 20, 2),
     ),
     Scenario(
         "store-killed", "store", "MinIO is killed (SIGKILL) and started again, while uploads go on", store.kill_store

@@ -325,15 +325,22 @@ def administration(tmp_path_factory: pytest.TempPathFactory) -> Administration:
     url = new_sqlite(tmp_path_factory.mktemp("settings"))
     upgrade(url)
     keys = {"DATABASE_URL": url, "ENCRYPTION_KEYS": new_key().get_secret_value(), "ADMIN_TOKENS": ADMIN}
-    settings: Settings = load(keys | {"MQTT_TEST_ALLOWED_HOSTS": "192.0.2.1"}).settings
+    settings: Settings = load(keys | {"MQTT_TEST_ALLOWED_HOSTS": "192.0.2.1,::1"}).settings
     return Administration(settings, ConfigStore.of(settings), Elsewhere())
 
 
 PASSWORD = "p4ssw0rd-Kx7/canary+"
 STORED = [
     {"broker_host": "b", "topic_prefix": "home", "username": "u", "password": PASSWORD},
-    {"broker_host": "::1", "broker_port": 1, "topic_prefix": "a/b", "use_tls": True, "qos": 2, "enabled": False},
-    {"broker_host": "b", "topic_prefix": "x", "username": "u", "password": None, "discovery_prefix": "ha"},
+    {
+        "broker_host": "::1",
+        "broker_port": 1,
+        "topic_prefix": "a/b",
+        "use_tls": True,
+        "enabled": False,
+        "password": None,
+    },
+    {"broker_host": "b", "topic_prefix": "x", "qos": 2, "username": "u", "password": None, "discovery_prefix": "ha"},
 ]
 BODIES = st.one_of(
     mutants(STORED, most=3).map(json.dumps),

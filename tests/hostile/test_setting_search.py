@@ -72,6 +72,7 @@ EXAMPLES: dict[str, list[str]] = {
     "device_token_keys": [f"k:{KEY}", f"e:ed25519:{ED25519},k:{KEY}", f"p:ed25519-public:{ED25519}", f"k:{CANARY}"],
     "device_tokens_revoked": ["a,b", ""],
     "admin_tokens": ["0123456789abcdef", CANARY * 2],
+    "trusted_proxies": ["192.0.2.7", "10.0.0.0/8,::1", "1.2.3.4/33", "/", "localhost"],
     "mqtt_test_allowed_hosts": ["broker.local", "10.0.0.0/8,::1", "[::1]", "1.2.3.4/33", "/"],
     "database_url": [
         "sqlite:////tmp/x.db",
