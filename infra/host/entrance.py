@@ -47,13 +47,16 @@ class Entrance:
         self._second_at = 0.0
         self._signatures = 0
 
-    def wait_seconds(self, token: str, address: str) -> int:
-        """Return in how many seconds `token` may be verified; 0 is now, and counts. Tells nothing of its worth."""
+    def wait_seconds(self, token: str, address: str, *, signed: bool = False) -> int:
+        """Return in how many seconds `token` may be verified; 0 is now, and counts. Tells nothing of its worth.
+
+        `signed`: where it is taken, tokens that bear a signature are.
+        """
         if self._has_short and len(token) < SHORT_SECRET_CHARACTERS:
             since, failures = self._of(address)
             if failures >= WRONG_TRIES_PER_MINUTE:
                 return int(since + MINUTE_SECONDS - self._clock()) + 1
-        if not self._needs_signature(token):
+        if not signed or not self._needs_signature(token):
             return 0
         now = self._clock()
         if now - self._second_at >= 1.0:
@@ -84,17 +87,18 @@ class Entrance:
 class Gate:
     """The way in to one set of paths. `check` raises Problem where a request's token is no good.
 
-    `on_stranger` counts who is turned away, by a word.
+    `on_stranger` counts who is turned away, by a word. `signed`: see `Entrance.wait_seconds`.
     """
 
     entrance: Entrance
     check: Callable[[Request], object]
     on_stranger: Callable[[str], None] = lambda _reason: None
+    signed: bool = False
 
     def admit(self, request: Request, address: str) -> bytes:
         """Return whose share the request takes: its token's, once that is verified. Raises Problem."""
         token = request.token
-        wait_seconds = self.entrance.wait_seconds(token, address) if token else 0
+        wait_seconds = self.entrance.wait_seconds(token, address, signed=self.signed) if token else 0
         if wait_seconds:
             self.on_stranger("too_many")
             raise too_many(wait_seconds)

@@ -19,6 +19,7 @@ from prometheus_client import (
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left it unannotated
 
 _STATUSES = ("failure", "success")
+STRANGERS = ("no_token", "bad_token", "too_many", "foreign_page")
 BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -72,6 +73,8 @@ class PrometheusTelemetry:
         # Looking a label up costs more than counting; there are a handful of each.
         self._publish, self._duration = cache(publish.labels), cache(duration.labels)
         self._strangers = cache(strangers.labels)
+        for reason in STRANGERS:
+            self._strangers(reason)
         self._no_subscribers, self._events = cache(no_subscribers.labels), cache(events.labels)
 
         self.expected: Callable[[], tuple[Sequence[str], Mapping[str, Sequence[str]]]] = lambda: ((), {})

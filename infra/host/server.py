@@ -110,7 +110,7 @@ def build(settings: Settings, port: int = 0) -> tuple[App, HostPublisher]:
         lambda event, context: respond(downloads, event, context),
         requests_per_minute=settings.device_requests_per_minute,
         shares=True,
-        gate=Gate(entrance, downloads.admit, telemetry.stranger),
+        gate=Gate(entrance, downloads.admit, telemetry.stranger, signed=True),
         proxies=proxies,
     )
     administration = mount(
