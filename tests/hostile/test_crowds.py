@@ -198,14 +198,14 @@ def test_a_crowd_that_never_listens_is_sent_away(host: Host, count: int) -> None
 @pytest.mark.parametrize("receive_bytes", [0, 4096])
 def test_what_a_crowd_leaves_unread_is_bounded_in_the_kernel_too(host: Host, receive_bytes: int) -> None:
     """It took whole answers, megabytes for each connection: a crowd without a token held hundreds."""
-    before = descriptors(host)
+    before = host.descriptors_at_rest()
     asked = request(b"GET /docs/swagger-ui-bundle.min.js HTTP/1.1")
     with memory_bounded(host, 48 * MEBIBYTE), crowd(host, 150, asked, receive_bytes=receive_bytes) as sockets:
         assert host.http.get("/healthz").status_code == 200
         assert unsent_bytes(host) < 32 * MEBIBYTE
         assert still_open(sockets[-1:]) == 1
-        eventually(lambda: descriptors(host) <= before + 40, WRITE_SECONDS * 0.9)  # the rest before its time is over
-        eventually(lambda: descriptors(host) <= before + 1, PATIENCE_SECONDS)
+        eventually(lambda: host.descriptors() <= before + 40, WRITE_SECONDS * 0.9)  # the rest before its time is over
+        eventually(lambda: host.descriptors() <= before + 1, PATIENCE_SECONDS)
 
 
 # Greedy ones.
