@@ -71,12 +71,12 @@ versitygw: | $(BIN)/python ## build Versity GW from source (needs Go), for the t
 lock: | $(BIN)/python ## write the requirements.txt files anew (ARGS=--upgrade for newer indirect packages)
 	@$(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'
 	@$(COMPILE) functions/requirements.in --output-file functions/requirements.txt
-	@$(COMPILE) infra/database/requirements.in \
-	    --constraints functions/requirements.txt --output-file infra/database/requirements.txt
-	@$(COMPILE) functions/requirements.in infra/database/requirements.in infra/requirements.in \
-	    --constraints functions/requirements.txt --constraints infra/database/requirements.txt \
+	@$(COMPILE) infra/layer/requirements.in \
+	    --constraints functions/requirements.txt --output-file infra/layer/requirements.txt
+	@$(COMPILE) functions/requirements.in infra/layer/requirements.in infra/requirements.in \
+	    --constraints functions/requirements.txt --constraints infra/layer/requirements.txt \
 	    --output-file infra/requirements.txt
-	@$(COMPILE) functions/requirements.in infra/database/requirements.in infra/requirements.in tests/requirements.in \
+	@$(COMPILE) functions/requirements.in infra/layer/requirements.in infra/requirements.in tests/requirements.in \
 	    --constraints infra/requirements.txt --output-file tests/requirements.txt
 	@$(COMPILE) infra/sam/requirements.in --output-file infra/sam/requirements.txt
 	@$(COMPILE) infra/sam/image-requirements.in \
@@ -91,7 +91,7 @@ clean: ## remove .venv, caches and build leftovers (binaries built by make minio
 	@find functions infra tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # tests/requirements.txt is the whole closure, so pip has nothing to resolve.
-$(STAMP): tests/requirements.txt functions/requirements.in infra/database/requirements.in infra/requirements.in \
+$(STAMP): tests/requirements.txt functions/requirements.in infra/layer/requirements.in infra/requirements.in \
     tests/requirements.in pyproject.toml | $(BIN)/python
 	@start=$$(date +%s); \
 	echo "Installing $$(grep -c == tests/requirements.txt) pinned packages into $(VENV) (the first time: half a minute or so) …"; \

@@ -20,16 +20,28 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
 
-from functions import collector, web
-from functions.lifetime import Renewal, begin
-from functions.manifest import LISTED, Asked, Manifest, parse_limit
-from functions.objects import MAX_PAGE_OBJECTS, ObjectInfo, Objects
-from functions.routes import MAX_FILENAME_BYTES, is_asset_path, is_config_name, is_picture_path
+from functions import gc_pause as collector
+from functions.devices.manifest import LISTED, Asked, Manifest, parse_limit
+from functions.events.routes import MAX_FILENAME_BYTES, is_asset_path, is_config_name, is_picture_path
+from functions.lifecycle import Renewal, begin
+from functions.s3.clients import UNREACHABLE, StorageError
+from functions.s3.objects import MAX_PAGE_OBJECTS, ObjectInfo, Objects
 from functions.settings import SettingsError
-from functions.storage import UNREACHABLE, StorageError
 from functions.telemetry import logger
-from functions.tokens import DeviceToken, Keyring, KeyringError, TokenError, config_name, normalise_mac
-from functions.web import Problem, Reply, Request, absent, as_json, iso, malformed, tagged, unauthorised, unavailable
+from functions.web import messages as web
+from functions.web.messages import (
+    Problem,
+    Reply,
+    Request,
+    absent,
+    as_json,
+    iso,
+    malformed,
+    tagged,
+    unauthorised,
+    unavailable,
+)
+from functions.web.tokens import DeviceToken, Keyring, KeyringError, TokenError, config_name, normalise_mac
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.data_classes import APIGatewayProxyEventV2

@@ -6,13 +6,13 @@ import atexit
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from functions import collector
-from functions.events import Ignored, Malformed, Record, parse, parse_body, sqs_messages
-from functions.lifetime import Renewal, begin
-from functions.publisher import InlinePublisher, Outcome, Status
-from functions.routes import Detection, Notification, Routes, Skip, Unread
-from functions.secret import DEADLINE_SECONDS as SECRET_DEADLINE_SECONDS
+from functions import gc_pause as collector
+from functions.events.envelopes import Ignored, Malformed, Record, parse, parse_body, sqs_messages
+from functions.events.routes import Detection, Notification, Routes, Skip, Unread
+from functions.lifecycle import Renewal, begin
+from functions.mqtt.publisher import InlinePublisher, Outcome, Status
 from functions.settings import SettingsError
+from functions.settings.secret import DEADLINE_SECONDS as SECRET_DEADLINE_SECONDS
 from functions.telemetry import EmfTelemetry, logger
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
-    from functions.documents import Documents
-    from functions.in_force import Follower
+    from functions.cameras.reader import Documents
+    from functions.mqtt.broker import Broker
     from functions.settings import Settings
-    from functions.target import Broker
+    from functions.stored.in_force import Follower
 
 ANSWER_MARGIN_SECONDS = 0.5  # kept of the invocation's time, to answer and to log
 MAX_EXCERPT_CHARACTERS = 200
@@ -207,7 +207,7 @@ class Notifier:
     def _detect(self, steps: Sequence[Step], end: float) -> list[Outcome | Unread]:
         """Read what has to be read first, then publish all, in order."""
         # It brings boto3, half a second that nobody else need pay for.
-        from functions.documents import Documents, read_all  # noqa: PLC0415 - see above
+        from functions.cameras.reader import Documents, read_all  # noqa: PLC0415 - see above
 
         if self._documents is None:
             self._documents = Documents.of(self._settings)
@@ -275,8 +275,8 @@ class Notifier:
 
 def _follower(settings: Settings) -> Follower:
     # It brings the database's packages, which nobody else need have.
-    from functions.config_store import ConfigStore, StoreUnavailable  # noqa: PLC0415 - see above
-    from functions.in_force import Follower  # noqa: PLC0415 - see above
+    from functions.stored.in_force import Follower  # noqa: PLC0415 - see above
+    from functions.stored.store import ConfigStore, StoreUnavailable  # noqa: PLC0415 - see above
 
     problem = "must be set"
     try:

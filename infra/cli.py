@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from pydantic import SecretStr
 
+from functions.mqtt.tls import TlsFileError
 from functions.settings import Loaded, Settings, SettingsError, load
-from functions.tls import TlsFileError
-from infra.connect.command import EPILOG as CONNECT_EPILOG
-from infra.connect.command import connect
-from infra.device.command import EPILOG as DEVICE_EPILOG
-from infra.device.command import device
-from infra.mqtt_command import mqtt
-from infra.options import subscriber_arguments
-from infra.store_command import MIGRATE_EPILOG, ROTATE_KEYS_EPILOG, migrate, rotate_keys
-from infra.token_command import token
+from infra.commands.common import subscriber_arguments
+from infra.commands.connect import EPILOG as CONNECT_EPILOG
+from infra.commands.connect import connect
+from infra.commands.database import MIGRATE_EPILOG, ROTATE_KEYS_EPILOG, migrate, rotate_keys
+from infra.commands.device import EPILOG as DEVICE_EPILOG
+from infra.commands.device import device
+from infra.commands.mqtt import mqtt
+from infra.commands.tokens import token
 
 if TYPE_CHECKING:
     from functions.settings import Broker
@@ -153,7 +153,7 @@ def listen(
     broker = settings.broker
     if broker is None:
         _refuse(SettingsError((("MQTT_URL", "must be set to listen, e.g. mqtt://broker.local"),)))
-    from functions.routes import Routes  # noqa: PLC0415 - as below
+    from functions.events.routes import Routes  # noqa: PLC0415 - as below
     from infra.subscriber import SubscriberError  # noqa: PLC0415 - paho is only for this command
 
     topics: tuple[str, ...] = Routes.of(settings).topics
@@ -243,7 +243,7 @@ def config(
         for name in Settings.model_fields
     }
     if loaded.settings.s3_region is None:
-        from functions import storage  # noqa: PLC0415 - only for this command
+        from functions.s3 import clients as storage  # noqa: PLC0415 - only for this command
 
         try:
             rows["S3_REGION"] = storage.region(loaded.settings)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from functions.openapi import BASE
+from functions.admin.openapi import BASE
 from tests.databases import new_key, new_sqlite
 from tests.hosts import Host, environment, eventually
 

@@ -15,7 +15,7 @@ from infra.local.install import find_minio, find_mosquitto, find_versitygw
 from infra.local.mosquitto import Mosquitto
 from infra.local.postgres import Postgres, find_postgres
 from infra.local.stores import Minio, MotoServer, VersityGateway
-from infra.migrate import upgrade
+from infra.migrations.runner import upgrade
 from tests.databases import new_postgresql, new_sqlite
 
 IS_MISSING = " is missing: "

@@ -13,9 +13,9 @@ from cryptography.fernet import Fernet
 from psycopg import sql
 from pydantic import SecretStr
 
-from functions.config_store import ConfigStore
-from functions.credentials import Vault
-from functions.database import Database
+from functions.stored.database import Database
+from functions.stored.encryption import Vault
+from functions.stored.store import ConfigStore
 
 if TYPE_CHECKING:
     from infra.local.postgres import Postgres

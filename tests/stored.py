@@ -22,7 +22,10 @@ ADMIN = "admin-token-0123456789"
 API = "/api/v1/integrations/mqtt"
 USER, PASSWORD = "bell", "canary-9f2c-secret"
 KEY = new_key().get_secret_value()
-SHORT = "from infra.host import integration\nintegration.RELOAD_SECONDS = 0.2\nintegration.RETRY_SECONDS = 0.1"
+SHORT = """
+from infra.host import broker_settings
+broker_settings.RELOAD_SECONDS, broker_settings.RETRY_SECONDS = 0.2, 0.1
+"""
 
 
 def storing(url: str, mqtt_url: str | None = None, **more: str) -> dict[str, str]:

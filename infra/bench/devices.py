@@ -16,14 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from functions.routes import Routes
+from functions.events.routes import Routes
 from infra.bench.child import Child, obey
 from infra.bench.figures import NotMeasuredError
 from infra.device.loop import Device
 from infra.device.names import Kind
 from infra.device.server import Server
 from infra.device.store import Store
-from infra.device.web import Answer, Web
+from infra.http_client import Answer, Web
 from infra.subscriber import Message, Subscriber, SubscriberError
 
 START_SECONDS = 40.0

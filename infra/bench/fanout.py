@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 
+from functions.events.routes import Routes
+from functions.mqtt.publisher import InlinePublisher, Status
 from functions.notify import plan_body, to_publish
-from functions.publisher import InlinePublisher, Status
-from functions.routes import Routes
 from functions.settings import Broker
 from infra.bench.child import Child
 from infra.bench.events import minio_event, post

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from functions.publisher import InlinePublisher
-from functions.routes import Notification
+from functions.events.routes import Notification
+from functions.mqtt.publisher import InlinePublisher
 from functions.settings import Broker
 from functions.telemetry import EmfTelemetry
 from infra.bench.events import ask, minio_event, post

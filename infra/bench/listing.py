@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from functions.download import Downloads, respond
-from functions.objects import MAX_PAGE_OBJECTS
+from functions.s3.objects import MAX_PAGE_OBJECTS
 from functions.settings import load
 from infra.bench.fast_store import STEM
 from infra.bench.figures import Bench, Figure, NotMeasuredError, compared, milliseconds

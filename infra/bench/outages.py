@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from infra.bench.figures import Bench, Figure, NotMeasuredError
 from infra.bench.line import Line
 from infra.bench.rig import BUCKET, TOPIC, Rig, asset_keys
-from infra.host.link import DEMAND_SECONDS
+from infra.host.mqtt.link import DEMAND_SECONDS
 from infra.subscriber import Subscriber
 
 UPLOADS_PER_SECOND = 50

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from urllib.parse import parse_qsl, urlsplit
 
-from functions.objects import Objects, content_disposition
+from functions.s3.objects import Objects, content_disposition
 from functions.settings import load
 from infra.bench.figures import Bench, Figure, NotMeasuredError, compared, per_second
 from infra.bench.rig import BUCKET, asset_keys

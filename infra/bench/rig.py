@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from functions.tokens import Keyring
+from functions.web.tokens import Keyring
 from infra.connect.documents import Document, merge, wanted_rules
 from infra.connect.minio import Doors
 from infra.local.mosquitto import Mosquitto

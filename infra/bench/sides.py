@@ -19,18 +19,18 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from functions.events.routes import CONTENT_TYPE, Notification, Routes
+from functions.mqtt.publisher import Outcome, Status
 from functions.notify import Settled, Step, settle, to_publish
-from functions.publisher import Outcome, Status
-from functions.routes import CONTENT_TYPE, Notification, Routes
 from functions.settings import Broker
 from infra.bench.rig import BUCKET
 from infra.host.app import App
 from infra.host.bell import Bell
-from infra.host.entrance import Entrance, StoreGate
 from infra.host.gateway import Event, Gateway
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.publisher import HostPublisher
+from infra.host.mqtt.publisher import HostPublisher
 from infra.host.server import uvicorn_config
+from infra.host.web.entrance import Entrance, StoreGate
 
 THREADS = 64
 PATIENCE_SECONDS = 5.0

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from functions.publisher import InlinePublisher, Status
-from functions.routes import Notification
+from functions.events.routes import Notification
+from functions.mqtt.publisher import InlinePublisher, Status
 from functions.settings import Broker
 from functions.telemetry import EmfTelemetry
 from infra.bench.child import Child, obey

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 from xml.etree import ElementTree as ET
 
-from functions.storage import StorageError, storage_errors
+from functions.s3.clients import StorageError, storage_errors
 from infra.connect import documents, queues
 from infra.connect.documents import Document
 from infra.connect.errors import ConnectError, explained, unsupported

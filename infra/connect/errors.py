@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 
-from functions.storage import NO_CREDENTIALS, UNREACHABLE, WRONG_REGION, StorageError
+from functions.s3.clients import NO_CREDENTIALS, UNREACHABLE, WRONG_REGION, StorageError
 from infra.connect.queues import NO_SUCH_QUEUE
 
 _WRONG_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId"})

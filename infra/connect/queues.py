@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from functions.storage import StorageError, storage_errors
+from functions.s3.clients import StorageError, storage_errors
 from infra.connect import documents
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from infra.device.refusals import MAX_ERROR_BYTES, refusal
 from infra.device.server import Ticket
 from infra.device.store import Part, Store, storing
 from infra.device.trouble import Reason, Trouble
-from infra.device.web import Answer, Web
+from infra.http_client import Answer, Web
 
 DISK_RESERVE_BYTES = 64 * 1024  # for the notes, and for whoever else lives on a small disk
 

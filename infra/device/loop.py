@@ -20,7 +20,7 @@ from infra.device.names import FOLDERS, Kind, Name, UnsafeName, is_own, parse_pa
 from infra.device.server import Server
 from infra.device.store import Store
 from infra.device.trouble import Reason, Trouble
-from infra.device.web import Web
+from infra.http_client import Web
 from infra.subscriber import Message
 
 FIRST_CATCH_UP_SECONDS = 5.0  # the broker's time to confirm the subscription; without it we catch up all the same

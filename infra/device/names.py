@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from functions.routes import is_asset_path, is_config_name
+from functions.events.routes import is_asset_path, is_config_name
 
 Kind = Literal["config", "asset"]
 

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 from infra.device.names import Name
 from infra.device.store import Version
 from infra.device.trouble import Trouble
-from infra.device.web import Answer, Web
+from infra.http_client import Answer, Web
 
 MAX_TICKET_BYTES = 64 * 1024
 MAX_PAGE_BYTES = 8 * 1024 * 1024

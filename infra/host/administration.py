@@ -8,13 +8,13 @@ from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
 
-from functions.administration import Administration
-from functions.broker import MAX_BODY_BYTES, PREFIXES, admit, described, respond
-from functions.openapi import PATH
-from functions.web import as_json
-from infra.host.entrance import Entrance, Gate
+from functions.admin.api import MAX_BODY_BYTES, PREFIXES, admit, described, respond
+from functions.admin.openapi import PATH
+from functions.admin.operations import Administration
+from functions.web.messages import as_json
 from infra.host.gateway import BODILESS, Context, Event, Gateway
-from infra.host.origin import Proxies
+from infra.host.web.entrance import Entrance, Gate
+from infra.host.web.origin import Proxies
 
 DOCS = "/docs"
 

@@ -13,11 +13,11 @@ from functions.notify import plan_body
 from functions.telemetry import logger
 from infra.host.bell import Bell
 from infra.host.body import CLOSE, Body, Disconnected, Receive, Refusal, Scope, Send
-from infra.host.entrance import Entrance, StoreGate, offered, take_token
 from infra.host.gateway import Gateway, peer
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.origin import Proxies, foreign_page
-from infra.host.publisher import HostPublisher
+from infra.host.mqtt.publisher import HostPublisher
+from infra.host.web.entrance import Entrance, StoreGate, offered, take_token
+from infra.host.web.origin import Proxies, foreign_page
 
 FAST_DOOR = b"/events/fast"
 MAX_BODY_BYTES = 1 << 20

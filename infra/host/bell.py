@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from functions.dialects import IgnoredReason
-from functions.events import Malformed, ObjectCreated
+from functions.events.dialects import IgnoredReason
+from functions.events.envelopes import Malformed, ObjectCreated
+from functions.events.routes import Detection, Notification, Routes, Skip, SkipReason, Unread, UnreadLabel
+from functions.mqtt.publisher import Outcome, Status
 from functions.notify import Settled, Step, log, settle_one
-from functions.publisher import Outcome, Status
-from functions.routes import Detection, Notification, Routes, Skip, SkipReason, Unread, UnreadLabel
 from functions.telemetry import Telemetry, logger
-from infra.host.aside import Flight
 from infra.host.causes import RETRY_SECONDS, Holdups, may_pass
-from infra.host.documents import Reader, Reading
-from infra.host.publisher import HostPublisher, QueueFull
+from infra.host.detections import Reader, Reading
+from infra.host.mqtt.aside import Flight
+from infra.host.mqtt.publisher import HostPublisher, QueueFull
 from infra.host.twins import Twins
 
 MEMORY_LIMIT = 50_000

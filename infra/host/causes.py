@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from functions.publisher import FORBIDDING_REFUSALS, Outcome, Status
-from functions.routes import Detection, Notification, Unread
+from functions.events.routes import Detection, Notification, Unread
+from functions.mqtt.publisher import FORBIDDING_REFUSALS, Outcome, Status
 from functions.telemetry import logger
 
 if TYPE_CHECKING:

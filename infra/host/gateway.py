@@ -15,13 +15,13 @@ from http import HTTPStatus
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
-from functions.manifest import LISTED
+from functions.devices.manifest import LISTED
 from functions.telemetry import logger
-from functions.web import Problem, Request, unavailable
+from functions.web.messages import Problem, Request, unavailable
 from infra.host.body import Body, Receive, Scope, Send
-from infra.host.entrance import Gate, share_of, too_many
-from infra.host.origin import Proxies, neighbourhood
-from infra.host.sharing import Sharing
+from infra.host.web.entrance import Gate, share_of, too_many
+from infra.host.web.origin import Proxies, neighbourhood
+from infra.host.web.sharing import Sharing
 
 PREFIXES = ("/configs/", "/assets", "/thumbnails", "/manifest")
 THREADS = 16

@@ -13,9 +13,9 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from functions.telemetry import logger
-from functions.web import as_json
-from infra.host.allowance import Allowance
+from functions.web.messages import as_json
 from infra.host.body import Refusal
+from infra.host.web.allowance import Allowance
 
 WRITE_SECONDS = 30.0  # for a client to take what it has asked for
 LINGER_SECONDS = 1.0  # closing on what is still being sent would reset the connection before our answer is read

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from functions.mqtt.publisher import backoff_seconds
 from functions.notify import plan, sqs_answer
-from functions.publisher import backoff_seconds
 from functions.telemetry import logger
 from infra.host.bell import Bell
 from infra.host.threads import in_thread

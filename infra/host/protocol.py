@@ -7,9 +7,9 @@ from http import HTTPStatus
 from typing import Any, ClassVar
 
 from functions.telemetry import logger
-from infra.host.allowance import Allowance
 from infra.host.app import FAST_DOOR, MAX_BODY_BYTES, App
 from infra.host.guard import GuardedProtocol
+from infra.host.web.allowance import Allowance
 
 HEADER_SECONDS = 10.0
 MAX_HEADER_BYTES = 32 * 1024  # of a request: its line and its fields; checked between two reads

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from functions.config_store import ProcessStatus
+    from functions.stored.store import ProcessStatus
 
 GONE_SECONDS = 60.0  # six rounds of recording
 

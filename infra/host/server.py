@@ -16,29 +16,29 @@ from typing import Any
 
 import uvicorn
 
-from functions.administration import Administration
-from functions.config_store import ConfigStore, StoreUnavailable
-from functions.detections import LABEL
-from functions.documents import Documents
+from functions.admin.operations import Administration
+from functions.cameras.detections import LABEL
+from functions.cameras.reader import Documents
 from functions.download import Downloads, respond
-from functions.routes import Routes
+from functions.events.routes import Routes
 from functions.settings import Settings, SettingsError
+from functions.stored.store import ConfigStore, StoreUnavailable
 from functions.telemetry import logger
-from functions.tokens import KeyringError
+from functions.web.tokens import KeyringError
 from infra.host.administration import mount
 from infra.host.app import App
 from infra.host.bell import DOORS, QUEUE, Bell
-from infra.host.documents import Reader
-from infra.host.entrance import SHORT_SECRET_CHARACTERS, Entrance, Gate, StoreGate
+from infra.host.broker_settings import Integration
+from infra.host.detections import Reader
 from infra.host.gateway import Gateway
-from infra.host.integration import Integration
-from infra.host.link import NO_TROUBLE, LinkStatus
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.origin import Proxies, is_loopback
+from infra.host.mqtt.link import NO_TROUBLE, LinkStatus
+from infra.host.mqtt.publisher import HostPublisher
 from infra.host.poller import LONG_POLL_SECONDS, Poller
 from infra.host.protocol import HostProtocol
-from infra.host.publisher import HostPublisher
 from infra.host.slices import ask_for_short_slices
+from infra.host.web.entrance import SHORT_SECRET_CHARACTERS, Entrance, Gate, StoreGate
+from infra.host.web.origin import Proxies, is_loopback
 
 KEEP_ALIVE_SECONDS = 75  # longer than MinIO's pause between two attempts: its connection stays warm
 GRACE_SECONDS = 2  # after FLUSH_SECONDS every waiter has its answer
@@ -126,7 +126,7 @@ def build(settings: Settings, port: int = 0) -> tuple[App, HostPublisher]:
     if reader is not None:
         on_stop.insert(0, reader.close)
     if settings.sqs_queue_url and (publisher.configured or store is not None):
-        from functions import storage  # noqa: PLC0415 - boto3 takes half a second, and only the poller needs it
+        from functions.s3 import clients as storage  # noqa: PLC0415 - boto3 takes half a second, and only the poller needs it
 
         client = storage.client("sqs", settings, read_timeout_seconds=LONG_POLL_SECONDS + 10.0)
         poller = Poller(client, settings.sqs_queue_url, bell)
@@ -156,7 +156,7 @@ def _store(settings: Settings) -> ConfigStore | None:
 
 
 def _migrate(settings: Settings) -> None:
-    from infra.migrate import upgrade  # noqa: PLC0415 - Alembic is for hosts with a database only
+    from infra.migrations.runner import upgrade  # noqa: PLC0415 - Alembic is for hosts with a database only
 
     if settings.database_url is not None and upgrade(settings.database_url.get_secret_value()):
         logger.info("the database's tables are up to date now")

@@ -6,8 +6,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from functions.dialects import ObjectCreated
-from functions.routes import Skip
+from functions.events.dialects import ObjectCreated
+from functions.events.routes import Skip
 
 if TYPE_CHECKING:
     from functions.notify import Step

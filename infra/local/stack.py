@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from functions.tokens import Keyring
+from functions.web.tokens import Keyring
 from infra.connect.documents import default_queue_name
 from infra.connect.minio import Doors
 from infra.local.install import find_minio

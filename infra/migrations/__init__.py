@@ -1,1 +1,1 @@
-"""The database's migrations, run by `infra.migrate`."""
+"""The database's migrations, run by `infra.migrations.runner`."""

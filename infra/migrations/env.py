@@ -1,10 +1,10 @@
-"""Alembic's entry: runs the steps in the transaction that `infra.migrate` opened."""
+"""Alembic's entry: runs the steps in the transaction that `infra.migrations.runner` opened."""
 
 from __future__ import annotations
 
 from alembic import context
 
-from functions.database import METADATA, VERSION_TABLE
+from functions.stored.database import METADATA, VERSION_TABLE
 
 context.configure(
     connection=context.config.attributes["connection"], target_metadata=METADATA, version_table=VERSION_TABLE

@@ -26,7 +26,7 @@ MAX_ZIPPED_BYTES = 5_000_000
 DEPLOYED_AT = "/var/task"  # where Lambda unpacks it: what tracebacks name, and where they find the source
 LAYER = "DatabaseLayer"  # its name in template.yaml
 LAYER_DEPLOYED_AT = "/opt"
-LAYER_LIST = "infra/database/requirements.txt"
+LAYER_LIST = "infra/layer/requirements.txt"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold, as SAM's own zips have it
 
 # Read by type checkers, by pip and by `make lock`; scripts for a shell; a web page that is not served.

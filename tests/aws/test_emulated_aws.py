@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from functions.tokens import Keyring
+from functions.web.tokens import Keyring
 from infra.subscriber import Message
 from tests.aws.cloud import BELL, MAX_RECEIVE_COUNT, VISIBILITY_SECONDS, Cloud
 from tests.aws.mapping import Turn

@@ -10,7 +10,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from functions.openapi import BASE
+from functions.admin.openapi import BASE
 from infra.local.certificates import make_certificates, renew_server
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import PartError, free_port

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.error import HTTPError
 
-from functions.tokens import Keyring
+from functions.web.tokens import Keyring
 from infra.local.process import PartError
 from tests.chaos.host_faults import stop
 from tests.chaos.world import Profile, World

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from functions.tokens import Keyring
+from functions.web.tokens import Keyring
 from infra.local.process import Process
 from tests.e2e.conftest import Build
 from tests.e2e.world import World, eventually, fresh, fresh_config

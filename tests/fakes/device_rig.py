@@ -14,7 +14,7 @@ from infra.device.loop import Device
 from infra.device.names import Kind
 from infra.device.server import Server
 from infra.device.store import Store
-from infra.device.web import Web
+from infra.http_client import Web
 from infra.subscriber import Message
 from tests.fakes.slow_store import TOKEN
 from tests.timing import PATIENCE_SECONDS

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import BaseModel, SecretStr
 
-from functions.mqtt_config import MqttConfigChange
+from functions.mqtt.broker import Broker
 from functions.settings import Settings
-from functions.target import Broker
+from functions.stored.model import MqttConfigChange
 from tests.hostile.searching import SHORTEST_LEAK, leaks
 
 # Settings with such a name that hold no secret, and why not.

@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from functions.client import MAX_PACKET_BYTES
-from functions.connection import Connection
-from functions.publisher import InlinePublisher, Status
-from functions.routes import Notification
-from functions.target import Broker
+from functions.events.routes import Notification
+from functions.mqtt.broker import Broker
+from functions.mqtt.client import MAX_PACKET_BYTES
+from functions.mqtt.connection import Connection
+from functions.mqtt.publisher import InlinePublisher, Status
 from functions.telemetry import EmfTelemetry
 from tests.fakes.broker import FakeBroker
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.connection import WINDOW, Connection, ConnectionFailure
-from functions.publisher import InlinePublisher, Status
-from functions.routes import Notification
-from functions.target import Broker
+from functions.events.routes import Notification
+from functions.mqtt.broker import Broker
+from functions.mqtt.connection import WINDOW, Connection, ConnectionFailure
+from functions.mqtt.publisher import InlinePublisher, Status
 from functions.telemetry import EmfTelemetry
 from tests.hostile.searching import Draw, damaged, tries
 

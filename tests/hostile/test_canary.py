@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from functions.openapi import BASE, OPERATIONS
-from functions.tokens import Keyring
+from functions.admin.openapi import BASE, OPERATIONS
+from functions.web.tokens import Keyring
 from infra.cli import app
 from infra.local.certificates import make_certificates
 from infra.local.mosquitto import Mosquitto
@@ -41,12 +41,12 @@ PATHS = (
 )
 # What handles a request fails in a way that nobody foresaw, deep within the frames that hold the secrets.
 BREAK = """
-import functions.administration, functions.objects, functions.connection, functions.config_store
+import functions.admin.operations, functions.s3.objects, functions.mqtt.connection, functions.stored.store
 def forced(*_, **__): raise RuntimeError("forced")
-functions.objects.Objects.head = forced
-functions.objects.Objects.list_page = forced
-functions.config_store.ConfigStore.save = forced
-functions.connection.Connection.flush = forced
+functions.s3.objects.Objects.head = forced
+functions.s3.objects.Objects.list_page = forced
+functions.stored.store.ConfigStore.save = forced
+functions.mqtt.connection.Connection.flush = forced
 """
 
 

@@ -11,21 +11,20 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from functions import sources
-from functions.administration import Administration
-from functions.broker import Elsewhere
-from functions.config_store import ConfigStore
-from functions.connection import Connection
-from functions.database import Database
-from functions.documents import Documents
+from functions.admin.api import Elsewhere
+from functions.admin.operations import Administration
+from functions.cameras.reader import Documents
 from functions.download import Downloads
-from functions.mqtt_config import MqttConfigChange
+from functions.mqtt.connection import Connection
+from functions.mqtt.publisher import InlinePublisher
+from functions.mqtt.tls import client_context
 from functions.notify import Notifier
-from functions.publisher import InlinePublisher
-from functions.secret import Access
-from functions.settings import Settings, load
+from functions.settings import Settings, load, sources
+from functions.settings.secret import Access
+from functions.stored.database import Database
+from functions.stored.model import MqttConfigChange
+from functions.stored.store import ConfigStore
 from functions.telemetry import EmfTelemetry, logger
-from functions.tls import client_context
 from infra.host.server import build
 from tests.databases import new_sqlite
 from tests.hostile.canaries import (

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.detections import BadDetection, CameraTopics, notification, parse
-from functions.discovery import Camera, discovery
-from functions.packets import publish_packet
-from functions.routes import Detection
+from functions.cameras.detections import BadDetection, CameraTopics, notification, parse
+from functions.cameras.discovery import Camera, discovery
+from functions.events.routes import Detection
+from functions.mqtt.packets import publish_packet
 from tests.hostile.searching import ODD_TEXTS, assert_discreet, damaged, mutants, tries
 
 CANARY = "c4n4ry-Zq7/x+9=w"

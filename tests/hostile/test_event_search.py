@@ -14,11 +14,11 @@ from urllib.parse import quote, quote_plus
 from hypothesis import given, note
 from hypothesis import strategies as st
 
-from functions.events import MAX_WRAPPERS, Ignored, Malformed, ObjectCreated, parse, parse_body, sqs_messages
+from functions.events.envelopes import MAX_WRAPPERS, Ignored, Malformed, ObjectCreated, parse, parse_body, sqs_messages
+from functions.events.routes import Detection, Notification, Routes, Skip, Unread
+from functions.mqtt.packets import publish_packet
+from functions.mqtt.publisher import Outcome, Status
 from functions.notify import Settled, Step, log, plan, plan_body, settle, sqs_answer
-from functions.packets import publish_packet
-from functions.publisher import Outcome, Status
-from functions.routes import Detection, Notification, Routes, Skip, Unread
 from tests.hostile.searching import (
     LEAVES,
     Draw,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from functions.addresses import check_database_url
-from functions.objects import Objects
+from functions.s3.clients import StorageError
+from functions.s3.objects import Objects
 from functions.settings import SettingsError, load
-from functions.storage import StorageError
+from functions.settings.addresses import check_database_url
 from tests.hostile.searching import leaks
 
 LONG = "x" * 5000

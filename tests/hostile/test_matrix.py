@@ -16,7 +16,7 @@ import httpx
 import jwt
 import pytest
 
-from functions.tokens import AUDIENCE, Keyring
+from functions.web.tokens import AUDIENCE, Keyring
 from infra.local.stores import Minio
 from tests.hostile.searching import FUZZ
 from tests.hostile.wire import Answer, connected, next_answer, request

@@ -18,18 +18,19 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions import broker, download
-from functions.administration import Administration
-from functions.broker import Elsewhere
-from functions.config_store import ConfigStore
+from functions import download
+from functions.admin import api as broker
+from functions.admin.api import Elsewhere
+from functions.admin.openapi import OPERATIONS
+from functions.admin.operations import Administration
 from functions.download import Downloads
-from functions.objects import MAX_PAGE_OBJECTS, ObjectInfo, Objects, Page, Presigned
-from functions.openapi import OPERATIONS
-from functions.routes import is_asset_path, is_config_name
+from functions.events.routes import is_asset_path, is_config_name
+from functions.s3.objects import MAX_PAGE_OBJECTS, ObjectInfo, Objects, Page, Presigned
 from functions.settings import Settings, load
-from functions.tokens import Keyring, TokenError
+from functions.stored.store import ConfigStore
+from functions.web.tokens import Keyring, TokenError
 from infra.host.gateway import api_gateway_event
-from infra.migrate import upgrade
+from infra.migrations.runner import upgrade
 from tests.databases import new_key, new_sqlite
 from tests.gateway import CONTEXT, http_event
 from tests.hostile.searching import ODD_TEXTS, Draw, assert_discreet, damaged, leaks, mutants, strict_log, tries

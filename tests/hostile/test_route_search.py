@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.openapi import BASE
-from functions.tokens import Keyring
+from functions.admin.openapi import BASE
+from functions.web.tokens import Keyring
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import Minio
 from tests.databases import new_key, new_sqlite

@@ -15,22 +15,21 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from functions import sources
-from functions.addresses import check_database_url, parse_endpoint, parse_http_url, parse_mqtt_url
-from functions.administration import Administration
-from functions.broker import Elsewhere
-from functions.client import Client
-from functions.config_store import ConfigStore, StoreUnavailable
-from functions.connection import Connection
-from functions.documents import Documents
+from functions.admin.api import Elsewhere
+from functions.admin.operations import Administration
+from functions.cameras.reader import Documents
 from functions.download import Downloads
-from functions.events import ObjectCreated, parse
-from functions.objects import Objects
-from functions.packets import publish_packet
-from functions.routes import Notification, Routes
-from functions.settings import Settings, SettingsError, load
-from functions.storage import StorageError
-from functions.tokens import KeyringError
+from functions.events.envelopes import ObjectCreated, parse
+from functions.events.routes import Notification, Routes
+from functions.mqtt.client import Client
+from functions.mqtt.connection import Connection
+from functions.mqtt.packets import publish_packet
+from functions.s3.clients import StorageError
+from functions.s3.objects import Objects
+from functions.settings import Settings, SettingsError, load, sources
+from functions.settings.addresses import check_database_url, parse_endpoint, parse_http_url, parse_mqtt_url
+from functions.stored.store import ConfigStore, StoreUnavailable
+from functions.web.tokens import KeyringError
 from infra.cli import shown
 from tests.hostile.searching import ODD_TEXTS, Draw, assert_discreet, leaks, tries
 

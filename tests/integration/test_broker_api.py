@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from functions.broker import MAX_BODY_BYTES
-from functions.openapi import BASE, document
-from functions.probe import PROBE_SECONDS
+from functions.admin.api import MAX_BODY_BYTES
+from functions.admin.openapi import BASE, document
+from functions.admin.probe import PROBE_SECONDS
 from infra.host.body import DRAIN_SECONDS
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from functions.publisher import InlinePublisher
-from functions.routes import Notification
+from functions.events.routes import Notification
+from functions.mqtt.publisher import InlinePublisher
 from functions.settings import load
 from infra.host.metrics import PrometheusTelemetry
 from infra.local.certificates import make_certificates, renew_server

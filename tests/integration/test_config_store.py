@@ -11,7 +11,8 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from functions.config_store import (
+from functions.stored.model import MqttConfig, MqttConfigChange
+from functions.stored.store import (
     ConfigStore,
     CredentialsUnreadable,
     NoEncryptionKey,
@@ -20,7 +21,6 @@ from functions.config_store import (
     StoreUnavailable,
     VersionConflict,
 )
-from functions.mqtt_config import MqttConfig, MqttConfigChange
 from tests.databases import execute, new_key, store_of
 
 CANARY = "canary-5f3a-\N{SNOWMAN}"

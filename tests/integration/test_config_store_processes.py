@@ -11,10 +11,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, make_url
 
-from functions.config_store import StoreUnavailable
-from functions.database import METADATA, VERSION_TABLE
-from functions.mqtt_config import MqttConfigChange
-from infra.migrate import downgrade, upgrade
+from functions.stored.database import METADATA, VERSION_TABLE
+from functions.stored.model import MqttConfigChange
+from functions.stored.store import StoreUnavailable
+from infra.migrations.runner import downgrade, upgrade
 from tests.databases import execute, store_of
 
 ROOT = Path(__file__).parents[2]
@@ -26,8 +26,8 @@ EXIT_SECONDS = 60.0
 # Each says that it is ready, then does one thing for each line that it is given, and says what came of it.
 EDITOR = """
 import sys
-from functions.config_store import VersionConflict
-from functions.mqtt_config import MqttConfigChange
+from functions.stored.store import VersionConflict
+from functions.stored.model import MqttConfigChange
 from tests.databases import store_of
 store = store_of(sys.argv[1])
 print("ready", flush=True)
@@ -40,7 +40,7 @@ for line in sys.stdin:
 """
 REPLICA = """
 import sys
-from infra.migrate import upgrade
+from infra.migrations.runner import upgrade
 print("ready", flush=True)
 sys.stdin.readline()
 print(upgrade(sys.argv[1]), flush=True)

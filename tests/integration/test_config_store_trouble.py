@@ -21,12 +21,12 @@ from psycopg import sql
 from pydantic import SecretStr
 from sqlalchemy import Pool, event
 
-from functions.config_store import ConfigStore, StoreUnavailable
-from functions.database import GRACE_SECONDS, Database
-from functions.mqtt_config import MqttConfigChange
+from functions.stored.database import GRACE_SECONDS, Database
+from functions.stored.model import MqttConfigChange
+from functions.stored.store import ConfigStore, StoreUnavailable
 from infra.local.postgres import Postgres
 from infra.local.process import free_port
-from infra.migrate import upgrade
+from infra.migrations.runner import upgrade
 from tests.databases import new_key, new_postgresql, new_sqlite, store_of
 from tests.leftovers import nothing_left
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS

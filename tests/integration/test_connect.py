@@ -19,7 +19,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from infra.connect.command import EPILOG, connect
+from infra.commands.connect import EPILOG, connect
 from infra.local.install import find_minio, find_versitygw
 from infra.local.stores import Minio, MotoServer, Store, VersityGateway
 from tests.conftest import missing

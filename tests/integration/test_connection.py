@@ -25,11 +25,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from functions.connection import WINDOW, Connection, ConnectionFailure
-from functions.events import ObjectCreated
-from functions.publisher import InlinePublisher, Status, new_client_id
-from functions.reach import Targets
-from functions.routes import Notification, Routes, is_asset_path
+from functions.events.envelopes import ObjectCreated
+from functions.events.routes import Notification, Routes, is_asset_path
+from functions.mqtt.connection import WINDOW, Connection, ConnectionFailure
+from functions.mqtt.publisher import InlinePublisher, Status, new_client_id
+from functions.mqtt.reach import Targets
 from functions.settings import Broker
 from functions.telemetry import EmfTelemetry
 from infra.local.certificates import Certificates, make_certificates

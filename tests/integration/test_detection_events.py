@@ -21,19 +21,19 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from functions.detections import CameraTopics
-from functions.documents import Documents
+from functions.cameras.detections import CameraTopics
+from functions.cameras.reader import Documents
 from functions.download import Downloads, respond
+from functions.events.routes import Notification, Routes
 from functions.notify import Notifier, PublishFailed, Settled, Step, plan
-from functions.objects import S3_DEADLINE_SECONDS, Objects
-from functions.routes import Notification, Routes
+from functions.s3.clients import StorageError
+from functions.s3.objects import S3_DEADLINE_SECONDS, Objects
 from functions.settings import Settings, load
-from functions.storage import StorageError
-from infra.host import documents as documents_module
+from infra.host import detections as documents_module
 from infra.host.bell import Bell
-from infra.host.documents import Reader
+from infra.host.detections import Reader
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.publisher import HostPublisher
+from infra.host.mqtt.publisher import HostPublisher
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import Minio
 from infra.subscriber import Message, Subscriber
@@ -649,7 +649,7 @@ print("\\n" + json.dumps(list(sys.modules)))
     )
     assert "'published': 1" in done.stderr
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
-    assert not loaded & {"boto3", "botocore.session", "jwt", "functions.detections", "functions.documents"}
+    assert not loaded & {"boto3", "botocore.session", "jwt", "functions.cameras.detections", "functions.cameras.reader"}
 
 
 # Reading.

@@ -35,7 +35,7 @@ DEADLINE_SECONDS = 60.0
 STOP_SECONDS = 3.0 + 2 * SLACK_SECONDS  # a whole process, on a busy machine
 KILLS = 12
 CONFIG, FILE = f"configs/{MAC.upper()}.json", "assets/firmware.bin"
-COMMAND = (sys.executable, "-c", "import typer; from infra.device.command import device; typer.run(device)")
+COMMAND = (sys.executable, "-c", "import typer; from infra.commands.device import device; typer.run(device)")
 WITHOUT = ("MQTT_", "DEVICE_", "TOPIC_")
 STATUS_TOPIC = f"iotsupport/devices/{MAC}/status"
 

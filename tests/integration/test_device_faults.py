@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.device import fetch, loop, web
+from infra import http_client as web
+from infra.device import fetch, loop
 from infra.device.jobs import ONCE_ATTEMPTS
 from infra.local.certificates import make_certificates
 from infra.local.process import free_port

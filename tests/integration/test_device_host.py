@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from functions.tokens import Keyring
+from functions.web.tokens import Keyring
 from infra.local.stores import MotoServer, Store, VersityGateway
 from tests.fakes.device_rig import MAC
 from tests.hosts import Host, environment

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from infra.device.trouble import Trouble
-from infra.device.web import Web
+from infra.http_client import Web
 from infra.local.certificates import make_certificates
 from infra.local.process import free_port
 from tests.fakes.forward_proxy import ForwardProxy
@@ -50,7 +50,7 @@ def test_server_and_store_are_reached_through_the_proxy(tmp_path: Path) -> None:
 
 def test_https_goes_through_a_tunnel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proxy sees a name and bytes; the certificate is checked behind it."""
-    monkeypatch.setattr("infra.device.proxies.is_loopback", lambda _url: False)  # the certificate is for localhost
+    monkeypatch.setattr("infra.proxies.is_loopback", lambda _url: False)  # the certificate is for localhost
     certificates = make_certificates(tmp_path / "certificates")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates.server_cert, certificates.server_key)

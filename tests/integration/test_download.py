@@ -12,9 +12,9 @@ import pytest
 from botocore.awsrequest import AWSPreparedRequest
 
 from functions.download import Downloads, respond
-from functions.objects import S3_DEADLINE_SECONDS, Objects
+from functions.s3.objects import S3_DEADLINE_SECONDS, Objects
 from functions.settings import load
-from functions.tokens import Keyring
+from functions.web.tokens import Keyring
 from infra.local.process import free_port
 from infra.local.stores import Minio
 from tests.fakes.proxy import TcpProxy

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from functions import in_force
-from functions.config_store import ConfigStore, Stored
-from functions.mqtt_config import MqttConfigChange
 from functions.notify import Notifier
 from functions.settings import Settings, SettingsError, load
+from functions.stored import in_force
+from functions.stored.model import MqttConfigChange
+from functions.stored.store import ConfigStore, Stored
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import Minio
-from infra.migrate import upgrade
+from infra.migrations.runner import upgrade
 from infra.subscriber import Subscriber
 from tests.databases import execute, new_key
 from tests.hosts import record
@@ -192,7 +192,7 @@ def test_a_url_that_has_no_driver_here_fails_the_start_by_name(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A function without the layer of the database's packages says what is missing."""
-    monkeypatch.setitem(__import__("sys").modules, "functions.database", None)
+    monkeypatch.setitem(__import__("sys").modules, "functions.stored.database", None)
     with pytest.raises(SettingsError, match="DATABASE_URL"):
         Notifier(settings)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from functions.publisher import Status
-from functions.routes import Notification
-from infra.host import greetings
-from infra.host.greetings import RETRY_SECONDS, STRIKES, WILL
+from functions.events.routes import Notification
+from functions.mqtt.publisher import Status
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.publisher import HostPublisher
+from infra.host.mqtt import greetings
+from infra.host.mqtt.greetings import RETRY_SECONDS, STRIKES, WILL
+from infra.host.mqtt.publisher import HostPublisher
 from infra.local.mosquitto import Mosquitto
 from infra.subscriber import Subscriber
 from tests.fakes.broker import Behaviour, FakeBroker, Packet

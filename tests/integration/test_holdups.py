@@ -16,18 +16,18 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 
-from functions.discovery import Cameras
-from functions.documents import Documents
+from functions.cameras.discovery import Cameras
+from functions.cameras.reader import Documents
+from functions.events.routes import Routes
 from functions.notify import plan_body
-from functions.objects import Objects
-from functions.routes import Routes
+from functions.s3.objects import Objects
 from functions.settings import load
 from infra.host.bell import Bell
-from infra.host.cameras import look
+from infra.host.camera_search import look
 from infra.host.causes import TICK_SECONDS
-from infra.host.documents import Reader
+from infra.host.detections import Reader
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.publisher import HostPublisher
+from infra.host.mqtt.publisher import HostPublisher
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import Minio
 from infra.subscriber import Subscriber

@@ -13,12 +13,12 @@ from uuid import uuid4
 
 import pytest
 
-from functions.discovery import Camera, Cameras
-from functions.objects import S3_DEADLINE_SECONDS, Objects
+from functions.cameras.discovery import Camera, Cameras
+from functions.s3.objects import S3_DEADLINE_SECONDS, Objects
 from functions.settings import load
 from functions.telemetry import SERVICE
-from infra.host import cameras as looking
-from infra.host.cameras import LOOK_SECONDS, MAX_DOCUMENT_BYTES, look
+from infra.host import camera_search as looking
+from infra.host.camera_search import LOOK_SECONDS, MAX_DOCUMENT_BYTES, look
 from infra.local.process import free_port
 from infra.local.stores import Minio
 from tests.timing import SLACK_SECONDS

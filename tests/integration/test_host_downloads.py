@@ -25,8 +25,8 @@ from urllib.parse import parse_qs, quote, urlsplit
 import httpx
 import pytest
 
-from functions.objects import S3_DEADLINE_SECONDS
-from functions.tokens import Keyring
+from functions.s3.objects import S3_DEADLINE_SECONDS
+from functions.web.tokens import Keyring
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from infra.local.stores import Minio
@@ -587,8 +587,8 @@ def test_a_store_that_is_down_is_503_in_time_and_its_return_heals(store: Minio, 
 
 def test_notifications_flow_while_the_store_hangs(store: Minio, tmp_path: Path, mosquitto: Mosquitto) -> None:
     """More requests hang than there are threads: events are confirmed, health answers, and all of them hear 503."""
-    patient = "import functions.objects, infra.host.gateway\n"
-    patient += "functions.objects.S3_READ_TIMEOUT_SECONDS = infra.host.gateway.HANDLER_SECONDS = 6.0"
+    patient = "import functions.s3.objects, infra.host.gateway\n"
+    patient += "functions.s3.objects.S3_READ_TIMEOUT_SECONDS = infra.host.gateway.HANDLER_SECONDS = 6.0"
     with (
         behind(store) as (line, known),
         Host(tmp_path, knowing(store, mosquitto.url, **known), patch=patient) as host,
@@ -613,7 +613,7 @@ def test_notifications_flow_while_the_store_hangs(store: Minio, tmp_path: Path, 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_end_does_not_wait_for_a_store_that_hangs(store: Minio, tmp_path: Path, number: signal.Signals) -> None:
     """Exit 0 within 3 s with requests in hand, each of which is answered 503; DISCONNECT at the broker."""
-    patch = "import functions.objects\nfunctions.objects.S3_READ_TIMEOUT_SECONDS = 30.0"
+    patch = "import functions.s3.objects\nfunctions.objects.S3_READ_TIMEOUT_SECONDS = 30.0"
     with (
         FakeBroker() as broker,
         behind(store) as (line, known),

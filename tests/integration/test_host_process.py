@@ -259,7 +259,7 @@ def test_a_store_that_retries_hears_200_once_the_late_acknowledgement_came(tmp_p
 
 def test_a_full_queue_drops_at_the_fast_door_and_is_503_at_the_sure_one(tmp_path: Path) -> None:
     """The queue is bounded; what is dropped is counted and logged, and never blocks the door."""
-    patch = "import infra.host.publisher as p\np.HostPublisher.__init__.__kwdefaults__['queue_limit'] = 3"
+    patch = "import infra.host.mqtt.publisher as p\np.HostPublisher.__init__.__kwdefaults__['queue_limit'] = 3"
     known = environment(f"mqtt://127.0.0.1:{free_port()}", MQTT_PUBLISH_TIMEOUT_SECONDS="4")
     with Host(tmp_path, known, patch=patch, ready=False) as host:
         for number in range(5):
@@ -716,7 +716,8 @@ def test_every_request_in_flight_is_answered_at_the_end(tmp_path: Path, mosquitt
 
 def test_what_is_in_flight_is_delivered_before_the_end(tmp_path: Path) -> None:
     """A broker that answers within the flush time loses nothing: 200 for the one, and the fast door's queue is sent."""
-    patient = "from infra.host import publisher, server\npublisher.FLUSH_SECONDS = server.GRACE_SECONDS = 15"
+    patient = "from infra.host.mqtt import publisher\nfrom infra.host import server\n"
+    patient += "publisher.FLUSH_SECONDS = server.GRACE_SECONDS = 15"
     with (
         FakeBroker(script=[Behaviour(acknowledge_delay_seconds=0.4)]) as broker,
         Host(tmp_path, environment(broker.url), patch=patient) as host,

@@ -18,20 +18,20 @@ from typing import Any
 
 import pytest
 
-from functions import publisher as functions_publisher
-from functions import suspects as suspects_module
-from functions.audience import EARLY_SECONDS, NO_MATCHING_SUBSCRIBERS
-from functions.events import ObjectCreated
+from functions.events.envelopes import ObjectCreated
+from functions.events.routes import Notification, Routes
+from functions.mqtt import publisher as functions_publisher
+from functions.mqtt import suspects as suspects_module
+from functions.mqtt.audience import EARLY_SECONDS, NO_MATCHING_SUBSCRIBERS
+from functions.mqtt.publisher import MAX_BACKOFF_SECONDS, Status, backoff_seconds
 from functions.notify import Step
-from functions.publisher import MAX_BACKOFF_SECONDS, Status, backoff_seconds
-from functions.routes import Notification, Routes
 from functions.settings import load
-from infra.host import link as link_module
-from infra.host import publisher as publisher_module
 from infra.host.bell import Bell
-from infra.host.link import LinkStatus
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.publisher import HostPublisher, QueueFull
+from infra.host.mqtt import link as link_module
+from infra.host.mqtt import publisher as publisher_module
+from infra.host.mqtt.link import LinkStatus
+from infra.host.mqtt.publisher import HostPublisher, QueueFull
 from infra.local.mosquitto import Mosquitto
 from infra.subscriber import Subscriber
 from tests.fakes.broker import GARBAGE, Behaviour, FakeBroker, Packet

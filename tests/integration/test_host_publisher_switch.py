@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from functions.publisher import Status
-from functions.routes import Notification
+from functions.events.routes import Notification
+from functions.mqtt.publisher import Status
 from functions.settings import Broker
-from infra.host.link import CHANGED
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.publisher import HostPublisher
+from infra.host.mqtt.link import CHANGED
+from infra.host.mqtt.publisher import HostPublisher
 from infra.local.mosquitto import Mosquitto
 from infra.subscriber import Subscriber
 from tests.fakes.broker import Behaviour, FakeBroker

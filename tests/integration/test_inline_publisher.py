@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from functions.publisher import CLOSE_SECONDS, WARM_UP_SECONDS, InlinePublisher, Outcome, Status
-from functions.routes import Notification
+from functions.events.routes import Notification
+from functions.mqtt.publisher import CLOSE_SECONDS, WARM_UP_SECONDS, InlinePublisher, Outcome, Status
 from functions.settings import Broker
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
@@ -492,7 +492,7 @@ def test_a_process_frozen_past_its_keepalive_delivers_once_and_fast(mosquitto: M
     """SIGSTOP imitates what Lambda does between invocations."""
     program = """
 import sys, time
-from functions.publisher import InlinePublisher
+from functions.mqtt.publisher import InlinePublisher
 from functions.settings import Broker
 from tests.integration.test_inline_publisher import _Seen, _note
 publisher = InlinePublisher(Broker("127.0.0.1", int(sys.argv[1]), keepalive_seconds=1), _Seen())
@@ -531,7 +531,7 @@ def test_a_forked_child_gets_a_connection_and_an_id_of_its_own(mosquitto: Mosqui
     """The parent's stays usable, also after the child has closed and ended."""
     program = """
 import os, sys, time
-from functions.publisher import InlinePublisher
+from functions.mqtt.publisher import InlinePublisher
 from functions.settings import Broker
 from tests.integration.test_inline_publisher import _Seen, _note
 publisher = InlinePublisher(Broker("127.0.0.1", int(sys.argv[1])), _Seen())

@@ -132,7 +132,7 @@ def test_under_a_stream_of_events_a_change_loses_none_and_the_old_broker_hears_n
 def test_a_change_during_a_poll_of_the_database_is_not_undone_by_it(tmp_path: Path) -> None:
     """What was read before the change is older than it: nobody goes back to the old broker for a while."""
     slow = (
-        f"{SHORT}\nimport time\nfrom functions.config_store import ConfigStore\nread = ConfigStore.load\n"
+        f"{SHORT}\nimport time\nfrom functions.stored.store import ConfigStore\nread = ConfigStore.load\n"
         "def load(store):\n    found = read(store)\n    time.sleep(0.5)\n    return found\n"
         "ConfigStore.load = load"
     )

@@ -16,9 +16,11 @@ from tests.integration.test_integration_host_cameras import DISCOVERY, Yard, kep
 from tests.stored import PASSWORD, SHORT, USER, readiness, stored, storing
 
 RENAMED = "import socket\nsocket.gethostname = lambda: '{}'\n"
-QUICK = (
-    f"{SHORT}\nfrom infra.host import greetings, replicas\ngreetings.RETRY_SECONDS = 1.0\nreplicas.GONE_SECONDS = 1.0"
-)
+QUICK = f"""{SHORT}
+from infra.host import replicas
+from infra.host.mqtt import greetings
+greetings.RETRY_SECONDS = replicas.GONE_SECONDS = 1.0
+"""
 DEVICES_ONLY = f"user {USER}\ntopic write iotsupport/#\ntopic read #\ntopic write the-end/#\n"
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from functions.mqtt_config import MqttConfigChange
-from infra.host.integration import RELOAD_SECONDS, RETRY_SECONDS
-from infra.host.link import LASTING_SECONDS
+from functions.stored.model import MqttConfigChange
+from infra.host.broker_settings import RELOAD_SECONDS, RETRY_SECONDS
+from infra.host.mqtt.link import LASTING_SECONDS
 from infra.local.mosquitto import Mosquitto
 from infra.local.postgres import Postgres
 from infra.local.process import free_port
@@ -77,8 +77,8 @@ def test_only_a_connection_that_lasted_ends_the_row_of_failures(tmp_path: Path) 
     """One that the broker accepts and drops at once is one failure more."""
     unit, lasting = 1.0, 0.5
     patch = (
-        f"{SHORT}\nfrom functions import publisher\npublisher.MIN_BACKOFF_SECONDS = {unit}\n"
-        f"from infra.host import link\nlink.LASTING_SECONDS = {lasting}"
+        f"{SHORT}\nfrom functions.mqtt import publisher\npublisher.MIN_BACKOFF_SECONDS = {unit}\n"
+        f"from infra.host.mqtt import link\nlink.LASTING_SECONDS = {lasting}"
     )
     assert lasting < LASTING_SECONDS
     dropped = Behaviour(cut_at_publish=0)

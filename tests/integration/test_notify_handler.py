@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from functions.events.routes import Routes
 from functions.notify import ANSWER_MARGIN_SECONDS, Notifier, PublishFailed, plan, to_publish
-from functions.routes import Routes
 from functions.settings import load
 from functions.telemetry import SERVICE, logger
 from infra.local.mosquitto import Mosquitto

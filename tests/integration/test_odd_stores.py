@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from functions.download import Downloads, respond
-from functions.objects import Objects
+from functions.s3.objects import Objects
 from functions.settings import load
-from functions.tokens import Keyring
+from functions.web.tokens import Keyring
 from tests.gateway import CONTEXT, Answered, http_event
 
 MAC = "aa-bb-cc-dd-ee-ff"

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from functions.routes import Routes
+from functions.events.routes import Routes
 from functions.settings import load
 from infra.host import poller as poller_module
 from infra.host.bell import Bell
 from infra.host.metrics import PrometheusTelemetry
+from infra.host.mqtt.publisher import HostPublisher
 from infra.host.poller import Poller
-from infra.host.publisher import HostPublisher
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import MotoServer
 from infra.subscriber import Subscriber

@@ -27,16 +27,17 @@ from botocore.compat import HTTPHeaders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from functions import signing, storage
-from functions.objects import (
+from functions.s3 import clients as storage
+from functions.s3 import signing
+from functions.s3.clients import UNREACHABLE, StorageError
+from functions.s3.objects import (
     S3_DEADLINE_SECONDS,
     Flights,
     Objects,
     content_disposition,
 )
+from functions.s3.signing import SESSION_PROMISE_SECONDS
 from functions.settings import Settings, load
-from functions.signing import SESSION_PROMISE_SECONDS
-from functions.storage import UNREACHABLE, StorageError
 from infra.local.process import free_port
 from infra.local.stores import Minio, MotoServer, VersityGateway
 from tests.fakes.proxy import TcpProxy

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from functions import probe as module
-from functions.probe import PROBE_SECONDS, probe
-from functions.reach import Address, Targets
+from functions.admin import probe as module
+from functions.admin.probe import PROBE_SECONDS, probe
+from functions.mqtt.reach import Address, Targets
 from functions.settings import Broker, SettingsError, load
 from infra.local.certificates import Certificates, make_certificates
 from infra.local.mosquitto import Mosquitto

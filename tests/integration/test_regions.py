@@ -16,8 +16,8 @@ from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.exceptions import EndpointConnectionError
 
-from functions import storage
-from functions.objects import Objects
+from functions.s3 import clients as storage
+from functions.s3.objects import Objects
 from functions.settings import Settings, load
 from infra.local.stores import Minio, Store, VersityGateway
 from tests.hosts import Host, environment, eventually

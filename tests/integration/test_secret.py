@@ -21,12 +21,12 @@ from typing import Any
 
 import pytest
 
-from functions import download, notify, secret
-from functions.lifetime import Renewal
+from functions import download, notify
+from functions.lifecycle import Renewal
 from functions.notify import Notifier, PublishFailed
-from functions.settings import Settings, SettingsError, load
+from functions.settings import Settings, SettingsError, load, secret
 from functions.telemetry import SERVICE
-from functions.tokens import Keyring
+from functions.web.tokens import Keyring
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from infra.local.stores import MotoServer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from functions.mqtt_config import MqttConfigChange
+from functions.stored.model import MqttConfigChange
 from tests.databases import new_key, new_sqlite, store_of
 
 BUCKETBELL = Path(sys.executable).parent / "bucketbell"

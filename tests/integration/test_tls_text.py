@@ -16,9 +16,9 @@ import paho
 import pytest
 from pydantic import SecretStr
 
+from functions.mqtt.tls import TlsFileError, client_context
 from functions.notify import Notifier, PublishFailed
 from functions.settings import load
-from functions.tls import TlsFileError, client_context
 from infra.local.certificates import Certificates, make_certificates
 from infra.local.mosquitto import Mosquitto
 from infra.sam.tool import SamError, runtime_python
@@ -177,7 +177,7 @@ def test_the_protocol_is_asked_for_by_alpn(certificates: Certificates, alpn: str
 
 CONNECT = """
 import sys
-from functions.connection import Connection, ConnectionFailure
+from functions.mqtt.connection import Connection, ConnectionFailure
 
 class Broker:
     url = "mqtts://localhost"

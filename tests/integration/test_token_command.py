@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from functions.tokens import Keyring
+from functions.web.tokens import Keyring
 
 BUCKETBELL = Path(sys.executable).with_name("bucketbell")
 DEADLINE_SECONDS = 60.0

@@ -16,7 +16,7 @@ import pytest
 from botocore import UNSIGNED
 from botocore.config import Config
 
-from functions.tokens import Keyring
+from functions.web.tokens import Keyring
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import REGION, Minio, MotoServer
 from infra.sam import tool

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from functions.mqtt_config import MqttConfigChange
+from functions.stored.model import MqttConfigChange
 from infra.local.postgres import Postgres, find_postgres
 from infra.local.stores import REGION, MotoServer
-from infra.migrate import upgrade
+from infra.migrations.runner import upgrade
 from infra.sam.build import LAYER_DEPLOYED_AT, Artefact, build_copy
 from infra.sam.engine import HOST
 from tests.conftest import missing

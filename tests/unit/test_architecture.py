@@ -70,35 +70,35 @@ SETTINGS = {
 # Each driver, and who may import it.
 DRIVERS = {
     "paho": {
-        "functions.client",
+        "functions.mqtt.client",
         "infra.subscriber",  # the other end of the line: hears what the connection says
         "infra.bench.threaded",  # what our publisher is compared with
         "infra.bench.sides",  # what our connection is compared with
         "infra.bench.usual.handler",  # and the function
     },
-    "boto3": {"functions.storage", "functions.signing"},
-    "botocore": {"functions.storage", "functions.signing", "functions.secret"},
+    "boto3": {"functions.s3.clients", "functions.s3.signing"},
+    "botocore": {"functions.s3.clients", "functions.s3.signing", "functions.settings.secret"},
     "pydantic_settings": {
         "functions.settings",
-        "functions.setting_types",
-        "functions.sources",
+        "functions.settings.fields",
+        "functions.settings.sources",
         "infra.bench.usual.handler",
     },
-    "dotenv": {"functions.sources"},
+    "dotenv": {"functions.settings.sources"},
     # notify: the type of Lambda's context; download, broker: their routes
     "aws_lambda_powertools": {
         "functions.telemetry",
         "functions.notify",
         "functions.download",
-        "functions.broker",
+        "functions.admin.api",
         "infra.bench.usual.handler",
     },
-    "jwt": {"functions.tokens"},
-    "sqlalchemy": {"functions.database", "infra.migrations.versions.0001_mqtt_config"},
-    "alembic": {"infra.migrate", "infra.migrations.env", "infra.migrations.versions.0001_mqtt_config"},
+    "jwt": {"functions.web.tokens"},
+    "sqlalchemy": {"functions.stored.database", "infra.migrations.versions.0001_mqtt_config"},
+    "alembic": {"infra.migrations.runner", "infra.migrations.env", "infra.migrations.versions.0001_mqtt_config"},
     # tokens: the type of one kind of key; certificates: throw-away ones for TLS on this machine
-    "cryptography": {"functions.credentials", "functions.tokens", "infra.local.certificates"},
-    "urllib3": {"infra.device.web"},
+    "cryptography": {"functions.stored.encryption", "functions.web.tokens", "infra.local.certificates"},
+    "urllib3": {"infra.http_client"},
     "uvicorn": {
         "infra.host.server",
         "infra.host.guard",
@@ -164,8 +164,8 @@ def test_the_reader_of_imports_sees_them_all() -> None:
         imports(FUNCTIONS["functions.notify"]) | top_levels(FUNCTIONS["functions.notify"])
     )
     assert "infra.host.server" in imports(INFRA["infra.cli"])  # inside a function
-    assert "functions.settings" in imports(FUNCTIONS["functions.routes"])
-    assert "functions.settings" not in imports(FUNCTIONS["functions.routes"], types=False)
+    assert "functions.settings" in imports(FUNCTIONS["functions.events.routes"])
+    assert "functions.settings" not in imports(FUNCTIONS["functions.events.routes"], types=False)
     assert len(FUNCTIONS) > 8
     assert len(INFRA) > 10
 
@@ -288,14 +288,21 @@ def test_a_snapshot_has_boto3_where_a_secret_will_be_read() -> None:
     assert "botocore.session" in loaded_by("import functions.notify", **variables, SECRET_ID="nowhere")
 
 
-DATABASE = {"sqlalchemy", "psycopg", "alembic", "cryptography", "functions.database", "functions.credentials"}
+DATABASE = {
+    "sqlalchemy",
+    "psycopg",
+    "alembic",
+    "cryptography",
+    "functions.stored.database",
+    "functions.stored.encryption",
+}
 
 
 @pytest.mark.parametrize("entry", sorted(ENTRIES))
 def test_without_a_database_nothing_of_one_is_loaded(entry: str) -> None:
     """Neither by an entry nor by asking for a store that is not configured; where one is, the packages come."""
-    ask = f"""import functions.{entry}, functions.config_store, functions.settings
-functions.config_store.ConfigStore.of(functions.settings.load().settings)"""
+    ask = f"""import functions.{entry}, functions.stored.store, functions.settings
+functions.stored.store.ConfigStore.of(functions.settings.load().settings)"""
     brought = loaded_by("import jwt") if entry == "download" else set[str]()  # cryptography, where it is installed
     assert not DATABASE & (loaded_by(ask, DATABASE_URL=" ") - brought)
     assert DATABASE - {"alembic"} <= loaded_by(ask, DATABASE_URL="postgresql://db.local/settings")

@@ -10,16 +10,16 @@ from typing import Any, cast
 
 import pytest
 
+from functions.events.routes import Notification, Routes
+from functions.mqtt.publisher import Outcome, Status
 from functions.notify import Settled, Step, plan
-from functions.publisher import Outcome, Status
-from functions.routes import Notification, Routes
 from infra.host import bell as bell_module
-from infra.host.aside import Flight
 from infra.host.bell import MEMORY_LIMIT, Bell, Memory
 from infra.host.causes import RETRY_SECONDS, TRY_SECONDS
-from infra.host.link import LinkStatus
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.publisher import HostPublisher, QueueFull
+from infra.host.mqtt.aside import Flight
+from infra.host.mqtt.link import LinkStatus
+from infra.host.mqtt.publisher import HostPublisher, QueueFull
 from tests.hosts import on_uvloop, record
 from tests.timing import PATIENCE_SECONDS
 

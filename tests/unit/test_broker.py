@@ -18,11 +18,16 @@ import pytest
 from openapi_schema_validator import OAS31Validator
 from pydantic import SecretStr
 
-from functions import administration as module
-from functions import broker
-from functions.administration import Administration, CannotPublish, TopicVerdict
-from functions.broker import MAX_BODY_BYTES, Elsewhere, respond
-from functions.config_store import (
+from functions.admin import api as broker
+from functions.admin import operations as module
+from functions.admin.api import MAX_BODY_BYTES, Elsewhere, respond
+from functions.admin.openapi import BASE, OPERATIONS, document
+from functions.admin.operations import Administration, CannotPublish, TopicVerdict
+from functions.admin.probe import Verdict
+from functions.mqtt.reach import Targets
+from functions.settings import Broker, load
+from functions.stored.model import MqttConfig, MqttConfigChange
+from functions.stored.store import (
     ConfigStore,
     NoEncryptionKey,
     ProcessStatus,
@@ -30,11 +35,6 @@ from functions.config_store import (
     StoreUnavailable,
     VersionConflict,
 )
-from functions.mqtt_config import MqttConfig, MqttConfigChange
-from functions.openapi import BASE, OPERATIONS, document
-from functions.probe import Verdict
-from functions.reach import Targets
-from functions.settings import Broker, load
 from functions.telemetry import logger
 from tests.gateway import CONTEXT, Answered, http_event
 
@@ -723,7 +723,7 @@ def test_as_a_function_without_a_database_it_answers_and_imports_none() -> None:
     """From the environment, with a live probe of nothing; neither SQLAlchemy nor cryptography is loaded, nor boto3."""
     script = (
         "import json, sys\n"
-        "from functions.broker import handler\n"
+        "from functions.admin.api import handler\n"
         "from tests.gateway import CONTEXT, http_event\n"
         f"headers = {{'Authorization': 'Bearer {ADMIN}'}}\n"
         f"events = [http_event('{BASE}/' + what, headers=headers) for what in ('config', 'status')]\n"

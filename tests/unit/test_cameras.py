@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from functions.discovery import Camera, Cameras
+from functions.cameras.discovery import Camera, Cameras
 
 FRONT = Camera("front", "Front door")
 

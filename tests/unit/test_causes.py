@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.publisher import Outcome, Status
-from functions.routes import Detection, Notification, Unread
+from functions.events.routes import Detection, Notification, Unread
+from functions.mqtt.publisher import Outcome, Status
 from infra.host import causes as module
 from infra.host.causes import FORBIDDEN, LAPSE_SECONDS, RETRY_SECONDS, TRY_SECONDS, Cause, Causes, cause_of
 

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from functions import storage
+from functions.s3 import clients as storage
 from functions.settings import load
+from infra.commands.connect import EPILOG, connect
 from infra.connect import apply, documents
 from infra.connect.apply import Clients, Plan, Wish, _unknown_elements, carry_out
-from infra.connect.command import EPILOG, connect
 from infra.connect.documents import Document, Rule
 from infra.connect.errors import ConnectError, explain
 from infra.connect.minio import TOKEN_PLACEHOLDER, Doors
@@ -329,9 +329,10 @@ def test_help_explains_each_option() -> None:
 
 
 def test_importing_the_command_does_not_import_boto3() -> None:
-    """Neither functions.storage nor the command import boto3 or botocore until a client is asked for."""
+    """Neither functions.s3.clients nor the command import boto3 or botocore until a client is asked for."""
     code = (
-        "import sys, functions.storage, infra.connect.command; print(sorted({'boto3', 'botocore'} & set(sys.modules)))"
+        "import sys, functions.s3.clients, infra.commands.connect; "
+        "print(sorted({'boto3', 'botocore'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.strip() == "[]"

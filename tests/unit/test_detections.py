@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.detections import (
+from functions.cameras.detections import (
     LABEL,
     MAX_DOCUMENT_BYTES,
     BadDetection,
@@ -22,10 +22,18 @@ from functions.detections import (
     parse,
     rfc3339,
 )
-from functions.discovery import camera_topic
-from functions.documents import thumbnail_path
-from functions.events import ObjectCreated
-from functions.routes import MAX_EVENT_ID_BYTES, Detection, Notification, Routes, Skip, SkipReason, is_picture_path
+from functions.cameras.discovery import camera_topic
+from functions.cameras.reader import thumbnail_path
+from functions.events.envelopes import ObjectCreated
+from functions.events.routes import (
+    MAX_EVENT_ID_BYTES,
+    Detection,
+    Notification,
+    Routes,
+    Skip,
+    SkipReason,
+    is_picture_path,
+)
 from functions.settings import SettingsError, load
 
 EVENT_ID, CAMERA_ID = "0b9c2f9e-6f0a-4d55-8d5e-1f1de0a3f1aa", "front-door"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from infra.device.proxies import Proxies, ProxyError
+from infra.proxies import Proxies, ProxyError
 
 PROXY = "http://proxy.local:3128"
 S3 = "https://s3.example.com/x"

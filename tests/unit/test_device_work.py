@@ -9,7 +9,7 @@ from infra.device.names import Name
 from infra.device.server import Listed, Manifest, Server, Ticket
 from infra.device.store import Store, Version
 from infra.device.trouble import Trouble
-from infra.device.web import Web
+from infra.http_client import Web
 
 MAC = "a1-b2-c3-d4-e5-f6"
 

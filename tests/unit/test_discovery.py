@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from functions.discovery import (
+from functions.cameras.discovery import (
     ACTIVE_SECONDS,
     EVENT_TYPES,
     MAX_ID_CHARACTERS,
@@ -32,7 +32,7 @@ from functions.discovery import (
     object_id,
     removed,
 )
-from functions.routes import Notification
+from functions.events.routes import Notification
 from tests.discovery_rules import problems
 
 FRONT = Camera("front", "Front door")

@@ -20,11 +20,11 @@ import pytest
 
 from functions import download
 from functions.download import Downloads, respond
-from functions.objects import ObjectInfo, Objects, Page, Presigned
+from functions.s3.clients import NO_CREDENTIALS, UNREACHABLE, StorageError
+from functions.s3.objects import ObjectInfo, Objects, Page, Presigned
 from functions.settings import load
-from functions.storage import NO_CREDENTIALS, UNREACHABLE, StorageError
 from functions.telemetry import logger
-from functions.tokens import Keyring
+from functions.web.tokens import Keyring
 from tests.gateway import CONTEXT, Answered, http_event
 
 MAC, OTHER_MAC = "aa-bb-cc-dd-ee-ff", "11-22-33-44-55-66"
@@ -656,7 +656,7 @@ def test_a_cursor_is_good_for_the_token_and_the_device_it_was_given_to(downloads
 
 def test_a_cursor_made_up_by_its_device_leads_to_no_other_config(downloads: Downloads, shelf: Shelf) -> None:
     """Who holds a token could compute a cursor's seal: it must open nothing."""
-    from functions.manifest import _seal_cursor  # noqa: PLC0415 - what an attacker would write himself
+    from functions.devices.manifest import _seal_cursor  # noqa: PLC0415 - what an attacker would write himself
 
     for start_after in ("configs/", "configs/0", "", "secret", "\x00"):
         shelf.asked.clear()

@@ -7,10 +7,10 @@ from http import HTTPStatus
 
 import pytest
 
-from functions.web import Problem, Request, unauthorised
-from infra.host import entrance as module
-from infra.host.allowance import Allowance
-from infra.host.entrance import Entrance, Gate, StoreGate, offered, take_token
+from functions.web.messages import Problem, Request, unauthorised
+from infra.host.web import entrance as module
+from infra.host.web.allowance import Allowance
+from infra.host.web.entrance import Entrance, Gate, StoreGate, offered, take_token
 
 HOME, ABROAD = "192.0.2.1", "198.51.100.1"
 SHORT, LONG = "s" * 19, "l" * 20

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.dialects import IgnoredReason
-from functions.events import (
+from functions.events.dialects import IgnoredReason
+from functions.events.envelopes import (
     Ignored,
     Malformed,
     ObjectCreated,

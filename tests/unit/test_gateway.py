@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functions.telemetry import logger
-from functions.web import Request, unauthorised
-from infra.host import entrance
+from functions.web.messages import Request, unauthorised
 from infra.host import gateway as module
 from infra.host.body import Refusal
-from infra.host.entrance import Entrance, Gate
 from infra.host.gateway import Daemons, Gateway, RateLimit, api_gateway_event
-from infra.host.origin import Proxies
+from infra.host.web import entrance
+from infra.host.web.entrance import Entrance, Gate
+from infra.host.web.origin import Proxies
 from tests.hosts import on_uvloop, until
 from tests.leftovers import threads
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from functions.routes import Routes
+from functions.events.routes import Routes
 from functions.settings import SettingsError, load
 from functions.telemetry import logger
 from infra.host.app import App
 from infra.host.bell import Bell
-from infra.host.link import LinkStatus
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.origin import is_loopback
-from infra.host.publisher import HostPublisher
+from infra.host.mqtt.link import LinkStatus
+from infra.host.mqtt.publisher import HostPublisher
 from infra.host.server import LinkLog, build, serve
+from infra.host.web.origin import is_loopback
 from tests.hosts import TOKEN, on_uvloop
 
 

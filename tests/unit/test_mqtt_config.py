@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from functions.addresses import check_database_url, parse_host
-from functions.mqtt_config import MAX_PROBLEMS, MqttConfig, MqttConfigChange, problems
+from functions.settings.addresses import check_database_url, parse_host
+from functions.stored.model import MAX_PROBLEMS, MqttConfig, MqttConfigChange, problems
 
 CANARY = "canary-5f3a"
 LEAST: dict[str, Any] = {"broker_host": "broker.local", "topic_prefix": "unifi/protect"}

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from functions.events.routes import Notification, Routes, Skip
+from functions.mqtt.publisher import Outcome, Status
 from functions.notify import (
     Notifier,
     PublishFailed,
@@ -23,8 +25,6 @@ from functions.notify import (
     sqs_answer,
     to_publish,
 )
-from functions.publisher import Outcome, Status
-from functions.routes import Notification, Routes, Skip
 from functions.settings import load
 from functions.telemetry import SERVICE, logger
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from functions.openapi import BASE, OPERATIONS, document
-from infra import openapi
+from functions.admin.openapi import BASE, OPERATIONS, document
+from infra.docs import openapi
 
 
 def test_the_document_is_valid_openapi_3_1() -> None:
@@ -19,7 +19,7 @@ def test_the_document_is_valid_openapi_3_1() -> None:
 
 
 def test_the_committed_copy_is_the_codes() -> None:
-    """`python -m infra.openapi --write` brings it up to date."""
+    """`python -m infra.docs.openapi --write` brings it up to date."""
     assert json.loads(openapi.FILE.read_text(encoding="utf-8")) == document()
     assert openapi.main([]) == 0
 

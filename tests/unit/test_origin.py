@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from infra.host.origin import Headers, Proxies, foreign_page
+from infra.host.web.origin import Headers, Proxies, foreign_page
 
 PROXY, OUTER, CLIENT = "10.0.0.1", "10.0.0.2", "198.51.100.7"
 PROXIES = Proxies(["10.0.0.0/8", "2001:db8:1::/48"])

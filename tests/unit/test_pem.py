@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from functions.pem import certificates, private_key
+from functions.settings.pem import certificates, private_key
 
 LINES = ("A" * 64, "B" * 64, "Cw==")
 CERTIFICATE = "\n".join(("-----BEGIN CERTIFICATE-----", *LINES, "-----END CERTIFICATE-----", ""))

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from functions.publisher import (
+from functions.events.routes import Notification, newest_of_each
+from functions.mqtt.publisher import (
     MAX_BACKOFF_SECONDS,
     InlinePublisher,
     Outcome,
@@ -15,7 +16,6 @@ from functions.publisher import (
     backoff_seconds,
     new_client_id,
 )
-from functions.routes import Notification, newest_of_each
 from functions.settings import Broker
 from functions.telemetry import EmfTelemetry
 

@@ -9,7 +9,7 @@ import typer.main
 
 from functions.settings import Settings
 from infra.cli import app
-from infra.settings_table import BEGIN, END, main, table, updated
+from infra.docs.settings_table import BEGIN, END, main, table, updated
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -23,7 +23,7 @@ def code() -> str:
 
 
 def test_the_settings_table_is_the_class() -> None:
-    """The README's table is what `python -m infra.settings_table --write README.md` writes."""
+    """The README's table is what `python -m infra.docs.settings_table --write README.md` writes."""
     text = README.read_text(encoding="utf-8")
     assert text == updated(text)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.events import ObjectCreated
-from functions.routes import Detection, Notification, Routes, Skip, SkipReason, is_asset_path
+from functions.events.envelopes import ObjectCreated
+from functions.events.routes import Detection, Notification, Routes, Skip, SkipReason, is_asset_path
 from functions.settings import load
 
 MAC = "aa-bb-cc-dd-ee-ff"

@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from functions import sources
-from functions.addresses import parse_mqtt_url
 from functions.settings import (
     Broker,
     LambdaRuntime,
@@ -17,7 +15,9 @@ from functions.settings import (
     SettingsError,
     lambda_runtime,
     load,
+    sources,
 )
+from functions.settings.addresses import parse_mqtt_url
 
 CANARY = "canary-5f3a"
 TOKEN = "0123456789abcdef"

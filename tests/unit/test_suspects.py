@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from functions.audience import EARLY_SECONDS, MAX_TOPICS, Audience
-from functions.routes import Notification
-from functions.suspects import (
+from functions.events.routes import Notification
+from functions.mqtt.audience import EARLY_SECONDS, MAX_TOPICS, Audience
+from functions.mqtt.suspects import (
     CLOSES,
     MAX_SUSPECTS,
     PAUSE_SECONDS,

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from functions import storage
-from functions.openapi import BASE, PATH
+from functions.admin.openapi import BASE, PATH
+from functions.s3 import clients as storage
 from functions.settings import Settings, load
 from infra.connect.documents import (
     DEAD_LETTER_RETENTION_SECONDS,

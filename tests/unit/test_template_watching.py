@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from functions.detections import LABEL
-from functions.routes import Routes
+from functions.cameras.detections import LABEL
+from functions.events.routes import Routes
 from functions.settings import load
 from functions.telemetry import EmfTelemetry
 from infra.connect.documents import QUEUE_VISIBILITY_SECONDS

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions import tokens
-from functions.tokens import (
+from functions.web import tokens
+from functions.web.tokens import (
     LEEWAY_SECONDS,
     MAX_TOKEN_CHARACTERS,
     YEAR_SECONDS,

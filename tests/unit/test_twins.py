@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from functions.events.routes import Notification, Routes
 from functions.notify import Step, plan
-from functions.routes import Notification, Routes
 from infra.host.twins import Twins
 
 FULL: dict[str, Any] = {"versionId": "v1", "eTag": "e1", "sequencer": "01"}

@@ -1,0 +1,1 @@
+"""What an administrator can ask and change. May import `stored`, `cameras`, `mqtt`, `web`."""

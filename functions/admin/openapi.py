@@ -1,0 +1,203 @@
+"""Pure: the administration's operations, and the OpenAPI 3.1 document made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from functions.admin.schemas import ConfigAnswer, DiscoveryAnswer, ProbeAnswer, ProblemAnswer, StatusAnswer
+from functions.stored.model import MqttConfigChange
+
+PATH = "/openapi.json"
+BASE = "/api/v1/integrations/mqtt"
+API_VERSION = "1.0.0"
+STALE = "Bucketbell-Stale"
+
+_ETAG = {"description": "The version, quoted.", "schema": {"type": "string"}}
+_STALE = {
+    "description": "The database does not answer: this is what it held at that time (RFC 3339), `never` if never read.",
+    "schema": {"type": "string"},
+}
+_ALWAYS = (
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)
+_BODY = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+)
+_MEANING = {
+    HTTPStatus.BAD_REQUEST: "The request cannot be read.",
+    HTTPStatus.UNAUTHORIZED: "A token of ADMIN_TOKENS is needed.",
+    HTTPStatus.FORBIDDEN: "That broker must not be connected to.",
+    HTTPStatus.NOT_FOUND: "There is no such camera.",
+    HTTPStatus.REQUEST_TIMEOUT: "The body did not arrive in time.",
+    HTTPStatus.CONFLICT: "The process is not set up for this; `detail` says what to set.",
+    HTTPStatus.PRECONDITION_FAILED: "Somebody else has changed the settings meanwhile.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is larger than 65536 bytes.",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body must be application/json.",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "`errors` names each field that is not right. Nothing was stored.",
+    HTTPStatus.TOO_MANY_REQUESTS: "Too many requests; see Retry-After.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "Something went wrong.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "Not now, see Retry-After; or ADMIN_TOKENS is unset, and this API is off.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One thing that can be asked for; `name` is that of the method which does it."""
+
+    name: str
+    method: str
+    path: str
+    summary: str
+    description: str
+    answer: type[BaseModel] | None
+    body: type[BaseModel] | None = None
+    problems: tuple[HTTPStatus, ...] = ()
+    headers: tuple[str, ...] = ()
+    if_match: bool = False
+
+
+OPERATIONS = (
+    Operation(
+        "config",
+        "GET",
+        f"{BASE}/config",
+        "The settings in force",
+        "Where a row is stored it is in force, else the environment is. The password is never told.",
+        ConfigAnswer,
+        headers=("ETag", STALE),
+    ),
+    Operation(
+        "replace_config",
+        "PUT",
+        f"{BASE}/config",
+        "Store settings and reconnect",
+        "The answering process reconnects at once, others within 30 seconds. A broker that cannot be reached is stored "
+        "all the same: see the status. What is left out gets its default; the password, left out, stays as it is while "
+        "host, port, TLS and user name do (otherwise 422).",
+        ConfigAnswer,
+        body=MqttConfigChange,
+        problems=(*_BODY, HTTPStatus.CONFLICT, HTTPStatus.FORBIDDEN, HTTPStatus.PRECONDITION_FAILED),
+        headers=("ETag",),
+        if_match=True,
+    ),
+    Operation(
+        "status",
+        "GET",
+        f"{BASE}/status",
+        "The connection",
+        "Of the answering process, and what others last recorded; on Lambda what was recorded, and a live probe.",
+        StatusAnswer,
+        headers=(STALE,),
+    ),
+    Operation(
+        "test",
+        "POST",
+        f"{BASE}/test",
+        "Try settings",
+        "One attempt to connect, within 5 seconds. Stores nothing and leaves the live connection alone. A password "
+        "that is left out is the stored one if host, port, TLS and user name are, and none otherwise.",
+        ProbeAnswer,
+        body=MqttConfigChange,
+        problems=(*_BODY, HTTPStatus.CONFLICT, HTTPStatus.FORBIDDEN),
+    ),
+    Operation(
+        "publish_discovery",
+        "POST",
+        f"{BASE}/publish-discovery",
+        "Tell Home Assistant of the cameras again",
+        "Publishes each known camera's discovery message.",
+        DiscoveryAnswer,
+        problems=(HTTPStatus.CONFLICT,),
+    ),
+    Operation(
+        "forget_camera",
+        "DELETE",
+        f"{BASE}/cameras/{{camera_id}}",
+        "Take a camera out of Home Assistant",
+        "Publishes the empty discovery message, and forgets the camera until its next event.",
+        None,
+        problems=(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+    ),
+)
+
+
+def document() -> dict[str, Any]:
+    """Return the OpenAPI document: equal for equal code."""
+    models = [(one.answer, "serialization") for one in OPERATIONS if one.answer is not None]
+    models += [(one.body, "validation") for one in OPERATIONS if one.body is not None]
+    models += [(ProblemAnswer, "serialization")]
+    _, schemas = models_json_schema(
+        list(dict.fromkeys(models)),  # type: ignore[arg-type]  # mypy widens the literals
+        ref_template="#/components/schemas/{model}",
+    )
+    change = schemas["$defs"][MqttConfigChange.__name__]
+    change["description"] = "The settings, and perhaps a password."
+    del change["properties"]["password"]["default"]  # leaving it out is not the same as null
+    paths: dict[str, Any] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "bucketbell: the MQTT integration",
+            "version": API_VERSION,
+            "description": "Broker settings, status and test. Each request needs `Authorization: Bearer <a token of "
+            "ADMIN_TOKENS>`.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"admin": []}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"admin": {"type": "http", "scheme": "bearer"}},
+            "schemas": dict(sorted(schemas["$defs"].items())),
+        },
+    }
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    parameters: list[dict[str, Any]] = []
+    if "{camera_id}" in operation.path:
+        schema = {"type": "string", "minLength": 1}
+        parameters.append({"name": "camera_id", "in": "path", "required": True, "schema": schema})
+    if operation.if_match:
+        words = 'The ETag of the settings that were edited, e.g. `"3"`; `"0"` to store the first ones.'
+        parameters.append({"name": "If-Match", "in": "header", "description": words, "schema": {"type": "string"}})
+    answers: dict[str, Any] = {}
+    if operation.answer is None:
+        answers["204"] = {"description": "Done."}
+    else:
+        known = {"ETag": _ETAG, STALE: _STALE}
+        answers["200"] = {"description": operation.summary, "content": _content(operation.answer)}
+        if operation.headers:
+            answers["200"]["headers"] = {name: known[name] for name in operation.headers}
+    for status in sorted({*_ALWAYS, *operation.problems}):
+        content = _content(ProblemAnswer, "application/problem+json")
+        answers[str(status.value)] = {"description": _MEANING[status], "content": content}
+    described: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "description": operation.description,
+        "responses": answers,
+    }
+    if parameters:
+        described["parameters"] = parameters
+    if operation.body is not None:
+        described["requestBody"] = {"required": True, "content": _content(operation.body)}
+    return described
+
+
+def _content(model: type[BaseModel], content_type: str = "application/json") -> dict[str, Any]:
+    return {content_type: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}

@@ -1,0 +1,138 @@
+"""Pure: what the administration's API answers. Its JSON and its OpenAPI document come from these models."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+
+from functions.web.messages import iso
+
+Moment = Annotated[datetime, PlainSerializer(iso, return_type=str, when_used="json")]
+
+
+class Answer(BaseModel):
+    """An answer's body."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ConfigAnswer(Answer):
+    """The settings in force, never the password."""
+
+    source: Literal["database", "environment"] = Field(description="Where they come from.")
+    version: int = Field(description="Counts changes; 0 where nothing is stored. Also the ETag.")
+    credentials: Literal["ok", "unreadable", "none"] = Field(
+        description="`unreadable`: none of ENCRYPTION_KEYS decrypts the stored password; store it again, or bring the "
+        "key back."
+    )
+    has_password: bool
+    broker_host: str | None = Field(description="Null where no broker is configured.")
+    broker_port: int | None
+    username: str | None
+    use_tls: bool
+    topic_prefix: str
+    qos: int
+    enabled: bool
+    discovery_enabled: bool
+    discovery_prefix: str
+    retain_messages: bool
+    created_at: Moment | None
+    updated_at: Moment | None
+
+
+class ErrorAnswer(Answer):
+    """What went wrong last; it may be long over."""
+
+    reason: str
+    reason_code: int | None = Field(description="The broker's (MQTT 5 §2.4), where it gave one.")
+    at: Moment | None
+
+
+class ProcessAnswer(Answer):
+    """What a publishing process says of its connection; null is what nobody knows."""
+
+    process: str | None = Field(description="Which process.")
+    scope: Literal["host", "lambda"] = Field(
+        description="`host`: the process that answers. `lambda`: the publishing functions, by what they last recorded."
+    )
+    broker: str | None = Field(description="Its URL, without credentials.")
+    connected: bool | None
+    since: Moment | None = Field(description="Since when it counts.")
+    last_connected_at: Moment | None
+    last_error: ErrorAnswer | None
+    messages_published: int | None
+    reconnect_attempts: int | None
+    recorded_at: Moment | None = Field(description="When it said so.")
+
+
+class TopicAnswer(Answer):
+    """What the broker last answered to a message on this topic."""
+
+    topic: str = Field(description="As metrics name it: `camera/+/event`. `last will`: what CONNECT asks for.")
+    accepted: bool
+    reason: str = Field(description="Why not, with the broker's own words where it has any.")
+    reason_code: int | None = Field(description="The broker's (MQTT 5 §2.4), where it gave one.")
+    at: Moment
+
+
+class ProbeAnswer(Answer):
+    """What came of one attempt to connect."""
+
+    ok: bool
+    outcome: str = Field(description="A word for programs, e.g. `ok`, `bad_credentials`, `unreachable`, `not_mqtt`.")
+    detail: str = Field(description="What it means, and what to do.")
+    reason_code: int | None = Field(description="The broker's (MQTT 5 §3.2.2.2), where it refused.")
+    broker: str = Field(description="What was tried, without credentials.")
+    address: str | None = Field(description="The IP address that was connected to.")
+    password: Literal["given", "stored", "none"] = Field(
+        description="Which password was sent. The stored one only goes where it belongs: same host, port, TLS and user."
+    )
+    duration_seconds: float
+    at: Moment
+    left_out: tuple[str, ...] = Field(
+        default=(), description="What these settings ask for and the broker will not do, although it accepts us."
+    )
+    topics: tuple[TopicAnswer, ...] = Field(
+        default=(),
+        description="Where this is the broker in force: what it last said to each topic. A test publishes nothing, and "
+        "cannot ask for topics' rights.",
+    )
+
+
+class StatusAnswer(ProcessAnswer):
+    """This process's connection, and what all have recorded."""
+
+    probe: ProbeAnswer | None = Field(
+        description="A live attempt to connect, where the publishing processes are others (on Lambda); at most a few "
+        "seconds old."
+    )
+    topics: tuple[TopicAnswer, ...] = Field(
+        default=(), description="What the broker last said to this process, by topic: the rights that it has."
+    )
+    recorded: tuple[ProcessAnswer, ...] = Field(description="What other processes last recorded, newest first.")
+
+
+class DiscoveryAnswer(Answer):
+    """What was published again."""
+
+    cameras: int = Field(description="How many cameras' discovery messages.")
+
+
+class FieldProblem(Answer):
+    """One field that is not right."""
+
+    field: str
+    problem: str
+    expected: str
+
+
+class ProblemAnswer(Answer):
+    """Any other answer (RFC 9457)."""
+
+    title: str
+    status: int
+    detail: str
+    errors: tuple[FieldProblem, ...] | None = Field(default=None, description="With 422: each field that is not right.")
+    current_version: int | None = Field(default=None, description="With 412: the version that is stored now.")

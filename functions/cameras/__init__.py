@@ -1,0 +1,1 @@
+"""Cameras' detection events and Home Assistant's discovery. May import `events`, `mqtt`, `s3`, `web`."""

@@ -1,0 +1,208 @@
+"""Pure: a camera's detection event, from the document that was uploaded to the message that is published.
+
+Timestamps are published as RFC 3339 in UTC. In a document they may be
+
+- text: RFC 3339, or the same with a space for the `T`, without seconds, or without a zone, which then means UTC;
+- a number: seconds since 1970-01-01T00:00Z; from 10^11 on, which is the year 5138, milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
+from uuid import UUID
+
+from functions.cameras.discovery import camera_topic
+from functions.events.routes import Detection, Notification
+
+if TYPE_CHECKING:
+    from functions.settings import Settings
+
+MAX_DOCUMENT_BYTES = 256 * 1024
+MAX_CONFIDENCE = 100
+"""Some cameras count to 1, some to 100: the number is passed on as it is."""
+
+LABEL = "camera/+/event"
+FIRST_MILLISECONDS = 1e11
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# `datetime.fromisoformat` alone would take digits of an epoch number for a date.
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:?\d\d)?", re.ASCII)
+
+
+class BadDetection(ValueError):
+    """A document is no detection event. `field` is what is wrong with it, "" for the document as a whole.
+
+    Nothing here repeats what the document says.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        """`problem` says what would be right."""
+        self.field = field
+        self.problem = problem
+        super().__init__(f"{field or 'the document'} {problem}")
+
+
+@dataclass(frozen=True, slots=True)
+class CameraTopics:
+    """Below which prefix cameras' events are published, and how."""
+
+    topic_prefix: str
+    qos: int | None = None
+    """None: as everything else."""
+    retain: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> CameraTopics:
+        """What the environment says: stored settings may say more."""
+        return cls(settings.topic_prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionEvent:
+    """What a camera saw. `timestamp` has a zone; `extra` are the fields of the document that nobody here knows."""
+
+    event_id: str | UUID
+    camera_id: str | UUID
+    camera_name: str
+    description: str | None
+    objects_detected: tuple[str, ...]
+    confidence: float | None
+    source_type: str
+    smart_detection_type: str | None
+    timestamp: datetime
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    def payload(self, thumbnail_url: str | None) -> bytes:
+        """The event as JSON, known fields first. Raises BadDetection for what no JSON can hold."""
+        document = {name: getattr(self, name) for name in _READERS} | {"thumbnail_url": thumbnail_url}
+        try:
+            return _encode({**document, **{n: v for n, v in self.extra.items() if n not in document}}).encode()
+        except UnicodeEncodeError:
+            raise BadDetection("", "must be Unicode text, without half surrogate pairs") from None
+        except (ValueError, RecursionError):
+            raise BadDetection("", "must hold finite numbers, in some hundred levels at most") from None
+
+
+def parse(document: bytes, detection: Detection) -> DetectionEvent:
+    """Read the document of `detection`. Raises BadDetection with the first field that is missing or wrong."""
+    if len(document) > MAX_DOCUMENT_BYTES:
+        raise BadDetection("", f"must have at most {MAX_DOCUMENT_BYTES} bytes")
+    try:
+        # UTF-8 alone, if need be with the mark that some editors put before it.
+        fields = json.loads(document.decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise BadDetection("", "must be JSON in UTF-8") from None
+    if not isinstance(fields, dict):
+        raise BadDetection("", "must be a JSON object")
+    read: dict[str, Any] = {}
+    for name, reader in _READERS.items():
+        if name not in fields:
+            raise BadDetection(name, "is missing")
+        try:
+            read[name] = reader(fields.pop(name))
+        except ValueError as error:
+            raise BadDetection(name, str(error)) from None
+    for name, in_the_key in (("event_id", detection.event_id), ("camera_id", detection.camera_id)):
+        if read[name] != in_the_key:
+            raise BadDetection(name, "must be the one that the object's key names")
+    return DetectionEvent(**read, extra=fields)
+
+
+def notification(
+    detection: Detection, event: DetectionEvent, topics: CameraTopics, thumbnail_url: str | None
+) -> Notification:
+    """What is published of `event`. Raises BadDetection."""
+    return Notification(
+        topic=camera_topic(topics.topic_prefix, detection.camera_id),
+        filename=f"{detection.camera_id}/{detection.event_id}",
+        payload=event.payload(thumbnail_url),
+        identity=detection.identity,
+        time=detection.time,
+        user_properties=detection.user_properties,
+        qos=topics.qos,
+        retain=topics.retain,
+        label=LABEL,
+    )
+
+
+def rfc3339(moment: datetime) -> str:
+    """`moment` in UTC, e.g. `2026-11-20T12:00:00.250Z`; without a zone it is taken for UTC. Raises ValueError."""
+    try:
+        utc = (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be in the years 1 to 9999") from None
+    is_whole_millisecond = utc.microsecond and not utc.microsecond % 1000
+    return utc.isoformat(timespec="milliseconds" if is_whole_millisecond else "auto").replace("+00:00", "Z")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be text")  # noqa: TRY004 - the document is wrong, not the program
+    return value
+
+
+def _text_or_null(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError("must be text or null")
+    return value
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError("must be a list of text")
+    return tuple(value)
+
+
+def _confidence(value: object) -> float | None:
+    # true is an int to Python.
+    if value is None or (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_CONFIDENCE
+    ):
+        return value
+    raise ValueError(f"must be a number from 0 to {MAX_CONFIDENCE}, or null")
+
+
+def _moment(value: object) -> datetime:
+    try:
+        if isinstance(value, str) and _MOMENT.fullmatch(value):
+            moment = datetime.fromisoformat(value.upper())
+            return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return _EPOCH + timedelta(seconds=value / 1000 if abs(value) >= FIRST_MILLISECONDS else value)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("must be a date and time such as 2026-11-20T12:00:00Z, or seconds since 1970")
+
+
+_READERS = {
+    "event_id": _text,
+    "camera_id": _text,
+    "camera_name": _text,
+    "description": _text_or_null,
+    "objects_detected": _texts,
+    "confidence": _confidence,
+    "source_type": _text,
+    "smart_detection_type": _text_or_null,
+    "timestamp": _moment,
+}
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    if isinstance(value, UUID):
+        return str(value)
+    raise ValueError(type(value).__name__)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain).encode

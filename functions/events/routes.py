@@ -1,0 +1,288 @@
+"""Pure: an object's key → the notification that devices hear, a document to read first, or why none is sent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from functions.events.dialects import IgnoredReason
+    from functions.events.envelopes import ObjectCreated
+    from functions.settings import Settings
+
+MAX_FILENAME_BYTES = 1024  # S3: "The name for a key is a sequence of Unicode characters … at most 1,024 bytes"
+CONTENT_TYPE = "application/json"
+
+CONFIG_SUFFIX = ".json"
+MAC_PAIRS = 6
+DOCUMENT_SUFFIX, PICTURE_SUFFIX = ".json", ".jpg"
+MAX_EVENT_ID_BYTES = 128  # of a camera's id, and of an event's
+
+_OF_A_FILE = frozenset({"etag", "size", "versionid"})
+_DOTS = frozenset({".", ".."})
+_NOT_IN_AN_ID = frozenset("/\\+#")  # backslash: MinIO takes it for a slash; plus and hash: MQTT 5 §4.7.1
+_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
+# What MQTT 5 §1.5.4 forbids or advises against in a string, and Mosquitto answers by closing the connection: C0 and C1
+# controls, and the non-characters U+FDD0..U+FDEF and U+nFFFE, U+nFFFF. And U+FEFF: it is legal, but a device built on
+# paho closes its connection over it.
+_NOT_IN_A_STRING = frozenset(
+    map(
+        chr,
+        (
+            *range(0x20),
+            *range(0x7F, 0xA0),
+            *range(0xFDD0, 0xFDF0),
+            0xFEFF,
+            *(plane << 16 | low for plane in range(17) for low in (0xFFFE, 0xFFFF)),
+        ),
+    )
+)
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one each time
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One message to publish: the payload says which file, the properties say everything else."""
+
+    topic: str
+    filename: str
+    payload: bytes
+    identity: bytes
+    """16 bytes; the same for every repeat of the event."""
+    time: str = ""
+    user_properties: tuple[tuple[str, str], ...] = ()
+    """MQTT 5 user properties in order: CloudEvents 1.0 in the MQTT binary binding, then `etag`, `size`, `versionid`."""
+    qos: int | None = None
+    """None: the broker settings' own. A broker that grants less gets less."""
+    retain: bool = False
+    label: str = ""
+    """What metrics call the topic, where there are many of them: `camera/+/event`. "": the topic itself."""
+
+    @property
+    def metric_topic(self) -> str:
+        """The topic as metrics name it: one of a few."""
+        return self.label or self.topic
+
+
+def newest_of_each(notifications: Sequence[Notification]) -> dict[tuple[str, bytes], Notification]:
+    """Fold identical messages of one batch into the newest event's: devices would do the same work twice."""
+    newest: dict[tuple[str, bytes], Notification] = {}
+    for notification in notifications:
+        key = (notification.topic, notification.payload)
+        if key not in newest or notification.time >= newest[key].time:
+            newest[key] = notification
+    return newest
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """A camera's event. Its document, the created object, has to be read before there is anything to publish."""
+
+    object_key: str
+    version_id: str
+    """"" in a bucket without versions."""
+    camera_id: str
+    event_id: str
+    identity: bytes
+    """16 bytes; the same for every repeat of the event."""
+    time: str = ""
+    user_properties: tuple[tuple[str, str], ...] = ()
+    """As a `Notification`'s, but for `etag`, `size` and `versionid`: the message holds what they would tell apart."""
+
+    @property
+    def picture_key(self) -> str:
+        """Where the thumbnail is, if there is one: beside the document."""
+        return self.object_key.removesuffix(DOCUMENT_SUFFIX) + PICTURE_SUFFIX
+
+
+UnreadLabel = Literal["gone", "bad_detection", "store_failed"]
+"""The document is there no more; it is no detection event; the store could not be asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Why nothing is published of a `Detection`."""
+
+    label: UnreadLabel
+    reason: str = ""
+    code: str = ""
+    """The reason in one word, the same for all that fail alike."""
+    answered: bool = False
+    """Whether the store has said something about this very object, and is not merely out of reach or broken."""
+
+    @property
+    def success(self) -> bool:
+        """Whether nothing is left to do for it."""
+        return self.label == "gone"
+
+    @property
+    def retriable(self) -> bool:
+        """Whether another try may succeed."""
+        return self.label == "store_failed"
+
+
+SkipReason = Literal[
+    "malformed",
+    "foreign_bucket",
+    "unmapped",
+    "folder_marker",
+    "bad_config_name",
+    "bad_asset_name",
+    "bad_event_name",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Why a record rings no bell."""
+
+    reason: SkipReason | IgnoredReason
+
+    @property
+    def is_warning(self) -> bool:
+        """Whether somebody meant the object for devices, or of a camera, and named it wrongly."""
+        return self.reason in {"bad_config_name", "bad_asset_name", "bad_event_name"}
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Which keys are announced on which topic."""
+
+    configs_prefix: str = "configs/"
+    assets_prefix: str = "assets/"
+    topic_prefix: str = "iotsupport"
+    bucket: str | None = None
+    events_prefix: str | None = None
+    """Where cameras' events are; None: they are not announced."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Routes:
+        """Take the routes from validated settings."""
+        return cls(
+            settings.configs_prefix,
+            settings.assets_prefix,
+            settings.topic_prefix,
+            settings.bucket,
+            settings.events_prefix,
+        )
+
+    @property
+    def topics(self) -> tuple[str, str]:
+        """The two topics, configs first: all that an update can be published to."""
+        return f"{self.topic_prefix}/updates/configs", f"{self.topic_prefix}/updates/assets"
+
+    def route(self, created: ObjectCreated) -> Notification | Detection | Skip:
+        """Map `created` to its notification. The filename is passed on exactly as it was uploaded."""
+        key = created.object_key
+        if self.bucket is not None and created.bucket != self.bucket:
+            return Skip("foreign_bucket")
+        is_config = key.startswith(self.configs_prefix)
+        if not is_config and not key.startswith(self.assets_prefix):
+            return self._detection(created)
+        if key.endswith("/"):
+            return Skip("folder_marker")
+        filename = key.removeprefix(self.configs_prefix if is_config else self.assets_prefix)
+        if is_config and not is_config_name(filename):
+            return Skip("bad_config_name")
+        if not is_config and not is_asset_path(filename):
+            return Skip("bad_asset_name")
+        identity = created.identity
+        return Notification(
+            topic=self.topics[0] if is_config else self.topics[1],
+            filename=filename,
+            payload=_encode({"filename": filename}).encode(),
+            identity=identity,
+            time=created.event_time,
+            user_properties=_cloud_event(created, identity),
+        )
+
+    def _detection(self, created: ObjectCreated) -> Detection | Skip:
+        key = created.object_key
+        if self.events_prefix is None or not key.startswith(self.events_prefix):
+            return Skip("unmapped")
+        if key.endswith("/"):
+            return Skip("folder_marker")
+        if not key.endswith(DOCUMENT_SUFFIX):
+            return Skip("unmapped")  # such as the picture, whose document follows
+        camera_id, separator, event_id = key[len(self.events_prefix) : -len(DOCUMENT_SUFFIX)].partition("/")
+        if not separator or not is_event_id(camera_id) or not is_event_id(event_id):
+            return Skip("bad_event_name")
+        identity = created.identity
+        return Detection(
+            object_key=key,
+            version_id=created.version_id,
+            camera_id=camera_id,
+            event_id=event_id,
+            identity=identity,
+            time=created.event_time,
+            user_properties=tuple(pair for pair in _cloud_event(created, identity) if pair[0] not in _OF_A_FILE),
+        )
+
+
+def is_event_id(text: str) -> bool:
+    """Whether a camera or an event may be called this: one segment of a key, and one level of a topic.
+
+    Up to 128 bytes without `/`, `+`, `#`, controls, or dots alone.
+    """
+    try:
+        size_bytes = len(text.encode())
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    return (
+        0 < size_bytes <= MAX_EVENT_ID_BYTES
+        and text not in _DOTS
+        and _NOT_IN_AN_ID.isdisjoint(text)
+        and _NOT_IN_A_STRING.isdisjoint(text)
+    )
+
+
+def is_picture_path(path: str) -> bool:
+    """Whether this is `<camera>/<event>.jpg`: where a thumbnail is, below EVENTS_PREFIX."""
+    camera_id, _, event_id = path.removesuffix(PICTURE_SUFFIX).partition("/")
+    return path.endswith(PICTURE_SUFFIX) and is_event_id(camera_id) and is_event_id(event_id)
+
+
+def is_config_name(filename: str) -> bool:
+    """Whether this is `<mac>.json`: six hex pairs joined by dashes, any case."""
+    name, suffix = filename[: -len(CONFIG_SUFFIX)], filename[-len(CONFIG_SUFFIX) :]
+    pairs = name.split("-")
+    return (
+        suffix == CONFIG_SUFFIX
+        and len(pairs) == MAC_PAIRS
+        and all(len(pair) == len("ff") and _HEX_DIGITS.issuperset(pair) for pair in pairs)
+    )
+
+
+def is_asset_path(path: str) -> bool:
+    """Whether a device may join this path to a folder: relative, without empty, `.` or `..` segment or controls."""
+    try:
+        size_bytes = len(path.encode())
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    return (
+        size_bytes <= MAX_FILENAME_BYTES
+        and _NOT_IN_A_STRING.isdisjoint(path)
+        and "" not in path.split("/")
+        # Between backslashes too: they separate folders on some devices, and MinIO refuses such names.
+        and _DOTS.isdisjoint(path.replace("\\", "/").split("/"))
+    )
+
+
+def _cloud_event(created: ObjectCreated, identity: bytes) -> tuple[tuple[str, str], ...]:
+    """Describe the event as CloudEvents 1.0 attributes (MQTT binding §3.1; type and source: its AWS S3 adapter)."""
+    pairs = [
+        ("specversion", "1.0"),
+        ("id", identity.hex()),
+        ("source", f"s3://{created.bucket}"),
+        ("type", f"com.amazonaws.s3.{created.event_name}"),
+        ("subject", created.object_key),
+        ("time", created.event_time),
+        ("etag", created.etag),
+        ("size", "" if created.size is None else str(created.size)),
+        ("versionid", created.version_id),
+    ]
+    return tuple((name, value) for name, value in pairs if value)

@@ -1,0 +1,1 @@
+"""Messages to the broker. The only folder that may load paho."""

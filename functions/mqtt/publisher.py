@@ -1,0 +1,400 @@
+"""The warm MQTT publisher without threads, driven inline: bytes move only inside a call, so a freeze costs nothing.
+
+The host drives the same `Connection` from its event loop instead (`infra.host.mqtt.publisher`).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from functions.events.routes import newest_of_each
+from functions.mqtt.audience import NO_MATCHING_SUBSCRIBERS, Audience
+from functions.mqtt.client import MIN_REFUSAL
+from functions.mqtt.connection import PACKET_TOO_LARGE, Connection, ConnectionFailure
+from functions.mqtt.polling import read_waiting, wait
+from functions.mqtt.suspects import Suspects, likeliest_last
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from functions.events.routes import Notification
+    from functions.mqtt.suspects import Conviction
+    from functions.settings import Broker
+    from functions.telemetry import Telemetry
+
+MIN_BACKOFF_SECONDS = 1.0
+MAX_BACKOFF_SECONDS = 60.0
+WARM_UP_SECONDS = 1.0  # a broker that is away must not eat the start of a process
+CLOSE_SECONDS = 2.0
+MAX_KEEPALIVES = 1.5  # after so many of them a broker ends a silent connection (MQTT 5 §3.1.2.10)
+
+# Refusals that may pass with time: unspecified, implementation specific, packet identifier in use or not found,
+# quota exceeded.
+_PASSING_REFUSALS = frozenset({0x80, 0x83, 0x91, 0x92, 0x97})
+# Refusals that a person can end: not authorised, and ejabberd's word for it, topic name invalid (ours are valid).
+FORBIDDING_REFUSALS = frozenset({0x87, 0x90})
+
+
+class Status(StrEnum):
+    """What became of a notification."""
+
+    DELIVERED = "delivered"
+    NO_SUBSCRIBERS = "no_subscribers"
+    """Delivered, and the broker says that nobody listens."""
+    SENT = "sent"
+    """QoS 0: written to the socket; nobody will ever say more."""
+    REFUSED = "refused"
+    UNCONFIRMED = "unconfirmed"
+    """No answer in time: it may have arrived or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One notification's fate, with the broker's reason code where it gave one, and the reason in words."""
+
+    status: Status
+    reason: str = ""
+    reason_code: int | None = None
+    convicted: bool = False
+    """Refused without a word: the broker closes the connection whenever it gets this message."""
+
+    @property
+    def success(self) -> bool:
+        """Whether nothing is left to do for it."""
+        return self.status in {Status.DELIVERED, Status.NO_SUBSCRIBERS, Status.SENT}
+
+    @property
+    def retriable(self) -> bool:
+        """Whether another try may succeed."""
+        return self.status is Status.UNCONFIRMED or (
+            self.status is Status.REFUSED and self.reason_code in _PASSING_REFUSALS
+        )
+
+    @property
+    def forbidden(self) -> bool:
+        """Whether the broker will not have this very message until time, or a person, changes that: maybe never."""
+        codes = _PASSING_REFUSALS | FORBIDDING_REFUSALS
+        return self.status is Status.REFUSED and (self.convicted or self.reason_code in codes)
+
+
+def acknowledged(reason_code: int, qos: int, said: str = "") -> Outcome:
+    """Read an acknowledgement (MQTT 5 §3.4.2.1, §3.5.2.1); `said` are the broker's own words."""
+    if reason_code >= MIN_REFUSAL:
+        words = f"the broker answered 0x{reason_code:02x}{': ' if said else ''}{said}"
+        return Outcome(Status.REFUSED, words, reason_code)
+    if qos == 0:
+        return Outcome(Status.SENT)
+    if reason_code == NO_MATCHING_SUBSCRIBERS:
+        return Outcome(Status.NO_SUBSCRIBERS, reason_code=reason_code)
+    return Outcome(Status.DELIVERED, reason_code=reason_code)
+
+
+def not_sent(conviction: Conviction) -> Outcome:
+    """Tell that a message is not sent now: whenever the broker gets it, it closes the connection."""
+    if conviction.reason_code is not None:
+        return acknowledged(conviction.reason_code, 1)
+    reason = "the broker closes the connection whenever it gets this message: may this user publish on this topic?"
+    return Outcome(Status.REFUSED, reason, convicted=True)
+
+
+def too_large(connection: Connection) -> Outcome:
+    """Tell that a message would break the broker's Maximum Packet Size: sending it would cost the connection."""
+    reason = f"larger than the broker's maximum packet size of {connection.maximum_packet_size} bytes"
+    return Outcome(Status.REFUSED, reason, PACKET_TOO_LARGE)
+
+
+def new_client_id(prefix: str) -> str:
+    """Return a client id of this process alone: two clients with one id would disconnect each other for ever."""
+    return f"{prefix}-{os.urandom(6).hex()}"
+
+
+def backoff_seconds(failures: int) -> float:
+    """Return how long to wait after `failures` (≥ 1) failed attempts: 1, 2, 4 … 60 s, less up to half by chance."""
+    ceiling = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16))
+    return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - spreads reconnects, guards nothing
+
+
+class InlinePublisher:
+    """One warm connection, driven inside `publish`. Not for use from two threads at once.
+
+    Without a broker every call is a silent no-op that returns no outcomes.
+    """
+
+    def __init__(self, broker: Broker | None, telemetry: Telemetry) -> None:
+        """Prepare; nothing is connected before `warm_up` or the first `publish`."""
+        self._broker = broker
+        self._telemetry = telemetry
+        self._connection: Connection | None = None
+        self._client_id = ""
+        self._process_id = 0
+        self._attempts = 0
+        self._refusals = 0
+        self._refused_until = 0.0
+        self._refusal: ConnectionFailure | None = None
+        self._closed = False
+        # Wall clocks: the monotonic one may stand still while Lambda has the process frozen.
+        self._suspects = Suspects()
+        self._audience = Audience()
+        self._accepted_over: Connection | None = None
+        self._alive_at = 0.0
+        if broker is None:
+            telemetry.enabled(enabled=False)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the broker has accepted us and the link has not been seen to fail since."""
+        return self._connection is not None and self._connection.connected
+
+    @property
+    def attempts(self) -> int:
+        """How often it was tried to connect, the first time included."""
+        return self._attempts
+
+    def warm_up(self) -> None:
+        """Begin to connect without waiting for the broker's CONNACK. A failure is kept for `publish` to meet."""
+        if self._broker is None or self._connection is not None or self._closed:
+            return
+        try:
+            self._open(WARM_UP_SECONDS)
+        except ConnectionFailure:
+            self._drop()
+
+    def publish(self, notifications: Sequence[Notification], deadline: float) -> list[Outcome]:
+        """Publish all, pipelined, and return one outcome for each, in order, by `deadline` (`time.monotonic`).
+
+        A connection lost on the way is replaced, and what was on its way goes out once more: alone and last, since it
+        may be what the broker closes over. At the deadline the connection is discarded, so that nothing is sent later
+        behind the source's retry.
+        """
+        if self._broker is None or not notifications:
+            return []
+        messages = newest_of_each(notifications)
+        batch = _Batch(messages.values(), self._suspects, self._audience)
+        failure = ConnectionFailure("shut down") if self._closed else self._deliver(batch, deadline)
+        for message in batch.unresolved():
+            reason = failure.reason if failure else "not acknowledged in time"
+            reason_code = failure.reason_code if failure else None
+            batch.resolve(message, Outcome(Status.UNCONFIRMED, reason, reason_code))
+        for message, outcome in batch.outcomes.items():
+            self._telemetry.published(
+                message.metric_topic,
+                success=outcome.success,
+                no_subscribers=outcome.status is Status.NO_SUBSCRIBERS,
+                duration_seconds=batch.durations[message],
+            )
+        return [batch.outcomes[messages[n.topic, n.payload]] for n in notifications]
+
+    def close(self) -> None:
+        """Disconnect for good. Idempotent, bounded by `CLOSE_SECONDS`, and nothing is in flight between calls."""
+        self._closed = True
+        connection, self._connection = self._connection, None
+        if connection is not None and self._process_id == os.getpid():
+            deadline = time.monotonic() + CLOSE_SECONDS
+            while connection.wants_write and not connection.closed and time.monotonic() < deadline:
+                wait(connection, deadline)
+            connection.close()
+        if self._broker is not None:
+            self._state(connected=False)
+
+    def _deliver(self, batch: _Batch, deadline: float) -> ConnectionFailure | None:
+        """Return None when every message is resolved or the deadline has passed, else why the connection failed."""
+        replaced = False
+        while batch.unresolved():
+            try:
+                connection = self._ready(deadline)
+            except ConnectionFailure as failure:
+                return failure
+            ready_at, left = time.monotonic(), len(batch.unresolved())
+            try:
+                batch.exchange(connection, deadline)
+            except ConnectionFailure as failure:
+                self._alive_at = time.time()
+                progress = batch.lost(failure, time.monotonic() - ready_at) or len(batch.unresolved()) < left
+                if time.monotonic() >= deadline or (replaced and not progress):
+                    return failure
+                replaced = True
+            else:
+                return None
+            finally:
+                # Also when a signal ends the process in here: `close` must not send what nobody waits for.
+                if batch.unresolved() or connection.closed:
+                    self._drop()
+        return None
+
+    def _ready(self, deadline: float) -> Connection:
+        """Return a connection that the broker has accepted and that was alive a moment ago."""
+        connection = self._connection
+        if connection is not None and self._process_id != os.getpid():
+            connection = self._connection = None  # after a fork the socket is the parent's
+        if connection is not None:
+            # The wall clock, as above. And before reading: what waits here may have come before the freeze.
+            self._alive_at = connection.last_traffic_at
+            idle_seconds = time.time() - self._alive_at
+            read_waiting(connection)
+            if connection.connected and idle_seconds > connection.keepalive_seconds / 2:
+                self._prove_alive(connection, deadline)
+            if connection.closed and not (connection.failure and connection.failure.refused):
+                self._drop()
+                connection = None
+        if connection is None:
+            if self._refusal and 0 < self._refused_until - time.time() <= MAX_BACKOFF_SECONDS:
+                raise self._refusal.with_traceback(None)  # each raise would add to it
+            connect_seconds = self._broker.connect_timeout_seconds if self._broker else 0.0
+            connection = self._open(min(connect_seconds, max(0.001, deadline - time.monotonic())))
+        return self._accepted(connection, deadline)
+
+    def _prove_alive(self, connection: Connection, deadline: float) -> None:
+        """Ask a link that was idle for long whether it lives: half of the time left goes to the answer at most."""
+        now = time.monotonic()
+        until = now + (deadline - now) / 2
+        connection.ping()
+        while connection.ping_unanswered and not connection.closed and time.monotonic() < until:
+            wait(connection, until)
+        if connection.ping_unanswered:
+            connection.discard()
+
+    def _open(self, timeout_seconds: float) -> Connection:
+        broker = self._broker
+        if broker is None:
+            raise ConnectionFailure("no broker is configured")
+        if self._process_id != os.getpid():
+            self._process_id = os.getpid()
+            self._client_id = new_client_id(broker.client_id_prefix)
+        self._attempts += 1
+        if self._attempts > 1:
+            self._telemetry.reconnect_attempt()
+        connection = self._connection = Connection(broker, self._client_id)
+        try:
+            connection.open(timeout_seconds)
+        except ConnectionFailure:
+            self._drop()
+            raise
+        return connection
+
+    def _accepted(self, connection: Connection, deadline: float) -> Connection:
+        """Wait for CONNACK. Raises `ConnectionFailure` with the broker's reason."""
+        if not connection.connected:
+            connect_seconds = self._broker.connect_timeout_seconds if self._broker else 0.0
+            until = min(deadline, time.monotonic() + connect_seconds)
+            while not connection.answered and time.monotonic() < until:
+                wait(connection, until)
+        if connection.connected:
+            # After a long silence it was our freeze that cost us the last connection, not the broker's restart.
+            silent_seconds = time.time() - self._alive_at
+            if connection is not self._accepted_over and silent_seconds < MAX_KEEPALIVES * connection.keepalive_seconds:
+                self._audience.connected(time.time())
+            self._accepted_over = connection
+            self._refusals, self._refusal = 0, None
+            self._state(connected=True)
+            return connection
+        failure = connection.unanswered()
+        if failure.refused:
+            self._refusals += 1
+            self._refusal = failure
+            self._refused_until = time.time() + backoff_seconds(self._refusals)
+        self._drop()
+        raise failure
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.discard()
+            self._connection = None
+        self._state(connected=False)
+
+    def _state(self, *, connected: bool) -> None:
+        self._telemetry.connection(connected=connected)
+        self._telemetry.enabled(enabled=connected)
+
+
+class _Batch:
+    """The messages of one call, and how far each has come."""
+
+    def __init__(self, messages: Iterable[Notification], suspects: Suspects, audience: Audience) -> None:
+        self._messages = tuple(messages)
+        self._suspects = suspects
+        self._audience = audience
+        self._begun_at: dict[Notification, float] = {}
+        self._call_at = time.monotonic()
+        self._in_flight: dict[int, Notification] = {}
+        self._lone: dict[Notification, bool] = {}  # the suspects, and whether they were lost in this call
+        self.outcomes: dict[Notification, Outcome] = {}
+        self.durations: dict[Notification, float] = {}
+
+    def unresolved(self) -> list[Notification]:
+        return [message for message in self._messages if message not in self.outcomes]
+
+    def resolve(self, message: Notification, outcome: Outcome) -> None:
+        self.outcomes[message] = outcome
+        self.durations[message] = time.monotonic() - self._begun_at.get(message, self._call_at)
+
+    def exchange(self, connection: Connection, deadline: float) -> None:
+        """Send what is unresolved, a window at a time, and collect the answers until all are in or `deadline`.
+
+        Suspects go last, and each alone. Raises `ConnectionFailure` when the connection is lost.
+        """
+        waiting, suspects = self._sorted()
+        while waiting or suspects or self._in_flight:
+            if connection.closed:
+                raise connection.why("connection lost")
+            if time.monotonic() >= deadline:
+                return
+            if suspects and not waiting and not self._in_flight:
+                waiting.append(suspects.pop())
+            while waiting and len(self._in_flight) < connection.window and not connection.wants_write:
+                message = waiting.pop()
+                mid = connection.send(message)
+                if mid is None:
+                    self.resolve(message, too_large(connection))
+                else:
+                    self._begun_at.setdefault(message, time.monotonic())
+                    self._in_flight[mid] = message
+            connection.flush()
+            # At QoS 0 sending was all. Otherwise wait, and collect before sending more: should that fail, what has been
+            # acknowledged must not go out again.
+            if not self._collect(connection) and (self._in_flight or connection.wants_write):
+                wait(connection, deadline)
+                self._collect(connection)
+
+    def lost(self, failure: ConnectionFailure, age_seconds: float) -> bool:
+        """Ask what is to blame for the end of the connection, and return whether anything may be.
+
+        What is lost twice in one call is left to the source's retry.
+        """
+        in_flight, self._in_flight = list(self._in_flight.values()), {}
+        conviction, is_open = self._suspects.lost(in_flight, age_seconds, time.time())
+        if conviction is not None:
+            self.resolve(in_flight[0], not_sent(conviction))
+        for message in likeliest_last(in_flight) if is_open else ():
+            if self._lone.get(message) and message not in self.outcomes:
+                self.resolve(message, Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
+            self._lone[message] = True
+        return is_open
+
+    def _sorted(self) -> tuple[list[Notification], list[Notification]]:
+        """What may go together, and the suspects; the next one of either comes last."""
+        for message in self.unresolved():
+            if conviction := self._suspects.conviction(message, time.time()):
+                self.resolve(message, not_sent(conviction))
+            elif self._suspects.suspected(message):
+                self._lone[message] = self._lone.pop(message, False)  # behind those that were lost by chance
+        suspects = [message for message in self._lone if message not in self.outcomes]
+        return [message for message in self.unresolved() if message not in self._lone][::-1], suspects[::-1]
+
+    def _collect(self, connection: Connection) -> int:
+        """Resolve what has been acknowledged, and return how many packets that were."""
+        acks = connection.take_acks()
+        for ack in acks:
+            if (message := self._in_flight.pop(ack.mid, None)) is None:
+                continue
+            outcome = acknowledged(ack.reason_code, ack.qos, ack.said)
+            self._suspects.answered(message, ack.reason_code if outcome.forbidden else None)
+            if self._audience.doubts(message, ack.reason_code, time.time()):
+                words = "nobody is subscribed yet, moments after the connection was lost"
+                outcome = Outcome(Status.UNCONFIRMED, words, ack.reason_code)
+            self.resolve(message, outcome)
+        return len(acks)

@@ -1,0 +1,1 @@
+"""Broker settings in a database. Loaded with DATABASE_URL only; the only folder that may load SQLAlchemy."""

@@ -1,0 +1,175 @@
+"""Tells which broker is in force, and where cameras' events go: as stored, or else as the environment says."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from functions.cameras.detections import CameraTopics
+from functions.cameras.discovery import Camera, Cameras, discovery
+from functions.events.routes import Notification, Unread
+from functions.mqtt.broker import Broker
+from functions.mqtt.reach import Targets
+from functions.stored.store import ConfigStore, CredentialsUnreadable, ProcessStatus, StoreUnavailable
+from functions.telemetry import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic import SecretStr
+
+    from functions.mqtt.publisher import Outcome
+    from functions.settings import Settings
+    from functions.stored.model import MqttConfig
+    from functions.stored.store import Stored
+
+LOOK_SECONDS = 30.0  # DESIGN: a change reaches the other processes within 30 s
+RETRY_SECONDS = 1.0  # while nothing is known
+GOES_ON = "the stored settings cannot be read; the last good ones stay"
+
+
+def broker_of(settings: Settings, config: MqttConfig, password: SecretStr | None) -> Broker:
+    """The broker of `config`; certificates, protocol and deadlines are the environment's."""
+    url = Broker(config.broker_host, config.broker_port, tls=config.use_tls).url
+    changes = {"mqtt_url": url, "mqtt_username": config.username, "mqtt_password": password}
+    broker = settings.model_copy(update=changes).broker
+    assert broker is not None, "it has a URL"  # noqa: S101 - for the type checker
+    return replace(broker, targets=Targets.parse(settings.mqtt_test_allowed_hosts))
+
+
+def broker_in_force(settings: Settings, stored: Stored | None) -> Broker | None:
+    """The broker to publish to, None where nothing is to be published. Raises CredentialsUnreadable."""
+    if stored is None:
+        return settings.broker
+    if not stored.config.enabled:
+        return None
+    if not stored.credentials_readable:
+        raise CredentialsUnreadable
+    return broker_of(settings, stored.config, stored.password)
+
+
+def camera_topics(settings: Settings, stored: Stored | None) -> CameraTopics:
+    """Where cameras' events go, and how."""
+    if stored is None:
+        return CameraTopics.of(settings)
+    return CameraTopics(stored.config.topic_prefix, stored.config.qos, stored.config.retain_messages)
+
+
+def still_known(stored: Stored | None, known: Stored | None) -> Stored | None:
+    """Return `stored`, with its password where no key reads that any more and it is `known`.
+
+    Keys are rotated without a change of settings: who is connected has no reason to hang up.
+    """
+    if stored is None or known is None or stored.credentials_readable:
+        return stored
+    again = replace(stored, password=known.password, credentials_readable=known.credentials_readable)
+    return again if again == known else stored
+
+
+class Follower:
+    """What is in force for a function's process, which has no thread to look it up: it looks when it is called.
+
+    Not for use from two threads at once.
+    """
+
+    def __init__(self, settings: Settings, store: ConfigStore) -> None:
+        """Nothing is looked up yet."""
+        self.broker: Broker | None = None
+        self.topics = CameraTopics.of(settings)
+        self.problem = "the stored settings are not read yet"
+        """Why nobody knows the broker, or may use it: then nothing is confirmed. "" where all is well."""
+        self.process = f"{socket.gethostname()}:{os.getpid()}"
+        self._settings = settings
+        self._store = store
+        self._stored: Stored | None = None
+        self._cameras = Cameras()
+        self._looked_at = 0.0
+        self._began_at = datetime.now(UTC)
+        self._connected_at: datetime | None = None
+        self._error: tuple[str, int | None, datetime] | None = None
+        self._published = 0
+        self._last_word: tuple[bool, bool, Broker | None] | None = None
+        self._recorded_at = 0.0
+
+    def look(self) -> bool:
+        """Look up what is in force, if the last look is long enough ago; whether the broker is another one now."""
+        # The wall clock: the monotonic one may stand still while Lambda has the process frozen.
+        if 0 <= time.time() - self._looked_at < (RETRY_SECONDS if self.problem else LOOK_SECONDS):
+            return False
+        self._looked_at = time.time()
+        before = self.broker
+        try:
+            stored = self._store.load()
+            self._stored = still_known(stored, self._stored)
+            self.topics = camera_topics(self._settings, self._stored)
+            self.broker, self.problem = broker_in_force(self._settings, self._stored), ""
+            if self._stored != stored:
+                logger.warning(GOES_ON, extra={"reason": str(CredentialsUnreadable())})
+        except CredentialsUnreadable as error:
+            self.broker, self.problem = None, str(error)
+            logger.error("publishing waits", extra={"reason": self.problem})
+        except StoreUnavailable as error:  # the last good ones go on
+            logger.warning("the stored settings cannot be read", extra={"reason": str(error)})
+            if self.problem:
+                self.problem = str(error)
+        return self.broker != before
+
+    def before_event(self, camera_id: str, name: str) -> tuple[Notification, ...]:
+        """What goes before this camera's event: its discovery message, once for each process."""
+        camera = Camera(camera_id, name)
+        config = self._stored.config if self._stored is not None else None
+        if not self._cameras.heard(camera) or config is None or not config.discovery_enabled:
+            return ()
+        return (
+            discovery(
+                camera,
+                topic_prefix=config.topic_prefix,
+                discovery_prefix=config.discovery_prefix,
+                qos=config.qos,
+                retained=config.retain_messages,
+            ),
+        )
+
+    def forget(self, camera_id: str) -> None:
+        """Announce this camera again before its next event."""
+        self._cameras.forget(camera_id)
+
+    def record(self, outcomes: Sequence[Outcome | Unread], *, connected: bool, attempts: int) -> None:
+        """Leave word for the API of how publishing went, now and then, and at once when it went otherwise than before.
+
+        That the database is away is no reason to fail.
+        """
+        now = datetime.now(UTC)
+        published = [one for one in outcomes if not isinstance(one, Unread)]
+        self._published += sum(one.success for one in published)
+        self._connected_at = now if connected else self._connected_at
+        failed = next((one for one in published if not one.success), None)
+        if failed is not None:
+            self._error = failed.reason, failed.reason_code, now
+        word = connected, failed is None, self.broker
+        if word == self._last_word and 0 <= time.time() - self._recorded_at < LOOK_SECONDS:
+            return
+        self._last_word, self._recorded_at = word, time.time()
+        reason, reason_code, at = self._error or (None, None, None)
+        status = ProcessStatus(
+            process=self.process,
+            scope="lambda",
+            broker=self.broker.url if self.broker else None,
+            connected=connected,
+            since=self._began_at,
+            last_connected_at=self._connected_at,
+            last_error=reason,
+            last_error_code=reason_code,
+            last_error_at=at,
+            messages_published=self._published,
+            reconnect_attempts=max(0, attempts - 1),
+            recorded_at=now,
+        )
+        try:
+            self._store.record(status)
+        except StoreUnavailable as error:
+            logger.warning("the status cannot be recorded", extra={"reason": str(error)})

@@ -1,0 +1,1 @@
+"""Requests, replies, one router and bearer tokens. Knows no server and no gateway."""

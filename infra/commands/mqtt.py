@@ -1,0 +1,397 @@
+"""`bucketbell mqtt`: shows, tries and stores the broker settings of a running host, by its API."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from functions.settings.sources import plain
+from infra.commands.common import http_url
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from infra.http_client import Web
+
+BASE = "/api/v1/integrations/mqtt"
+PASSWORD_VARIABLE = "BUCKETBELL_MQTT_PASSWORD"  # noqa: S105 - a variable's name
+MAX_ANSWER_BYTES = 1 << 20
+POLL_SECONDS = 0.25
+DEFAULT_WAIT_SECONDS = 8.0
+# What a GET tells of the settings that a PUT takes back.
+KEPT: tuple[str, ...] = ("broker_host", "broker_port", "username", "use_tls", "topic_prefix", "qos", "enabled")
+KEPT += ("discovery_enabled", "discovery_prefix", "retain_messages")
+
+EPILOG = (
+    "Examples: `bucketbell mqtt status` · `bucketbell mqtt test --broker-host 192.0.2.7 --username me --password env` "
+    "· `bucketbell mqtt set --broker-host 192.0.2.7 --username me --password prompt --discovery`. The token is one of "
+    "the host's ADMIN_TOKENS. Exit code 0: connected, or done. 1: not connected, or not done; 2: wrong options."
+)
+
+
+class PasswordFrom(StrEnum):
+    """Where the password comes from: never the command line, which every user of a machine can read."""
+
+    keep = "keep"
+    prompt = "prompt"
+    stdin = "stdin"
+    env = "env"
+    clear = "clear"
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    etag: str
+    stale: str
+    document: dict[str, Any]
+
+
+def _word(token: str) -> str:
+    token = token.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise typer.BadParameter("must be one word, one of the host's ADMIN_TOKENS")
+    return token
+
+
+def _server(url: str) -> str:
+    return http_url(url) or url
+
+
+Server = Annotated[
+    str, typer.Option(envvar="BUCKETBELL_SERVER", callback=_server, help="The host, e.g. http://127.0.0.1:8080.")
+]
+Token = Annotated[
+    str,
+    typer.Option(
+        envvar="BUCKETBELL_TOKEN",
+        callback=_word,
+        help="One of the host's ADMIN_TOKENS. Better by environment: every user of a machine can read command lines.",
+        show_default=False,
+    ),
+]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="BUCKETBELL_CA_FILE",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="PEM file with authorities to trust for the host, besides the system's.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, as the API answers it.")]
+BrokerHost = Annotated[str | None, typer.Option(help="Name or address of the broker.")]
+BrokerPort = Annotated[int | None, typer.Option(help="Its port.", min=1, max=65535)]
+Username = Annotated[str | None, typer.Option(help='User name at the broker; "" for none.')]
+Password = Annotated[
+    PasswordFrom,
+    typer.Option(help=f"keep what is stored; or take it from a prompt, from stdin or from {PASSWORD_VARIABLE} (env)."),
+]
+Tls = Annotated[bool | None, typer.Option("--tls/--no-tls", help="Whether to connect by TLS.")]
+
+mqtt = typer.Typer(
+    name="mqtt",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    epilog=EPILOG,
+    help="Show, try and store the broker settings of a running host, by its API.",
+)
+
+
+@mqtt.command()
+def status(
+    *, server: Server = "http://127.0.0.1:8080", token: Token, ca_file: CaFile = None, as_json: AsJson = False
+) -> None:
+    """Show whether the host is connected to the broker. Exit 1 where it is not."""
+    with _api(server, token, ca_file) as api:
+        answer = api.ask("GET", "status")
+        if as_json:
+            _print_json(answer.document)
+        else:
+            _show_status(answer)
+    if not _is_connected(answer.document):
+        raise typer.Exit(1)
+
+
+@mqtt.command(name="test")
+def attempt(
+    *,
+    server: Server = "http://127.0.0.1:8080",
+    token: Token,
+    ca_file: CaFile = None,
+    broker_host: BrokerHost = None,
+    broker_port: BrokerPort = None,
+    username: Username = None,
+    password: Password = PasswordFrom.keep,
+    tls: Tls = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let the host try to connect once, with the settings in force and what is named here. Stores nothing."""
+    given = {"broker_host": broker_host, "broker_port": broker_port, "username": username, "use_tls": tls}
+    with _api(server, token, ca_file) as api:
+        settings = _changed(api.ask("GET", "config"), given, _secret(password))
+        with _spinner(f"connecting to {settings['broker_host']} …", quiet=as_json):
+            answer = api.ask("POST", "test", settings)
+    verdict = answer.document
+    if as_json:
+        _print_json(verdict)
+    else:
+        _say(f"{verdict['broker']}: {verdict['detail']}", well=verdict["ok"])
+        told = ("outcome", "reason_code", "address", "password", "duration_seconds")
+        _rows({name: verdict[name] for name in told} | _topics(verdict))
+    if not verdict["ok"]:
+        raise typer.Exit(1)
+
+
+@mqtt.command(name="set")
+def store(
+    *,
+    server: Server = "http://127.0.0.1:8080",
+    token: Token,
+    ca_file: CaFile = None,
+    broker_host: BrokerHost = None,
+    broker_port: BrokerPort = None,
+    username: Username = None,
+    password: Password = PasswordFrom.keep,
+    tls: Tls = None,
+    topic_prefix: Annotated[str | None, typer.Option(help="Topics of camera events begin with it.")] = None,
+    qos: Annotated[int | None, typer.Option(help="Of camera events: 0, 1 or 2.", min=0, max=2)] = None,
+    enabled: Annotated[bool | None, typer.Option("--enabled/--disabled", help="Whether to publish at all.")] = None,
+    discovery: Annotated[
+        bool | None, typer.Option("--discovery/--no-discovery", help="Whether to tell Home Assistant of cameras.")
+    ] = None,
+    discovery_prefix: Annotated[str | None, typer.Option(help="Home Assistant's discovery prefix.")] = None,
+    retain: Annotated[
+        bool | None, typer.Option("--retain/--no-retain", help="Whether the broker keeps each camera's last event.")
+    ] = None,
+    wait_seconds: Annotated[
+        float, typer.Option(help="How long to wait for the connection; 0: not at all.", min=0, max=60)
+    ] = DEFAULT_WAIT_SECONDS,
+    as_json: AsJson = False,
+) -> None:
+    """Store what is named here, leave the rest as it is, and see whether the host connects.
+
+    Exit 1 where nothing was stored, or where the host is not connected in time: the settings are stored then.
+    """
+    given = {
+        "broker_host": broker_host,
+        "broker_port": broker_port,
+        "username": username,
+        "use_tls": tls,
+        "topic_prefix": topic_prefix,
+        "qos": qos,
+        "enabled": enabled,
+        "discovery_enabled": discovery,
+        "discovery_prefix": discovery_prefix,
+        "retain_messages": retain,
+    }
+    with _api(server, token, ca_file) as api:
+        before = api.ask("GET", "config")
+        stored = api.ask("PUT", "config", _changed(before, given, _secret(password)), if_match=before.etag)
+        if as_json:
+            _print_json(stored.document)
+        else:
+            _say(f"stored as version {stored.document['version']}")
+            _rows(stored.document)
+        if not wait_seconds or not stored.document["enabled"]:
+            return
+        with _spinner(f"waiting for {stored.document['broker_host']} …", quiet=as_json):
+            now = _wait(api, wait_seconds)
+        if not as_json:
+            _show_status(now)
+    if not _is_connected(now.document):
+        raise typer.Exit(1)
+
+
+def _wait(api: _Api, wait_seconds: float) -> _Answer:
+    until = time.monotonic() + wait_seconds
+    while True:
+        answer = api.ask("GET", "status")
+        if _is_connected(answer.document) or time.monotonic() >= until:
+            return answer
+        time.sleep(POLL_SECONDS)
+
+
+def _is_connected(document: dict[str, Any]) -> bool:
+    live = document.get("probe")
+    return bool(live["ok"] if live else document["connected"])
+
+
+def _changed(before: _Answer, given: dict[str, Any], password: dict[str, str | None]) -> dict[str, Any]:
+    """The settings in force, with what is given; the password, if any."""
+    if before.stale:
+        typer.echo(f"the database does not answer; these settings are of {before.stale}", err=True)
+    settings = {name: before.document[name] for name in KEPT}
+    if settings["broker_host"] is None:  # then nothing is enabled: whoever names a broker means it
+        settings["enabled"] = True
+    settings |= {name: value for name, value in given.items() if value is not None}
+    settings["username"] = settings["username"] or None
+    if settings["broker_host"] is None:
+        raise typer.BadParameter("no broker is configured yet: name one with --broker-host")
+    if settings["broker_port"] is None:
+        settings["broker_port"] = 8883 if settings["use_tls"] else 1883
+    return settings | password
+
+
+def _secret(source: PasswordFrom) -> dict[str, str | None]:
+    if source is PasswordFrom.keep:
+        return {}
+    if source is PasswordFrom.clear:
+        return {"password": None}
+    if source is PasswordFrom.prompt:
+        return {"password": typer.prompt("Password at the broker", hide_input=True, err=True)}
+    given = sys.stdin.readline() if source is PasswordFrom.stdin else os.environ.get(PASSWORD_VARIABLE, "")
+    secret = plain(given)
+    if not secret:
+        where = "standard input" if source is PasswordFrom.stdin else PASSWORD_VARIABLE
+        raise typer.BadParameter(f"there is no password in {where}", param_hint="--password")
+    return {"password": secret}
+
+
+class _Api:
+    """The API of one host."""
+
+    def __init__(self, web: Web, server: str, token: str) -> None:
+        self._web = web
+        self._server = server
+        self._token = token
+
+    def ask(
+        self, method: str, what: str, document: Mapping[str, object] | None = None, *, if_match: str = ""
+    ) -> _Answer:
+        """Return the answer, or say why there is none and exit 1."""
+        from infra.device.trouble import Trouble  # noqa: PLC0415 - what this command needs is loaded when it runs
+
+        headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
+        body = None
+        if document is not None:
+            body, headers["Content-Type"] = json.dumps(document).encode(), "application/json"
+        if if_match:
+            headers["If-Match"] = if_match
+        try:
+            with self._web.request(method, f"{self._server}{BASE}/{what}", headers, body) as answer:
+                status, text = answer.status, answer.body(MAX_ANSWER_BYTES)
+                etag, stale = answer.headers.get("ETag", ""), answer.headers.get("Bucketbell-Stale", "")
+            found = json.loads(text)
+        except Trouble as trouble:
+            _fail(f"{self._server}: {trouble}")
+        except ValueError:
+            _fail(f"{self._server}: HTTP {status}, and no JSON: is this bucketbell's host?")
+        if not isinstance(found, dict) or status != HTTPStatus.OK:
+            _refused(self._server, status, found)
+        return _Answer(etag, stale, found)
+
+
+@contextmanager
+def _api(server: str, token: str, ca_file: Path | None) -> Iterator[_Api]:
+    from infra.http_client import Web  # noqa: PLC0415 - as above
+    from infra.proxies import ProxyError  # noqa: PLC0415 - as above
+
+    try:
+        web = Web(ca_file=ca_file, environment=os.environ)
+    except ProxyError as error:
+        _fail(str(error))
+    except OSError as error:  # OpenSSL's errors are some
+        _fail(f"BUCKETBELL_CA_FILE is not what it should be: {error}")
+    try:
+        yield _Api(web, server, token)
+    finally:
+        web.close()
+
+
+def _refused(server: str, status: int, found: object) -> NoReturn:
+    problem = found if isinstance(found, dict) else {}
+    errors = problem.get("errors") or []
+    if not errors:
+        _fail(f"{server}: HTTP {status}: {problem.get('detail') or problem.get('title') or 'no reason given'}")
+    for one in errors:
+        typer.echo(_plain(f"{one['field']} {one['problem']}: it must be {one['expected']}"), err=True)
+    raise typer.Exit(1)
+
+
+def _console() -> Console:
+    from rich.console import Console  # noqa: PLC0415 - as above
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _spinner(words: str, *, quiet: bool) -> AbstractContextManager[object]:
+    from rich.markup import escape  # noqa: PLC0415 - as above
+
+    console = _console()
+    console.quiet = quiet
+    return console.status(escape(_plain(words)))
+
+
+def _show_status(answer: _Answer) -> None:
+    document = answer.document
+    live = document.get("probe")
+    broker = (live or document)["broker"] or "no broker is configured"
+    well = _is_connected(document)
+    _say(f"{'connected' if well else 'not connected'}: {broker}", well=well)
+    if live:
+        _rows({"live probe": live["detail"]})
+    error = document["last_error"]
+    _rows(
+        {
+            "scope": document["scope"],
+            "last connected": document["last_connected_at"],
+            "last error": None if error is None else f"{error['reason']} ({error['at']})",
+            "messages published": document["messages_published"],
+            "reconnect attempts": document["reconnect_attempts"],
+            **_topics(document),
+        }
+    )
+    for other in document["recorded"]:
+        words = "connected" if other["connected"] else "not connected"
+        _rows({str(other["process"]): f"{words}, {other['messages_published']} messages, as of {other['recorded_at']}"})
+    if answer.stale:
+        typer.echo(f"the database does not answer; what others recorded is of: {answer.stale}", err=True)
+
+
+def _topics(document: Mapping[str, Any]) -> dict[str, str]:
+    """What the broker last said to the host, by topic."""
+    return {
+        one["topic"]: f"{'taken' if one['accepted'] else one['reason']} ({one['at']})" for one in document["topics"]
+    }
+
+
+def _say(words: str, *, well: bool = True) -> None:
+    from rich.markup import escape  # noqa: PLC0415 - as above
+
+    _console().print(f"[bold {'green' if well else 'red'}]{escape(_plain(words))}[/]")
+
+
+def _rows(rows: Mapping[str, object]) -> None:
+    from rich.markup import escape  # noqa: PLC0415 - as above
+
+    console = _console()
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        shown = "-" if value is None else json.dumps(value) if isinstance(value, bool) else str(value)
+        console.print(f"  [dim]{escape(_plain(name)):<{width}}[/]  {escape(_plain(shown))}")
+
+
+def _plain(text: str) -> str:
+    """No control character of a stranger's reaches the terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _print_json(document: Mapping[str, object]) -> None:
+    typer.echo(json.dumps(document))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(_plain(message), err=True)
+    raise typer.Exit(1)

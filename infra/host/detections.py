@@ -1,0 +1,121 @@
+"""Takes detection events on their way: their documents are read beside the event loop, then published."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from functions.cameras.detections import CameraTopics
+from functions.cameras.reader import READERS, Documents, Read, outcome
+from functions.events.routes import Detection, Notification, Unread
+from functions.mqtt.publisher import Outcome, Status
+from infra.host.gateway import Daemons
+from infra.host.mqtt.publisher import HostPublisher, QueueFull
+
+MAX_WAITING = 1_000
+AWAY_SECONDS = 60.0  # a store that was out of reach is taken to be so for as long, unless it answers
+READ_SECONDS = 8.0  # longer than the store's own deadlines, which hold while it is silent, not while it trickles
+
+
+class Reading:
+    """One detection event on its way. `done` gets exactly one verdict, also when nobody waits any more."""
+
+    __slots__ = ("done",)
+
+    def __init__(self, done: asyncio.Future[Outcome | Unread]) -> None:
+        self.done = done
+
+
+class Reader:
+    """Bounded in threads, in waiting events and in time. Every call belongs to the event loop."""
+
+    def __init__(
+        self,
+        documents: Documents,
+        publisher: HostPublisher,
+        *,
+        on_camera: Callable[[str, str], Sequence[Notification]] = lambda _camera_id, _name: (),
+        on_camera_failed: Callable[[str], object] = lambda _camera_id: None,
+    ) -> None:
+        """`on_camera` says what goes before an event of this camera (its id, and its name as the event has it).
+
+        `on_camera_failed` hears of a camera whose event, or what went before it, did not reach the broker.
+        """
+        self._documents = documents
+        self._publisher = publisher
+        self._on_camera = on_camera
+        self._on_camera_failed = on_camera_failed
+        self._pool = Daemons(READERS)
+        self._control = Daemons(1)  # of its own: all readers may hang
+        self._asking: asyncio.Future[bool] | None = None
+        self._away_until = 0.0
+        self._waiting = 0
+
+    @property
+    def store_away(self) -> bool:
+        """Whether the store does not even answer a LIST."""
+        return time.monotonic() < self._away_until
+
+    def use(self, topics: CameraTopics) -> None:
+        """Publish there what is read from now on."""
+        self._documents.topics = topics
+
+    def submit(self, detection: Detection) -> Reading:
+        """Put one event on its way. Raises `QueueFull`."""
+        if self._waiting >= MAX_WAITING:
+            raise QueueFull
+        loop = asyncio.get_running_loop()
+        reading = Reading(loop.create_future())
+        self._waiting += 1
+        read = loop.run_in_executor(self._pool, self._documents.read, detection)
+        timer = loop.call_later(READ_SECONDS, read.cancel)
+        read.add_done_callback(lambda _: self._has_read(read, timer, reading))
+        return reading
+
+    async def close(self) -> None:
+        """Read no more; what hangs is left to hang."""
+        self._pool.shutdown()
+        self._control.shutdown()
+
+    def _has_read(self, read: asyncio.Future[Read | Unread], timer: asyncio.TimerHandle, reading: Reading) -> None:
+        self._waiting -= 1
+        timer.cancel()
+        found = outcome(read)
+        if isinstance(found, Unread) and not found.answered and found.retriable:
+            # Nobody has heard of this event yet: whether it is about the event, or all of the store, is told first.
+            self._ask_store().add_done_callback(lambda _: reading.done.set_result(found))
+            return
+        self._away_until = 0.0
+        if isinstance(found, Unread):
+            reading.done.set_result(found)
+            return
+        try:
+            before = [self._publisher.submit(one) for one in self._on_camera(found.camera_id, found.camera_name)]
+            flight = self._publisher.submit(found.notification)
+        except QueueFull:
+            self._on_camera_failed(found.camera_id)
+            reading.done.set_result(Outcome(Status.UNCONFIRMED, "too many notifications wait already"))
+            return
+        for one in before:
+            one.done.add_done_callback(lambda done: self._has_announced(found.camera_id, done.result()))
+        flight.done.add_done_callback(lambda done: reading.done.set_result(done.result()))
+
+    def _ask_store(self) -> asyncio.Future[bool]:
+        """Have `store_away` tell the truth; one call at a time is enough."""
+        if self._asking is None:
+            loop = asyncio.get_running_loop()
+            self._asking = loop.run_in_executor(self._control, self._documents.store_answers)
+            timer = loop.call_later(READ_SECONDS, self._asking.cancel)
+            self._asking.add_done_callback(lambda asked: self._has_asked(asked, timer))
+        return self._asking
+
+    def _has_asked(self, asked: asyncio.Future[bool], timer: asyncio.TimerHandle) -> None:
+        self._asking = None
+        timer.cancel()
+        answers = not asked.cancelled() and asked.exception() is None and asked.result()
+        self._away_until = 0.0 if answers else time.monotonic() + AWAY_SECONDS
+
+    def _has_announced(self, camera_id: str, fate: Outcome) -> None:
+        if not fate.success:
+            self._on_camera_failed(camera_id)

@@ -1,0 +1,105 @@
+"""What waits apart from the queue: suspects, which travel alone, and what was sent before its subscribers were back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from functions.events.routes import Notification
+from functions.mqtt.audience import Audience
+from functions.mqtt.publisher import Outcome
+from functions.mqtt.suspects import Suspects
+
+
+class Flight:
+    """One notification on its way. `done` gets exactly one `Outcome`, also when nobody waits any more."""
+
+    __slots__ = ("begun_at", "deadline", "done", "has_closed", "notification", "sent_at", "suspect")
+
+    def __init__(
+        self, notification: Notification, begun_at: float, deadline: float, done: asyncio.Future[Outcome]
+    ) -> None:
+        self.notification = notification
+        self.begun_at = begun_at
+        self.deadline = deadline
+        self.done = done
+        self.sent_at = begun_at
+        self.suspect = False  # it was on its way when a connection ended
+        self.has_closed = False  # alone
+
+
+class Aside:
+    """What is known of one broker, and the flights that wait because of it."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self.suspects = Suspects()
+        self.audience = Audience()
+        self._alone: dict[str, deque[Flight]] = {}  # by topic
+        self._unheard: dict[str, deque[Flight]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._alone.values())) + sum(map(len, self._unheard.values()))
+
+    def take_all(self) -> list[Flight]:
+        """Take everything."""
+        flights = [flight for kept in (self._alone, self._unheard) for flights in kept.values() for flight in flights]
+        self._alone, self._unheard = {}, {}
+        return flights
+
+    def takes(self, flight: Flight) -> bool:
+        """Keep `flight` if it has to travel alone."""
+        if not (flight.suspect or self.suspects.suspected(flight.notification)):
+            return False
+        flights = self._alone.setdefault(flight.notification.topic, deque())
+        if flight.has_closed:
+            flights.appendleft(flight)
+        else:
+            flights.append(flight)
+        return True
+
+    def due(self, age_seconds: float) -> Flight | None:
+        """Return the next suspect that may go out over a connection of this age.
+
+        For each topic only the first: it speaks for those behind it, which the broker may well forbid too.
+        """
+        for flights in self._alone.values():
+            if self.suspects.pause_seconds(flights[0].notification) <= age_seconds:
+                return flights[0]
+        return None
+
+    def send(self, flight: Flight, age_seconds: float) -> None:
+        """Take what is `due`: it goes out."""
+        topic = flight.notification.topic
+        self._alone[topic].popleft()
+        self._forget_empty(topic)
+        self.suspects.sending(flight.notification, age_seconds)
+
+    def take_late(self, now: float) -> list[Flight]:
+        """Take the suspects whose deadline has passed."""
+        late = []
+        for topic, flights in list(self._alone.items()):
+            while flights and flights[0].deadline <= now:
+                late.append(flights.popleft())
+            self._forget_empty(topic)
+        return late
+
+    def _forget_empty(self, topic: str) -> None:
+        if not self._alone[topic]:
+            del self._alone[topic]
+
+    def keep_unheard(self, flight: Flight) -> None:
+        """Keep what nobody was there to hear."""
+        self._unheard.setdefault(flight.notification.topic, deque()).append(flight)
+
+    def take_heard(self, topic: str) -> deque[Flight]:
+        """Take what waits for the subscribers of `topic`: one is back."""
+        return self._unheard.pop(topic, deque())
+
+    def take_unheard(self, now: float) -> list[Flight]:
+        """Take what is to be sent again: one message of each topic, and all when the answer will be believed."""
+        if not self.audience.early(now):
+            return [flight for topic in list(self._unheard) for flight in self.take_heard(topic)]
+        probes = [flights.popleft() for flights in self._unheard.values()]
+        self._unheard = {topic: flights for topic, flights in self._unheard.items() if flights}
+        return probes

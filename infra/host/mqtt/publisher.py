@@ -1,0 +1,421 @@
+"""The warm MQTT publisher driven by the event loop: many callers share one connection, and none of them waits in it.
+
+A late message must not cost the others their connection. So: what is unsent at its deadline is withdrawn; a slot is
+freed only by an acknowledgement or by losing the connection; a late acknowledgement still settles its flight; and the
+connection is discarded when no acknowledgement at all came for one deadline. What was on its way when the broker closed
+the connection travels alone from then on, or one forbidden message would take the others along for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+from functions.admin.probe import probe
+from functions.events.routes import Notification
+from functions.mqtt.audience import EARLY_SECONDS
+from functions.mqtt.connection import Connection, ConnectionFailure
+from functions.mqtt.publisher import Outcome, Status, acknowledged, not_sent, too_large
+from functions.mqtt.suspects import ALONE_SECONDS, likeliest_last
+from functions.settings import Broker
+from functions.telemetry import Telemetry, logger
+from infra.host.mqtt.aside import Aside, Flight
+from infra.host.mqtt.greetings import WILL, Greetings
+from infra.host.mqtt.link import CHANGED, NO_TROUBLE, Link, LinkStatus
+from infra.host.threads import in_thread
+
+QUEUE_LIMIT = 10_000
+HOUSEKEEPING_SECONDS = 0.25
+MAX_ACK_AGE = 4  # publish time-outs: an acknowledgement that others overtook for so long will not come
+SILENT_SECONDS = 60.0  # a broker that acknowledged nothing is taken to be out of reach for as long, unless it does
+FLUSH_SECONDS = 1.0  # at shutdown
+UNKNOWN_ACK_SECONDS = 5.0  # how long a notification waits while there is no broker yet
+CLOCK_SLACK_SECONDS = 0.005  # the loop's timers count whole milliseconds
+
+
+class QueueFull(Exception):
+    """More notifications wait than `QUEUE_LIMIT`."""
+
+
+class HostPublisher:
+    """Created once for each process; `start` and `stop` belong to its event loop, as does every call."""
+
+    def __init__(
+        self,
+        broker: Broker | None,
+        telemetry: Telemetry,
+        *,
+        on_change: Callable[[LinkStatus], None] = lambda _status: None,
+        queue_limit: int = QUEUE_LIMIT,
+    ) -> None:
+        """`on_change` hears of every connect, disconnect and failed attempt. Nothing is connected before `start`."""
+        self.configured = broker is not None
+        self.messages_published = 0
+        self.greetings: Callable[[], Iterable[Notification]] = tuple
+        """What to say on each connect, after what waits for it."""
+        self.greeted = Greetings()
+        self.farewells: Callable[[], Sequence[Notification]] = tuple
+        """What to send before each DISCONNECT."""
+        self._telemetry = telemetry
+        self._queue_limit = queue_limit
+        self._ack_seconds = broker.publish_timeout_seconds if broker else UNKNOWN_ACK_SECONDS
+        self._link = Link(broker, telemetry, self, on_change)
+        self._queue: deque[Flight] = deque()
+        self._aside = Aside()
+        self._in_flight: dict[int, Flight] = {}
+        self._lone: Flight | None = None  # the suspect among them
+        self._others_next = False
+        self._gave_up = False
+        self._made_at = 0.0
+        self._progress_at = 0.0
+        self._silent_until = 0.0
+        self._pumping = False
+        self._stopping = False
+        self._trying_will: asyncio.Task[None] | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
+
+    @property
+    def status(self) -> LinkStatus:
+        """The link as last seen."""
+        return self._link.status
+
+    @property
+    def ready(self) -> bool:
+        """Whether a notification submitted now would be sent now."""
+        return self.status.connected and not self._stopping and not self._full
+
+    @property
+    def _full(self) -> bool:
+        return len(self._queue) + len(self._aside) >= self._queue_limit
+
+    @property
+    def away(self) -> bool:
+        """Whether nothing is to be learnt about any message: no CONNACK, or no acknowledgement of any."""
+        return not self.status.connected or time.monotonic() < self._silent_until
+
+    async def start(self) -> None:
+        """Begin to connect, and to reconnect for ever. Returns at once."""
+        self._link.start()
+        self._begin_housekeeping()
+
+    def _begin_housekeeping(self) -> None:
+        if self.configured and self._link.started and self._housekeeping is None:
+            self._housekeeping = asyncio.create_task(self._keep_house(), name="mqtt-housekeeping")
+
+    def submit(self, notification: Notification) -> Flight:
+        """Put one notification on its way: at once when nothing else is, else with all others of this turn of the loop.
+
+        Raises `QueueFull`. While shutting down its outcome is *unconfirmed* at once.
+        """
+        loop = asyncio.get_running_loop()
+        now = time.monotonic()  # not the loop's clock: uvloop's counts whole milliseconds
+        flight = Flight(notification, now, now + self._ack_seconds, loop.create_future())
+        if self._stopping:
+            self._finish(flight, Outcome(Status.UNCONFIRMED, "shutting down"))
+        elif self._full:
+            raise QueueFull
+        else:
+            if not self._aside.takes(flight):
+                self._queue.append(flight)
+            self._link.demand()
+            if not self._in_flight:
+                self._pump()
+            elif not self._pumping:  # busy: what this turn of the loop brings goes out in one write
+                self._pumping = True
+                loop.call_soon(self._pump)
+        return flight
+
+    def greet(self, notifications: Iterable[Notification]) -> None:
+        """Say these in the way of greetings; nothing where the broker is not connected."""
+        if self.status.connected and not self._stopping:
+            self.greeted.add(notifications, time.monotonic())
+            self._pump()
+
+    def withdraw_late(self) -> None:
+        """Give up what is still unsent at its deadline: its outcome is *unconfirmed*."""
+        now = time.monotonic() + CLOCK_SLACK_SECONDS
+        late = self._aside.take_late(now)
+        while self._queue and self._queue[0].deadline <= now:
+            late.append(self._queue.popleft())
+        for flight in late:
+            reason = self.status.reason or "withdrawn: not sent in time"
+            self._finish(flight, Outcome(Status.UNCONFIRMED, reason, self.status.reason_code))
+
+    def hurry(self) -> None:
+        """Take nothing more, and give what is on its way `FLUSH_SECONDS`: then it is *unconfirmed*. Idempotent."""
+        if not self._stopping:
+            self._stopping = True
+            asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._abandon, "shutting down")
+
+    async def stop(self) -> None:
+        """Flush, say DISCONNECT and end. Idempotent, bounded by `FLUSH_SECONDS`, never raises."""
+        self.hurry()
+        waiting = [flight.done for flight in (*self._in_flight.values(), *self._queue)]
+        if waiting and self.status.connected:
+            await asyncio.wait(waiting, timeout=FLUSH_SECONDS)
+        self._abandon("shutting down")
+        tasks = [task for task in (self._housekeeping, self._trying_will) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._link.stop()
+
+    def use(self, broker: Broker | None) -> None:
+        """Publish to `broker` from now on, and nothing more to the one before; None: publishing is switched off.
+
+        What the one before has not acknowledged goes to the next, if it is still in time.
+        """
+        if not self._stopping:
+            self._use(broker, CHANGED)
+            if broker is None:
+                self._abandon("publishing is switched off")
+
+    def hold(self, reason: str) -> None:
+        """Leave the broker, and confirm nothing until `use`: it is not known, or cannot be used, for this `reason`."""
+        if not self._stopping:
+            self._use(None, reason)
+            self.configured = True
+            self._begin_housekeeping()
+
+    def _use(self, broker: Broker | None, otherwise: str) -> None:
+        self.configured = broker is not None
+        if broker is not None:
+            self._ack_seconds = broker.publish_timeout_seconds
+        self._link.use(broker, otherwise=otherwise)
+        self._queue.extend(self._aside.take_all())
+        self._aside = Aside()
+        self.greeted = Greetings()
+        self._begin_housekeeping()
+
+    # What the link asks and tells.
+
+    def link_made(self) -> None:
+        """See `LinkUser.link_made`."""
+        now = self._made_at = time.monotonic()
+        self._aside.audience.connected(now)
+        self.greeted.begin(self.greetings(), now)
+        self._pump()
+
+    def will_refused(self, failure: ConnectionFailure) -> None:
+        """See `LinkUser.will_refused`."""
+        self.greeted.suspect_will(failure.reason, time.monotonic())
+
+    def last_words(self) -> Sequence[Notification]:
+        """See `LinkUser.last_words`."""
+        return self.farewells()
+
+    def link_moved(self) -> None:
+        """See `LinkUser.link_moved`."""
+        self._take_acks()
+        self._pump()
+
+    def link_lost(self, failure: ConnectionFailure) -> None:
+        """See `LinkUser.link_lost`: what is still in time waits again, suspects apart from the others."""
+        now = time.monotonic()
+        greeted = self._end_greetings(failure, now)
+        in_flight, self._in_flight = list(self._in_flight.values()), {}
+        lone, self._lone = self._lone, None
+        # Not to blame: what the broker had for long, what was beside a suspect, and nothing when the end was ours.
+        is_ours = self._gave_up or failure.reason in NO_TROUBLE
+        is_old = all(now - flight.sent_at > self._ack_seconds for flight in in_flight)
+        is_beside = lone is not None and len(in_flight) > 1
+        blamed = [] if greeted or is_ours or is_old or is_beside else in_flight
+        self._gave_up = False
+        conviction, is_open = self._aside.suspects.lost(
+            [flight.notification for flight in blamed], now - self._made_at, now
+        )
+        again = []
+        for flight in likeliest_last(blamed) or in_flight:
+            flight.suspect = flight.suspect or (bool(blamed) and is_open)
+            flight.has_closed = flight.suspect and len(blamed) == 1
+            if conviction is not None:
+                self._finish(flight, not_sent(conviction))
+            elif flight.deadline <= now or self._stopping:
+                self._finish(flight, Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
+            elif not self._aside.takes(flight):
+                again.append(flight)
+        self._queue.extendleft(reversed(again))
+
+    def waiting(self) -> bool:
+        """See `LinkUser.waiting`."""
+        return bool(self._queue or self._aside)
+
+    def _take_acks(self) -> None:
+        acks = self._link.take_acks()
+        if not acks:
+            return
+        now = self._progress_at = time.monotonic()
+        self._silent_until = 0.0
+        for ack in acks:
+            flight = self._in_flight.pop(ack.mid, None)
+            if flight is None:
+                continue
+            if flight is self._lone:
+                self._lone = None
+            topic, outcome = flight.notification.topic, acknowledged(ack.reason_code, ack.qos, ack.said)
+            self._aside.suspects.answered(flight.notification, ack.reason_code if outcome.forbidden else None)
+            flight.suspect = flight.has_closed = False
+            if self._aside.audience.doubts(flight.notification, ack.reason_code, now):
+                flight.deadline = now + EARLY_SECONDS + self._ack_seconds  # nobody else may ask for it again
+                self._aside.keep_unheard(flight)
+                continue
+            if outcome.status is Status.DELIVERED:
+                self._queue.extend(self._aside.take_heard(topic))
+            self._finish(flight, outcome)
+
+    def _pump(self) -> None:
+        """Send what waits, and greetings in the gaps."""
+        self._pumping = False
+        connection = self._link.connection
+        now = time.monotonic()
+        lone = self._lone
+        is_held_up = self.greeted.alone(now) or (lone is not None and now - lone.sent_at < ALONE_SECONDS)
+        if connection is None or is_held_up:
+            return
+        hurries = self.greeted.hurries(now)
+        if not hurries:
+            self._fill_by_turns(connection, now)
+        self._link.flush()
+        self._take_acks()  # at QoS 0 sending was all
+        if hurries or not self._queue:
+            self._greet()
+
+    def _greet(self) -> None:
+        """Send the next greeting, where nothing else is on its way."""
+        while (
+            not self._in_flight
+            and (connection := self._link.connection) is not None
+            and (notification := self.greeted.next()) is not None
+        ):
+            now = time.monotonic()
+            flight = Flight(notification, now, now + self._ack_seconds, asyncio.get_running_loop().create_future())
+            mid = connection.send(notification)
+            self.greeted.sent(flight)
+            if mid is None:
+                self._finish(flight, too_large(connection))
+                continue
+            self._progress_at = flight.sent_at = now
+            self._in_flight[mid] = flight
+            self._link.flush()
+            self._take_acks()
+
+    def _end_greetings(self, failure: ConnectionFailure, now: float) -> bool:
+        """Return whether a greeting was on its way."""
+        flight = self.greeted.lost(failure, now) if failure.reason not in NO_TROUBLE else self.greeted.flight
+        for mid in [mid for mid, one in self._in_flight.items() if one is flight]:
+            self._finish(self._in_flight.pop(mid), Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
+        return flight is not None
+
+    def _fill_by_turns(self, connection: Connection, now: float) -> None:
+        """Send from the queue; where a suspect is due, it and the others take turns."""
+        age_seconds = now - self._made_at
+        suspect = self._aside.due(age_seconds) if self._lone is None else None
+        if suspect is None:
+            self._fill(connection, now)
+        elif not self._in_flight and self._others_next and self._queue:
+            self._others_next = False
+            self._fill(connection, now)
+        elif all(now - flight.sent_at >= ALONE_SECONDS for flight in self._in_flight.values()):
+            self._others_next = True
+            while suspect is not None and self._lone is None:
+                self._aside.send(suspect, age_seconds)
+                self._lone = suspect if self._send(connection, suspect, now) else None
+                suspect = self._aside.due(age_seconds)
+            if self._lone is None:
+                self._fill(connection, now)
+
+    def _fill(self, connection: Connection, now: float) -> None:
+        while self._queue and len(self._in_flight) < connection.window and not connection.wants_write:
+            flight = self._queue.popleft()
+            if not self._aside.takes(flight):
+                self._send(connection, flight, now)
+
+    def _send(self, connection: Connection, flight: Flight, now: float) -> bool:
+        """Return whether it is on its way now; otherwise its outcome says why not."""
+        if flight.deadline <= now:
+            self._finish(flight, Outcome(Status.UNCONFIRMED, "withdrawn: not sent in time"))
+            return False
+        conviction = self._aside.suspects.conviction(flight.notification, now)
+        if conviction is not None:
+            self._finish(flight, not_sent(conviction))
+            return False
+        mid = connection.send(flight.notification)
+        if mid is None:
+            self._finish(flight, too_large(connection))
+            return False
+        if not self._in_flight:
+            self._progress_at = now
+        flight.sent_at = now
+        self._in_flight[mid] = flight
+        return True
+
+    def _finish(self, flight: Flight, outcome: Outcome) -> None:
+        if flight.done.done():
+            return
+        self.greeted.hear(flight, outcome)
+        self.messages_published += outcome.success
+        self._telemetry.published(
+            flight.notification.metric_topic,
+            success=outcome.success,
+            no_subscribers=outcome.status is Status.NO_SUBSCRIBERS,
+            duration_seconds=time.monotonic() - flight.begun_at,
+        )
+        flight.done.set_result(outcome)
+
+    def _abandon(self, reason: str) -> None:
+        flights = [*self._in_flight.values(), *self._queue, *self._aside.take_all()]
+        self._in_flight.clear()
+        self._lone = None
+        self._queue.clear()
+        for flight in flights:
+            self._finish(flight, Outcome(Status.UNCONFIRMED, reason))
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+            try:
+                self._tidy_up(time.monotonic())
+            except Exception:  # noqa: BLE001 - without this task nothing would ever be withdrawn again
+                logger.exception("mqtt housekeeping")
+
+    def _tidy_up(self, now: float) -> None:
+        """Withdraw what waited too long, keep the link alive, and discard it when it has gone silent."""
+        self.withdraw_late()
+        self._link.tick()
+        if self._link.connection is not None:
+            self._queue.extend(self._aside.take_unheard(now))
+            if again := self.greeted.tick(now):
+                self._try_again(again, now)
+            self._pump()  # also what waited for a greeting that is not answered
+        oldest = next(iter(self._in_flight.values()), None)
+        if oldest is not None and now - self._progress_at > self._ack_seconds:
+            self._silent_until = now + SILENT_SECONDS
+        if oldest is not None and (
+            now - self._progress_at > self._ack_seconds or now - oldest.sent_at > MAX_ACK_AGE * self._ack_seconds
+        ):
+            self._gave_up = True
+            self._link.give_up(f"no acknowledgement within {self._ack_seconds:g} s")
+
+    def _try_again(self, left_out: set[str], now: float) -> None:
+        if WILL in left_out and (self._trying_will is None or self._trying_will.done()):
+            self._trying_will = asyncio.create_task(self._try_will(), name="mqtt-will")
+        else:
+            self.greeted.begin(self.greetings(), now)
+            self._pump()
+
+    async def _try_will(self) -> None:
+        """Ask for the last will on a connection beside ours, and connect anew where the broker takes it now."""
+        broker, greeted = self._link.broker, self.greeted
+        if broker is None:
+            return
+        verdict = await in_thread(lambda: probe(broker))
+        if greeted is not self.greeted:
+            return
+        if verdict.ok and not verdict.will_refused:
+            greeted.take_in(WILL)
+            self._link.use(broker)
+        else:
+            why = Outcome(Status.REFUSED, verdict.will_refused or verdict.detail, verdict.reason_code)
+            greeted.leave_out(WILL, why, time.monotonic())

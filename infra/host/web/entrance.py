@@ -1,0 +1,176 @@
+"""Pure: who is let in. Wrong tokens never shut out right ones: behind a TLS proxy all have one address.
+
+What is worth nothing by its form, or is remembered as good, is told at once. For the rest a signature has to be
+computed, and that has its bound for the process. Static secrets are safe by their length; short ones are refused
+unverified to an address that guesses.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import unquote
+
+from functions.web.messages import Problem, Request
+from infra.host.web.origin import Headers, neighbourhood
+
+SIGNATURES_PER_SECOND = 2000  # of unknown tokens: a tenth of a processor
+SUSPECTS_SIGNATURES_PER_SECOND = 1000  # of those, at most, for addresses that have failed within a minute
+SHORT_SECRET_CHARACTERS = 20
+WRONG_TRIES_PER_MINUTE = 30  # of one address; then short secrets are refused unverified
+MINUTE_SECONDS = 60.0
+MAX_ADDRESSES = 50_000
+
+
+class Entrance:
+    """One for the process: counts what each address got wrong, and what has been verified this second."""
+
+    def __init__(
+        self,
+        secrets: Sequence[str] = (),
+        needs_signature: Callable[[str], bool] = lambda _token: False,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`secrets` are all that are compared, `needs_signature` tells whether a token costs one."""
+        self._has_short = any(len(secret) < SHORT_SECRET_CHARACTERS for secret in secrets)
+        self._needs_signature = needs_signature
+        self._clock = clock
+        self._failures: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
+        self._second_at = 0.0
+        self._signatures = 0
+
+    def wait_seconds(self, token: str, address: str, *, signed: bool = False) -> int:
+        """Return in how many seconds `token` may be verified; 0 is now, and counts. Tells nothing of its worth.
+
+        `signed`: where it is taken, tokens that bear a signature are.
+        """
+        if self._has_short and len(token) < SHORT_SECRET_CHARACTERS:
+            since, failures = self._of(address)
+            if failures >= WRONG_TRIES_PER_MINUTE:
+                return int(since + MINUTE_SECONDS - self._clock()) + 1
+        if not signed or not self._needs_signature(token):
+            return 0
+        now = self._clock()
+        if now - self._second_at >= 1.0:
+            self._second_at, self._signatures = now, 0
+        limit = SUSPECTS_SIGNATURES_PER_SECOND if self._of(address)[1] else SIGNATURES_PER_SECOND
+        if self._signatures >= limit:
+            return 1
+        self._signatures += 1
+        return 0
+
+    def failed(self, address: str) -> None:
+        """Count a token that was worth nothing."""
+        since, failures = self._of(address)
+        key = neighbourhood(address)
+        self._failures[key] = (since, failures + 1)
+        self._failures.move_to_end(key)
+        if len(self._failures) > MAX_ADDRESSES:
+            self._failures.popitem(last=False)
+
+    def _of(self, address: str) -> tuple[float, int]:
+        """Return the beginning of this address's minute, and how often it failed since."""
+        now = self._clock()
+        since, failures = self._failures.get(neighbourhood(address), (now, 0))
+        return (since, failures) if now - since < MINUTE_SECONDS else (now, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """The way in to one set of paths. `check` raises Problem where a request's token is no good.
+
+    `on_stranger` counts who is turned away, by a word. `signed`: see `Entrance.wait_seconds`.
+    """
+
+    entrance: Entrance
+    check: Callable[[Request], object]
+    on_stranger: Callable[[str], None] = lambda _reason: None
+    signed: bool = False
+
+    def admit(self, request: Request, address: str) -> bytes:
+        """Return whose share the request takes: its token's, once that is verified. Raises Problem."""
+        token = request.token
+        wait_seconds = self.entrance.wait_seconds(token, address, signed=self.signed) if token else 0
+        if wait_seconds:
+            self.on_stranger("too_many")
+            raise too_many(wait_seconds)
+        try:
+            self.check(request)
+        except Problem as problem:
+            if problem.status == HTTPStatus.UNAUTHORIZED:
+                self.on_stranger("bad_token" if token else "no_token")
+                if token:
+                    self.entrance.failed(address)
+            raise
+        return share_of(token)
+
+
+class StoreGate:
+    """The way in to the doors for events: stores present one of WEBHOOK_TOKENS, each in the way that it can."""
+
+    def __init__(self, tokens: Sequence[str], entrance: Entrance) -> None:
+        """Without `tokens` all are let in."""
+        self._tokens = tuple(token.encode() for token in tokens)
+        self.entrance = entrance
+
+    @property
+    def is_open(self) -> bool:
+        """Whether no token is asked for."""
+        return not self._tokens
+
+    def admits(self, offered: bytes) -> bool:
+        """Whether this is one of the tokens. All are compared, whole: the time must not tell which one was near."""
+        return self.is_open or bool(sum(hmac.compare_digest(offered, known) for known in self._tokens))
+
+    def wait_seconds(self, offered: bytes, address: str) -> int:
+        """See `Entrance.wait_seconds`."""
+        return 0 if self.is_open or not offered else self.entrance.wait_seconds(offered.decode("latin-1"), address)
+
+
+def too_many(wait_seconds: int) -> Problem:
+    """A 429 that says when to come again."""
+    headers = {"Retry-After": str(wait_seconds)}
+    detail = f"Come again in {wait_seconds} s."
+    return Problem(HTTPStatus.TOO_MANY_REQUESTS, "too_many", detail, headers=headers)
+
+
+def share_of(token: str) -> bytes:
+    """Return the key of a token's share: not the token, which would be kept."""
+    return hashlib.blake2b(token.encode(errors="replace"), digest_size=16).digest()
+
+
+def offered(headers: Headers) -> bytes:
+    """Return what a store presents: its bearer token, or the password of `Basic`, whoever the user is; else b""."""
+    given = [value for name, value in headers if name == b"authorization"]
+    scheme, _, rest = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+    if scheme.lower() == b"bearer":
+        return rest.strip()
+    if scheme.lower() == b"basic":
+        try:
+            return base64.b64decode(rest.strip(), validate=True).partition(b":")[2]
+        except binascii.Error:
+            return b""
+    return b""
+
+
+def take_token(query: bytes) -> tuple[bytes, bytes]:
+    """Split a query string into what its one `token` is, b"" where there is not one, and what remains of it.
+
+    A `+` is no blank: a token has none, and whoever writes one into an address may not think of encoding it.
+    """
+    fields = query.split(b"&") if query else []
+    tokens = [field.partition(b"=")[2] for field in fields if _name(field) == "token"]
+    rest = b"&".join(field for field in fields if _name(field) != "token")
+    return (unquote(tokens[0].decode("latin-1")).encode(errors="replace") if len(tokens) == 1 else b""), rest
+
+
+def _name(field: bytes) -> str:
+    return unquote(field.partition(b"=")[0].decode("latin-1"))

@@ -1,0 +1,59 @@
+"""Brings the database's tables up to this release: by `bucketbell migrate`, and when the host starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.util import CommandError
+
+from functions.stored.database import VERSION_TABLE, Database
+from functions.stored.store import StoreUnavailable
+
+MIGRATION_DEADLINE_SECONDS = 30.0
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+# Of the only release that kept its revision in Alembic's usual table, which another program may have overwritten since.
+FIRST_REVISION, FIRST_TABLES = "0001", ("mqtt_config", "mqtt_process_status")
+
+
+def upgrade(url: str, revision: str = "head") -> bool:
+    """Run the steps that this database has not had; return whether there were any.
+
+    Of several processes at once one runs them, and the others wait for it. All steps are done or none.
+    Raises `StoreUnavailable`.
+    """
+    return _run(command.upgrade, url, revision)
+
+
+def downgrade(url: str, revision: str) -> bool:
+    """Undo the steps behind `revision` ("base": all of them), with what their tables hold. Otherwise as `upgrade`."""
+    return _run(command.downgrade, url, revision)
+
+
+def _run(step: Callable[[Config, str], None], url: str, revision: str) -> bool:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    with Database(url, deadline_seconds=MIGRATION_DEADLINE_SECONDS).migrating() as connection:
+        config.attributes["connection"] = connection
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        has_table = partial(connection.dialect.has_table, connection)
+        found = [] if has_table(VERSION_TABLE) else [table for table in FIRST_TABLES if has_table(table)]
+        if len(found) == len(FIRST_TABLES):
+            command.stamp(config, FIRST_REVISION)
+        elif found:
+            raise StoreUnavailable(
+                f"the database has a table {found[0]} that belongs to another program: name a database in DATABASE_URL "
+                "that is bucketbell's own"
+            )
+        before = context.get_current_heads()
+        try:
+            step(config, revision)
+        except CommandError:
+            newer = ", ".join(before)
+            raise StoreUnavailable(f"the database's tables are of a newer release ({newer}): run that one") from None
+        return context.get_current_heads() != before
