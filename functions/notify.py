@@ -158,7 +158,7 @@ class Notifier:
         self._documents: Documents | None = None
         self._routes = Routes.of(settings)
         self._follower = None if settings.database_url is None else _follower(settings)
-        self._publish_to(settings.broker if self._follower is None else None)
+        self._publish_to(Broker.of(settings) if self._follower is None else None)
 
     def _publish_to(self, broker: Broker | None) -> None:
         self._broker = broker

@@ -27,7 +27,7 @@ from infra.commands.mqtt import mqtt
 from infra.commands.tokens import token
 
 if TYPE_CHECKING:
-    from functions.settings import Broker
+    from functions.mqtt.broker import Broker
     from infra.subscriber import Message, Subscriber
 
 ENV_FILE = Path(".env")
@@ -100,14 +100,14 @@ def host(
     """
     loaded = load_or_exit()
     _check_free(host, port)
-    from infra.host.server import serve  # noqa: PLC0415 - uvicorn is only for this command
+    from infra.host.server import serve  # noqa: PLC0415 - what a host needs is only for this command
 
     try:
         serve(loaded.settings, host, port)
     except SettingsError as error:
         _refuse(error)
-    except SystemExit as stopped:  # uvicorn's own code for a failed start, which it has logged
-        raise typer.Exit(1 if stopped.code else 0) from None
+    except OSError as error:
+        _fail(f"cannot listen on {host} port {port}: {error.strerror}.")
 
 
 def _check_free(host: str, port: int) -> None:
@@ -150,7 +150,7 @@ def listen(
     It uses the same `MQTT_…` settings as the host, and reconnects when the broker goes away.
     """
     settings = load_or_exit().settings
-    broker = settings.broker
+    broker = Broker.of(settings)
     if broker is None:
         _refuse(SettingsError((("MQTT_URL", "must be set to listen, e.g. mqtt://broker.local"),)))
     from functions.events.routes import Routes  # noqa: PLC0415 - as below

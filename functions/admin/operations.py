@@ -22,8 +22,8 @@ from functions.admin.schemas import (
     StatusAnswer,
     TopicAnswer,
 )
-from functions.mqtt.reach import Targets
-from functions.settings import Broker
+from functions.mqtt.broker import Broker
+from functions.settings.reach import Targets
 from functions.stored.in_force import broker_of
 from functions.stored.model import MqttConfig, MqttConfigChange
 from functions.stored.store import NoEncryptionKey, StoreUnavailable
@@ -194,7 +194,7 @@ class Administration:
                 updated_at=stored.updated_at,
                 **dict(stored.config),
             )
-        broker = self._settings.broker
+        broker = Broker.of(self._settings)
         has_password = broker is not None and broker.password is not None
         return ConfigAnswer(
             source="environment",
@@ -219,7 +219,7 @@ class Administration:
         """The broker in force (None: none, or switched off), and whether its password can be read."""
         stored = self._load().value
         if stored is None:
-            return self._settings.broker, True
+            return Broker.of(self._settings), True
         broker = broker_of(self._settings, stored.config, stored.password) if stored.config.enabled else None
         return broker, stored.credentials_readable
 
@@ -232,7 +232,7 @@ class Administration:
         except StoreUnavailable:
             return None, "none"
         if stored is None:
-            known, password = self._settings.broker, self._settings.mqtt_password
+            known, password = Broker.of(self._settings), self._settings.mqtt_password
         else:
             known, password = broker_of(self._settings, stored.config, None), stored.password
         if known is None or change.login != (known.host.casefold(), known.port, known.tls, known.username):

@@ -20,10 +20,10 @@ from functions.mqtt.connection import (
     knows_by_certificate,
 )
 from functions.mqtt.publisher import new_client_id
-from functions.mqtt.reach import Address, Targets, as_address
+from functions.settings.reach import Address, Targets, as_address
 
 if TYPE_CHECKING:
-    from functions.settings import Broker
+    from functions.mqtt.broker import Broker
 
 PROBE_SECONDS = 5.0  # name, TCP, TLS and CONNACK together
 MAX_ADDRESSES = 4  # of one name

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import SecretStr
 
+from functions.settings.addresses import parse_mqtt_url
+
 if TYPE_CHECKING:
-    from functions.mqtt.reach import Targets
+    from functions.settings import Settings
+    from functions.settings.reach import Targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,33 @@ class Broker:
     """Where the broker itself says `offline`, retained, when it loses us: MQTT's last will."""
     targets: Targets | None = None
     """What may be connected to where an administrator named the broker; None where the environment did."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Broker | None:
+        """The broker of the settings, or None where MQTT is not configured (then publishing is a silent no-op)."""
+        if settings.mqtt_url is None:
+            return None
+        tls, host, port = parse_mqtt_url(settings.mqtt_url)
+        return cls(
+            host=host,
+            port=port,
+            tls=tls,
+            username=settings.mqtt_username,
+            password=settings.mqtt_password,
+            ca_file=settings.mqtt_ca_file,
+            cert_file=settings.mqtt_cert_file,
+            key_file=settings.mqtt_key_file,
+            ca_pem=settings.mqtt_ca_pem,
+            cert_pem=settings.mqtt_cert_pem,
+            key_pem=settings.mqtt_key_pem,
+            alpn=settings.mqtt_alpn,
+            protocol=settings.mqtt_protocol,
+            qos=settings.mqtt_qos,
+            client_id_prefix=settings.mqtt_client_id_prefix,
+            keepalive_seconds=settings.mqtt_keepalive_seconds,
+            connect_timeout_seconds=settings.mqtt_connect_timeout_seconds,
+            publish_timeout_seconds=settings.mqtt_publish_timeout_seconds,
+        )
 
     @property
     def url(self) -> str:

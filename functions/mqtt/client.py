@@ -20,13 +20,13 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from functions.mqtt.packets import PUBLISH
-from functions.mqtt.reach import as_address
+from functions.settings.reach import as_address
 
 if TYPE_CHECKING:
     from paho.mqtt.client import DisconnectFlags
     from paho.mqtt.reasoncodes import ReasonCode
 
-    from functions.mqtt.reach import Targets
+    from functions.settings.reach import Targets
 
 MIN_REFUSAL = 0x80  # MQTT 5 §2.4: reason codes from here on are errors
 MIN_ACK_BYTES = 2  # packet identifier; a reason code may follow (MQTT 5 §3.4.2)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from functions.events.routes import Notification
-    from functions.settings import Broker
+    from functions.mqtt.broker import Broker
 
 WINDOW = 20  # acknowledgements awaited at once, and fewer where the broker's Receive Maximum asks for it
 PACKET_TOO_LARGE = 0x95

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from functions.events.routes import Notification
+    from functions.mqtt.broker import Broker
     from functions.mqtt.suspects import Conviction
-    from functions.settings import Broker
     from functions.telemetry import Telemetry
 
 MIN_BACKOFF_SECONDS = 1.0

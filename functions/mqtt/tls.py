@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from functions.settings import Broker
+    from functions.mqtt.broker import Broker
 
 # OpenSSL's X509_V_ERR_… of what Python 3.13 and later do not let pass (VERIFY_X509_STRICT; RFC 5280).
 _STRICT = range(79, 95)

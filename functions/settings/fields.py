@@ -12,8 +12,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from functions.mqtt.reach import Targets
 from functions.settings.addresses import check_database_url, parse_endpoint, parse_http_url
+from functions.settings.reach import Targets
 
 MIN_TOKEN_CHARACTERS = 16
 MAX_MQTT_BYTES = 65535  # MQTT 5 §1.5.4 and §1.5.6: the length of a string or of binary data has two bytes

@@ -11,7 +11,6 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from functions.mqtt.broker import Broker
 from functions.settings import fields as setting_types
 from functions.settings import pem, sources
 from functions.settings.addresses import can_be_virtual, parse_mqtt_url, path_of
@@ -25,8 +24,6 @@ from functions.settings.fields import (
     TopicPrefix,
     Words,
 )
-
-__all__ = ["Broker", "LambdaRuntime", "Loaded", "Settings", "SettingsError", "lambda_runtime", "load"]
 
 EXACT = frozenset({"mqtt_password"})  # anything else loses the spaces around it, which no editor shows
 
@@ -323,33 +320,6 @@ class Settings(BaseSettings):
                 "letters, digits and dashes. Use path, or rename them"
             )
         return style
-
-    @property
-    def broker(self) -> Broker | None:
-        """The broker to publish to, or None where MQTT is not configured (then publishing is a silent no-op)."""
-        if self.mqtt_url is None:
-            return None
-        tls, host, port = parse_mqtt_url(self.mqtt_url)
-        return Broker(
-            host=host,
-            port=port,
-            tls=tls,
-            username=self.mqtt_username,
-            password=self.mqtt_password,
-            ca_file=self.mqtt_ca_file,
-            cert_file=self.mqtt_cert_file,
-            key_file=self.mqtt_key_file,
-            ca_pem=self.mqtt_ca_pem,
-            cert_pem=self.mqtt_cert_pem,
-            key_pem=self.mqtt_key_pem,
-            alpn=self.mqtt_alpn,
-            protocol=self.mqtt_protocol,
-            qos=self.mqtt_qos,
-            client_id_prefix=self.mqtt_client_id_prefix,
-            keepalive_seconds=self.mqtt_keepalive_seconds,
-            connect_timeout_seconds=self.mqtt_connect_timeout_seconds,
-            publish_timeout_seconds=self.mqtt_publish_timeout_seconds,
-        )
 
 
 class Loaded(NamedTuple):

@@ -13,7 +13,7 @@ from functions.cameras.detections import CameraTopics
 from functions.cameras.discovery import Camera, Cameras, discovery
 from functions.events.routes import Notification, Unread
 from functions.mqtt.broker import Broker
-from functions.mqtt.reach import Targets
+from functions.settings.reach import Targets
 from functions.stored.store import ConfigStore, CredentialsUnreadable, ProcessStatus, StoreUnavailable
 from functions.telemetry import logger
 
@@ -36,7 +36,7 @@ def broker_of(settings: Settings, config: MqttConfig, password: SecretStr | None
     """The broker of `config`; certificates, protocol and deadlines are the environment's."""
     url = Broker(config.broker_host, config.broker_port, tls=config.use_tls).url
     changes = {"mqtt_url": url, "mqtt_username": config.username, "mqtt_password": password}
-    broker = settings.model_copy(update=changes).broker
+    broker = Broker.of(settings.model_copy(update=changes))
     assert broker is not None, "it has a URL"  # noqa: S101 - for the type checker
     return replace(broker, targets=Targets.parse(settings.mqtt_test_allowed_hosts))
 
@@ -44,7 +44,7 @@ def broker_of(settings: Settings, config: MqttConfig, password: SecretStr | None
 def broker_in_force(settings: Settings, stored: Stored | None) -> Broker | None:
     """The broker to publish to, None where nothing is to be published. Raises CredentialsUnreadable."""
     if stored is None:
-        return settings.broker
+        return Broker.of(settings)
     if not stored.config.enabled:
         return None
     if not stored.credentials_readable:

@@ -1,16 +1,7 @@
-"""Pure: an API Gateway event becomes a request, and what is answered a value; problems are RFC 9457's.
+"""Pure: what is asked over HTTP, and what is answered; problems are RFC 9457's.
 
-The event is that of an HTTP API (payload format 2.0), from AWS or from the host, which builds the same. What AWS puts
-there (captures of a live gateway in github.com/hotsock/voker, `ingress-paths.json` and `apigwv2-request.json`, 2026):
-
-- `rawPath` is percent-*decoded*, whatever its name says: `%20` is a space there, `%2F` a slash. It is decoded as often
-  as twice: `%252F` is a slash as well, `%25` before anything but a hex pair gets the client a 400 of AWS's own, and at
-  `%3F` the path ends. So AWS cannot be asked by path for a name with `%` or `?` in it.
-  What becomes of `+` there, nobody has captured.
-- `rawQueryString` is as the client sent it: a name in it, encoded once, arrives on every host.
-- Repeated headers are joined by commas; header names are in lower case.
-
-So nothing here decodes the path again; the host decodes it exactly once. `Host` and `X-Forwarded-*` are never read.
+The path of a request is decoded exactly once, by the server or by API Gateway; nothing here decodes it
+again. `Host` and `X-Forwarded-*` are never read.
 """
 
 from __future__ import annotations
@@ -20,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
+from types import MappingProxyType
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 THUMBNAILS = "/thumbnails"
@@ -27,16 +20,21 @@ MAX_QUERY_FIELDS = 20
 MAX_IF_NONE_MATCH_CHARACTERS = 8192
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a request asks: all of it that is ever looked at. `path` is decoded, `query` is not."""
+class Request(NamedTuple):
+    """What a request asks. `path` is decoded, `query` is not."""
 
     method: str
     path: str
     query: str = ""
-    authorization: str = ""
-    accept: str = ""
-    if_none_match: str = ""
+    headers: Mapping[str, str] = MappingProxyType({})
+    """Names in lower case; the values of a repeated one are joined by commas (RFC 9110 §5.3)."""
+    body: bytes = b""
+    address: str = ""
+    """The client's IP address, as the socket or the gateway has it."""
+
+    def header(self, name: str) -> str:
+        """The value of a header, "" without one."""
+        return self.headers.get(name, "")
 
     def parameters(self, *known: str) -> dict[str, str]:
         """Those of `known` that the query string has. Raises Problem (400) for one that is there twice."""
@@ -52,7 +50,7 @@ class Request:
     @property
     def bearer(self) -> str:
         """The bearer token (RFC 6750 §2.1), "" without one."""
-        scheme, _, token = self.authorization.strip().partition(" ")
+        scheme, _, token = self.header("authorization").strip().partition(" ")
         return token.strip() if scheme.lower() == "bearer" else ""
 
     @property
@@ -68,7 +66,7 @@ class Request:
     @property
     def wants_json(self) -> bool:
         """Whether the client names JSON among what it accepts; `*/*` does not."""
-        ranges = ([part.strip().lower() for part in one.split(";")] for one in self.accept.split(","))
+        ranges = ([part.strip().lower() for part in one.split(";")] for one in self.header("accept").split(","))
         return any(media == "application/json" and not {"q=0", "q=0.0"} & set(rest) for media, *rest in ranges)
 
     def has(self, etag: str) -> bool:
@@ -76,9 +74,10 @@ class Request:
 
         Of what has none ("") only `*` is true, which means whatever there is.
         """
-        if len(self.if_none_match) > MAX_IF_NONE_MATCH_CHARACTERS:
+        if_none_match = self.header("if-none-match")
+        if len(if_none_match) > MAX_IF_NONE_MATCH_CHARACTERS:
             return False
-        held = {tag.strip().removeprefix("W/") for tag in self.if_none_match.split(",")}
+        held = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
         return bool({"*", *tagged(etag).values()} & held)
 
 
@@ -88,8 +87,10 @@ class Reply:
 
     status: HTTPStatus
     headers: Mapping[str, str]
-    body: str = ""
+    body: str | bytes = ""
     content_type: str = "application/json"
+    closes: bool = False
+    """Whether the connection ends with it, where there is one."""
 
 
 class Problem(Exception):
@@ -104,22 +105,29 @@ class Problem(Exception):
         headers: Mapping[str, str] | None = None,
         kid: str = "",
         jti: str = "",
+        closes: bool = False,
+        more: Mapping[str, object] | None = None,
     ) -> None:
-        """`detail` is for the client: it repeats nothing that the client or a store said."""
+        """`detail` is for the client: it repeats nothing that the client or a store said.
+
+        `closes`: the connection ends with the answer. `more` are further members of the answer.
+        """
         self.status = status
         self.reason = reason
         self.detail = detail
         self.headers = dict(headers or {})
         self.kid = kid
         self.jti = jti
+        self.closes = closes
+        self.more = dict(more or {})
         super().__init__(reason)
 
     @property
     def reply(self) -> Reply:
         """The problem as an answer."""
-        body = as_json({"title": self.status.phrase, "status": self.status.value, "detail": self.detail})
+        document = {"title": self.status.phrase, "status": self.status.value, "detail": self.detail} | self.more
         headers = {"Cache-Control": "no-store", **self.headers}
-        return Reply(self.status, headers, body, "application/problem+json")
+        return Reply(self.status, headers, as_json(document), "application/problem+json", self.closes)
 
 
 def tagged(etag: str) -> dict[str, str]:
@@ -130,6 +138,17 @@ def tagged(etag: str) -> dict[str, str]:
 def malformed(reason: str, detail: str) -> Problem:
     """A 400: nobody could fulfil this request."""
     return Problem(HTTPStatus.BAD_REQUEST, reason, detail)
+
+
+def too_large(limit_bytes: int) -> Problem:
+    """A 413. The connection ends: what is left of the body is not read."""
+    detail = f"The body is larger than {limit_bytes} bytes."
+    return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", detail, closes=True)
+
+
+def internal() -> Problem:
+    """A 500. It says nothing: what was raised may quote a request."""
+    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "Something went wrong here.")
 
 
 def absent() -> Problem:

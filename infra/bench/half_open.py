@@ -19,8 +19,8 @@ from http import HTTPStatus
 from pathlib import Path
 
 from functions.events.routes import Notification
+from functions.mqtt.broker import Broker
 from functions.mqtt.publisher import InlinePublisher
-from functions.settings import Broker
 from functions.telemetry import EmfTelemetry
 from infra.bench.events import ask, minio_event, post
 from infra.bench.figures import Bench, Figure, NotMeasuredError, compared, seconds

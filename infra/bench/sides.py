@@ -20,9 +20,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from functions.events.routes import CONTENT_TYPE, Notification, Routes
+from functions.mqtt.broker import Broker
 from functions.mqtt.publisher import Outcome, Status
 from functions.notify import Settled, Step, settle, to_publish
-from functions.settings import Broker
 from infra.bench.rig import BUCKET
 from infra.host.app import App
 from infra.host.bell import Bell

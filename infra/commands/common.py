@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
+from functions.mqtt.broker import Broker
 from functions.mqtt.tls import client_context
-from functions.settings import Broker
 from functions.settings.addresses import parse_endpoint, parse_http_url
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from functions.events.routes import Routes
+from functions.mqtt.broker import Broker
 from functions.mqtt.tls import TlsFileError
-from functions.settings import Broker, Settings, SettingsError, load
+from functions.settings import Settings, SettingsError, load
 from infra.commands.common import http_url, subscriber_arguments
 from infra.device.names import Kind, parse_mac
 
@@ -107,7 +108,7 @@ def device(
     MQTT_USERNAME, MQTT_PASSWORD, MQTT_CA_FILE, MQTT_CERT_FILE, MQTT_KEY_FILE, MQTT_PROTOCOL, TOPIC_PREFIX.
     """
     settings = _settings(mqtt_url)
-    broker = None if once else settings.broker
+    broker = None if once else Broker.of(settings)
     if broker is None and not once:
         raise typer.BadParameter("name the broker with --mqtt-url, or set MQTT_URL")
     from infra.device.loop import Device  # noqa: PLC0415 - what this command needs is loaded when it runs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -19,6 +19,7 @@ from infra.host.causes import RETRY_SECONDS, Holdups, may_pass
 from infra.host.detections import Reader, Reading
 from infra.host.mqtt.aside import Flight
 from infra.host.mqtt.publisher import HostPublisher, QueueFull
+from infra.host.pending import Pending
 from infra.host.twins import Twins
 
 MEMORY_LIMIT = 50_000
@@ -113,18 +114,45 @@ class Bell:
 
     async def ring(self, steps: Sequence[Step], source: str) -> list[Settled]:
         """Publish what is to be published, and return each step's fate within the patience."""
+        settled: asyncio.Future[list[Settled]] = asyncio.get_running_loop().create_future()
+        self.ring_then(steps, source, lambda found: None if settled.done() else settled.set_result(found))
+        return await settled
+
+    def ring_then(self, steps: Sequence[Step], source: str, tell: Callable[[list[Settled]], None]) -> None:
+        """As `ring`; `tell` is called with each step's fate as soon as that is known."""
         steps = [self._twins.known(step) for step in steps]
         arrivals = [self._begin(step, source) for step in steps]
         waiting = [arrival.flight.done for arrival in arrivals if isinstance(arrival, _Joined)]
-        if waiting and not await _all_done(waiting, self._patience_seconds):
+        left = len(waiting)
+
+        def settle() -> None:
+            settled = [
+                arrival if isinstance(arrival, Settled) else self._verdict(step, arrival, source)
+                for step, arrival in zip(steps, arrivals, strict=True)
+            ]
+            for one in settled:
+                self._account(one, source)
+            tell(settled)
+
+        def count(_: Pending[Any]) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                timer.cancel()
+                settle()
+
+        def lose_patience() -> None:
+            nonlocal left
+            left = -1  # what comes now is too late
             self._publisher.withdraw_late()
-        settled = [
-            arrival if isinstance(arrival, Settled) else self._verdict(step, arrival, source)
-            for step, arrival in zip(steps, arrivals, strict=True)
-        ]
-        for one in settled:
-            self._account(one, source)
-        return settled
+            settle()
+
+        if not waiting:
+            settle()
+            return
+        timer = asyncio.get_running_loop().call_later(self._patience_seconds, lose_patience)
+        for one in waiting:
+            one.add_done_callback(count)
 
     def ring_soon(self, steps: Sequence[Step], source: str) -> None:
         """Put what is to be published on its way, and return at once."""
@@ -246,28 +274,3 @@ class Bell:
             self._log_counts.clear()
         self._log_counts[kind] += 1
         return self._log_counts[kind] <= lines
-
-
-async def _all_done(futures: Sequence[asyncio.Future[Any]], seconds: float) -> bool:
-    """Return whether all were done within `seconds`: asyncio.wait at a fraction of its cost."""
-    loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[bool] = loop.create_future()
-    left = len(futures)
-
-    def end(all_done: bool) -> None:  # noqa: FBT001 - the only word it has to say
-        if not waiter.done():
-            waiter.set_result(all_done)
-
-    def count(_future: asyncio.Future[Any]) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            end(True)  # noqa: FBT003 - as above
-
-    timer = loop.call_later(seconds, end, False)  # noqa: FBT003 - as above
-    for future in futures:
-        future.add_done_callback(count)
-    try:
-        return await waiter
-    finally:
-        timer.cancel()

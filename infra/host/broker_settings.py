@@ -25,7 +25,7 @@ from functions.cameras.discovery import (
     removed,
 )
 from functions.events.routes import Notification
-from functions.settings import Broker
+from functions.mqtt.broker import Broker
 from functions.stored.in_force import GOES_ON, broker_in_force, camera_topics, still_known
 from functions.stored.store import CredentialsUnreadable, ProcessStatus, StoreUnavailable
 from functions.telemetry import logger
@@ -79,7 +79,7 @@ class Integration:
         self._prepare = prepare
         self._began_at = datetime.now(UTC)
         self._stored: Stored | None = None
-        self._broker: Broker | None = settings.broker
+        self._broker: Broker | None = Broker.of(settings)
         self._replicas = Replicas(self.process)
         self._problem = ""
         self._loop: asyncio.AbstractEventLoop | None = None

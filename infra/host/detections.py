@@ -10,8 +10,9 @@ from functions.cameras.detections import CameraTopics
 from functions.cameras.reader import READERS, Documents, Read, outcome
 from functions.events.routes import Detection, Notification, Unread
 from functions.mqtt.publisher import Outcome, Status
-from infra.host.gateway import Daemons
 from infra.host.mqtt.publisher import HostPublisher, QueueFull
+from infra.host.pending import Pending
+from infra.host.threads import Daemons
 
 MAX_WAITING = 1_000
 AWAY_SECONDS = 60.0  # a store that was out of reach is taken to be so for as long, unless it answers
@@ -23,8 +24,8 @@ class Reading:
 
     __slots__ = ("done",)
 
-    def __init__(self, done: asyncio.Future[Outcome | Unread]) -> None:
-        self.done = done
+    def __init__(self) -> None:
+        self.done = Pending[Outcome | Unread]()
 
 
 class Reader:
@@ -66,7 +67,7 @@ class Reader:
         if self._waiting >= MAX_WAITING:
             raise QueueFull
         loop = asyncio.get_running_loop()
-        reading = Reading(loop.create_future())
+        reading = Reading()
         self._waiting += 1
         read = loop.run_in_executor(self._pool, self._documents.read, detection)
         timer = loop.call_later(READ_SECONDS, read.cancel)

@@ -1,151 +1,160 @@
-"""Runs the host: settings in, one uvicorn process, exit 0 within three seconds of SIGTERM."""
+"""Runs the host: settings in, one process, exit 0 within three seconds of SIGTERM."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
-import logging
 import resource
 import signal
-import sys
-import time
-from collections import Counter
-from collections.abc import Iterator
-from types import FrameType
-from typing import Any
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
 
-import uvicorn
+import uvloop
 
+from functions.admin.api import router as admin_router
 from functions.admin.operations import Administration
 from functions.cameras.detections import LABEL
 from functions.cameras.reader import Documents
-from functions.download import Downloads, respond
+from functions.devices.api import router as devices_router
+from functions.devices.downloads import Downloads
 from functions.events.routes import Routes
+from functions.mqtt.broker import Broker
 from functions.settings import Settings, SettingsError
 from functions.stored.store import ConfigStore, StoreUnavailable
 from functions.telemetry import logger
 from functions.web.tokens import KeyringError
-from infra.host.administration import mount
-from infra.host.app import App
 from infra.host.bell import DOORS, QUEUE, Bell
 from infra.host.broker_settings import Integration
 from infra.host.detections import Reader
-from infra.host.gateway import Gateway
+from infra.host.logs import LinkLog, configure_logging
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.mqtt.link import NO_TROUBLE, LinkStatus
 from infra.host.mqtt.publisher import HostPublisher
 from infra.host.poller import LONG_POLL_SECONDS, Poller
-from infra.host.protocol import HostProtocol
 from infra.host.slices import ask_for_short_slices
+from infra.host.web import swagger
 from infra.host.web.entrance import SHORT_SECRET_CHARACTERS, Entrance, Gate, StoreGate
+from infra.host.web.limited_router import LimitedRouter
 from infra.host.web.origin import Proxies, is_loopback
+from infra.host.web.server import Server
+from infra.host.web.site import HostSite
 
-KEEP_ALIVE_SECONDS = 75  # longer than MinIO's pause between two attempts: its connection stays warm
-GRACE_SECONDS = 2  # after FLUSH_SECONDS every waiter has its answer
 MAX_DESCRIPTORS = 65_536
 OWN_DESCRIPTORS = 128  # for the broker, the store, the database and the log, whoever else connects
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server, which would end by the signal instead of with exit status 0."""
+class Host:
+    """One host: built from the settings, started and stopped in one place."""
 
-    publisher: HostPublisher
+    def __init__(self, settings: Settings, port: int = 0) -> None:
+        """Nothing is connected before `run`; `port` tells two hosts on one machine apart. Raises `SettingsError`."""
+        telemetry = PrometheusTelemetry()
+        store = _store(settings)
+        downloads = _downloads(settings)
+        publisher = HostPublisher(Broker.of(settings), telemetry, on_change=LinkLog())
+        integration = Integration(settings, publisher, store, port=port, prepare=lambda: _migrate(settings))
+        reader = _reader(settings, downloads, publisher, integration)
+        bell = Bell(
+            publisher,
+            Routes.of(settings),
+            telemetry,
+            patience_seconds=settings.mqtt_publish_timeout_seconds,
+            retry_seconds=settings.event_retry_seconds,
+            reader=reader,
+        )
+        cameras = (LABEL,) if reader is not None else ()
+        sources = DOORS | (QUEUE if settings.sqs_queue_url else {})
+        telemetry.expected = lambda: (
+            ((*bell.routes.topics, *cameras, *integration.labels), sources) if publisher.status.broker else ((), {})
+        )
+        tokens = [token.get_secret_value() for token in settings.webhook_tokens]
+        entrance = Entrance((*tokens, *downloads.admin_tokens), downloads.keyring.needs_signature)
+        per_minute = settings.device_requests_per_minute
+        devices = LimitedRouter(
+            devices_router(downloads),
+            Gate(entrance, downloads.admit, telemetry.stranger, signed=True),
+            requests_per_minute=per_minute,
+            shares_answers=True,
+        )
+        administration = admin_router(Administration(settings, store, integration))
+        if downloads.admin_tokens:
+            administration = replace(administration, routes=(*administration.routes, *swagger.routes()))
+        administrators = LimitedRouter(
+            administration,
+            Gate(entrance, administration.admit, telemetry.stranger),
+            requests_per_minute=per_minute,
+        )
+        self.site = HostSite(
+            bell,
+            publisher,
+            telemetry,
+            stores=StoreGate(tokens, entrance),
+            routers=(devices, administrators),
+            proxies=Proxies(settings.trusted_proxies),
+            public_base_url=settings.public_base_url,
+        )
+        self.publisher = publisher
+        self._settings = settings
+        self._integration = integration
+        self._bell = bell
+        self._reader = reader
+        self._devices, self._administrators = devices, administrators
+        self._downloads = downloads
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle SIGTERM and SIGINT until the server is down."""
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    async def run(self, host: str, port: int) -> None:
+        """Serve until SIGTERM or SIGINT. Raises OSError where nobody can listen there."""
+        async with AsyncExitStack() as stack:
+            await self._start(stack)
+            server = Server(self.site, max_connections=room_for_connections())
+            await server.start(host, port)
+            logger.info("listening", extra={"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
+            await _asked_to_end()
+            self.publisher.hurry()  # after FLUSH_SECONDS everybody who waits has an answer
+            await server.stop()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Finish what is in flight; a second signal changes nothing.
+    async def _start(self, stack: AsyncExitStack) -> None:
+        """What begins first ends last."""
+        settings = self._settings
 
-        It is soon over, and a terminal's Ctrl-C reaches the whole process group, whose leader then sends its own.
-        """
-        del sig, frame
-        self.should_exit = True
+        def at_the_end(stop: Callable[[], Awaitable[None]]) -> None:
+            stack.push_async_callback(_logged, stop)
 
-    async def startup(self, sockets: Any = None) -> None:  # noqa: ANN401 - uvicorn's own signature
-        """Say where we listen: uvicorn's own words are for developers."""
-        await super().startup(sockets)
-        if self.started:
-            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-            logger.info("listening", extra={"url": f"http://{host}:{self.config.port}"})
+        await self._integration.start()
+        at_the_end(self._integration.stop)
+        await self.publisher.start()
+        at_the_end(self.publisher.stop)
+        stack.callback(self._administrators.close)
+        stack.callback(self._devices.close)
+        await self._bell.holdups.start()
+        at_the_end(self._bell.holdups.stop)
+        if self._reader is not None:
+            at_the_end(self._reader.close)
+        if settings.sqs_queue_url and (self.publisher.configured or settings.database_url is not None):
+            from functions.s3 import clients  # noqa: PLC0415 - boto3 takes half a second, and only the poller needs it
 
-    async def shutdown(self, sockets: Any = None) -> None:  # noqa: ANN401 - uvicorn's own signature
-        """Answer everybody who waits, then close."""
-        self.publisher.hurry()
-        await super().shutdown(sockets)
+            client = clients.client("sqs", settings, read_timeout_seconds=LONG_POLL_SECONDS + 10.0)
+            poller = Poller(client, settings.sqs_queue_url, self._bell)
+            await poller.start()
+            at_the_end(poller.stop)
+        if settings.bucket and (settings.device_token_keys or settings.admin_tokens or self._reader is not None):
+            self._devices.warm_up(lambda: self._downloads.warm_up(ask_region=True))
 
 
-def build(settings: Settings, port: int = 0) -> tuple[App, HostPublisher]:
-    """Put the host together; nothing is connected before the application's start. Raises `SettingsError`."""
-    telemetry = PrometheusTelemetry()
-    publisher = HostPublisher(settings.broker, telemetry, on_change=LinkLog())
-    store = _store(settings)
-    downloads = _downloads(settings)
-    integration = Integration(settings, publisher, store, port=port, prepare=lambda: _migrate(settings))
-    reader = _reader(settings, downloads, publisher, integration)
-    bell = Bell(
-        publisher,
-        Routes.of(settings),
-        telemetry,
-        patience_seconds=settings.mqtt_publish_timeout_seconds,
-        retry_seconds=settings.event_retry_seconds,
-        reader=reader,
-    )
-    cameras = (LABEL,) if reader is not None else ()
-    sources = DOORS | (QUEUE if settings.sqs_queue_url else {})
-    telemetry.expected = lambda: (
-        ((*bell.routes.topics, *cameras, *integration.labels), sources) if publisher.status.broker else ((), {})
-    )
-    proxies = Proxies(settings.trusted_proxies)
-    stores = [token.get_secret_value() for token in settings.webhook_tokens]
-    entrance = Entrance((*stores, *downloads.admin_tokens), downloads.keyring.needs_signature)
-    gateway = Gateway(
-        lambda event, context: respond(downloads, event, context),
-        requests_per_minute=settings.device_requests_per_minute,
-        shares=True,
-        gate=Gate(entrance, downloads.admit, telemetry.stranger, signed=True),
-        proxies=proxies,
-    )
-    administration = mount(
-        Administration(settings, store, integration),
-        entrance,
-        requests_per_minute=settings.device_requests_per_minute,
-        on_stranger=telemetry.stranger,
-        proxies=proxies,
-    )
-    # What begins first ends last.
-    on_start = [integration.start, publisher.start, bell.holdups.start]
-    on_stop = [bell.holdups.stop, gateway.close, administration.close, publisher.stop, integration.stop]
-    if reader is not None:
-        on_stop.insert(0, reader.close)
-    if settings.sqs_queue_url and (publisher.configured or store is not None):
-        from functions.s3 import clients as storage  # noqa: PLC0415 - boto3 takes half a second, and only the poller needs it
+async def _logged(stop: Callable[[], Awaitable[None]]) -> None:
+    """The process ends whatever happens here, and what comes next may still say goodbye."""
+    try:
+        await stop()
+    except Exception:  # noqa: BLE001 - see above
+        logger.exception("shutdown")
 
-        client = storage.client("sqs", settings, read_timeout_seconds=LONG_POLL_SECONDS + 10.0)
-        poller = Poller(client, settings.sqs_queue_url, bell)
-        on_start.append(poller.start)
-        on_stop.insert(0, poller.stop)
-    if settings.bucket and (settings.device_token_keys or settings.admin_tokens or reader is not None):
-        on_start.append(lambda: gateway.warm_up(lambda: downloads.warm_up(ask_region=True)))
-    app = App(
-        bell,
-        publisher,
-        telemetry,
-        stores=StoreGate(stores, entrance),
-        proxies=proxies,
-        public_base_url=settings.public_base_url,
-        gateways=(gateway, administration),
-        on_start=on_start,
-        on_stop=on_stop,
-    )
-    return app, publisher
+
+async def _asked_to_end() -> None:
+    """Wait for SIGTERM or SIGINT. A second one changes nothing: a terminal's Ctrl-C reaches the whole process group."""
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    await asked.wait()
 
 
 def _store(settings: Settings) -> ConfigStore | None:
@@ -182,25 +191,6 @@ def _downloads(settings: Settings) -> Downloads:
         raise SettingsError((("DEVICE_TOKEN_KEYS", str(error).removeprefix("DEVICE_TOKEN_KEYS: ")),)) from None
 
 
-def uvicorn_config(app: App, host: str, port: int) -> uvicorn.Config:
-    """Return how uvicorn serves the application: quick, quiet, and bounded in time."""
-    return uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        loop="uvloop",
-        http=HostProtocol,
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        proxy_headers=False,  # `Proxies` knows whom to believe
-        log_config=None,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
-
-
 def room_for_connections() -> int:
     """Take the descriptors that the system grants, and return how many of them clients may have.
 
@@ -223,15 +213,12 @@ def serve(settings: Settings, host: str, port: int) -> None:
         raise SettingsError((("WEBHOOK_TOKENS", problem),))
     configure_logging(settings.log_level)
     _warn_of_short_secrets(settings)
-    app, publisher = build(settings, port)
-    config = uvicorn_config(app, host, port)
-    HostProtocol.max_connections = room_for_connections()
+    built = Host(settings, port)
     gc.collect()
     gc.freeze()  # what is there now stays: the collector need not look at it again and again
-    server = Server(config)
-    server.publisher = publisher
     ask_for_short_slices()
-    server.run()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(built.run(host, port))
 
 
 def _warn_of_short_secrets(settings: Settings) -> None:
@@ -239,55 +226,3 @@ def _warn_of_short_secrets(settings: Settings) -> None:
         if any(len(token) < SHORT_SECRET_CHARACTERS for token in tokens):
             words = "a token is so short that it may be guessed, and is refused where somebody tries"
             logger.warning(words, extra={"variable": variable, "wanted_characters": SHORT_SECRET_CHARACTERS})
-
-
-class LinkLog:
-    """Logs the link: each connect and disconnect at INFO, each cause of failure once at WARNING, with a count."""
-
-    def __init__(self) -> None:
-        """Begin with a link that was never up."""
-        self._connected = False
-        self._causes: Counter[str] = Counter()
-
-    def __call__(self, status: LinkStatus) -> None:
-        """Hear of a change."""
-        details = {"broker": status.broker, "reason": status.reason, "reason_code": status.reason_code}
-        if status.connected:
-            failures = sum(self._causes.values())
-            logger.info("mqtt connected", extra={"broker": status.broker, "failed_attempts": failures})
-            self._causes.clear()
-        elif self._connected:
-            logger.info("mqtt disconnected", extra=details)
-        if not status.connected and status.reason not in NO_TROUBLE:
-            self._causes[status.reason] += 1
-            if self._causes[status.reason] == 1:
-                logger.warning("mqtt connection failed; trying on", extra=details)
-        self._connected = status.connected
-
-
-class _Lines(logging.Formatter):
-    """One readable line for a terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        extra = {key: value for key, value in vars(record).items() if key not in _PLAIN and value not in ("", None)}
-        details = "  ".join(f"{key}={value}" for key, value in extra.items())
-        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
-        line = f"{moment} {record.levelname:<7} {record.getMessage()}  {details}".rstrip()
-        # A client's words may be in it: no control character reaches the terminal.
-        line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
-
-
-_PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "color_message", "asctime"}
-
-
-def configure_logging(level: str) -> None:
-    """JSON lines as on Lambda; readable ones where stdout is a terminal."""
-    logger.setLevel(level)
-    uvicorn_logger = logging.getLogger("uvicorn.error")
-    uvicorn_logger.setLevel(logging.WARNING)
-    handler = logger.registered_handler
-    if sys.stdout.isatty():
-        handler.setFormatter(_Lines())
-    uvicorn_logger.handlers = [handler]
-    uvicorn_logger.propagate = False

@@ -1,4 +1,4 @@
-"""Runs a blocking call beside the event loop, in a daemon: what hangs must not hold up the end of the process."""
+"""Runs blocking calls beside the event loop, in daemons: what hangs must not hold up the end of the process."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from concurrent.futures import Executor, Future
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -35,3 +38,40 @@ async def in_thread(call: Callable[[], T]) -> T:
 
     threading.Thread(target=work, name="call", daemon=True).start()
     return await future
+
+
+class Daemons(Executor):
+    """Threads that the process does not wait for at its end, unlike ThreadPoolExecutor's: a store may hang."""
+
+    def __init__(self, threads: int) -> None:
+        """Start none yet: each is started when it is needed."""
+        self._limit = threads
+        self._threads = 0
+        self._idle = threading.Semaphore(0)
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+
+    def submit(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run `call` in a thread; belongs to one thread, the loop's."""
+        future: Future[T] = Future()
+        self._work.put((future, lambda: call(*args, **kwargs)))
+        if not self._idle.acquire(blocking=False) and self._threads < self._limit:
+            self._threads += 1
+            threading.Thread(target=self._run, name=f"daemon-{self._threads}", daemon=True).start()
+        return future
+
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = True) -> None:  # noqa: FBT001, FBT002 - Executor's
+        """Let threads end after what they are at; waits for nothing and cancels nothing."""
+        del wait, cancel_futures
+        for _ in range(self._threads):
+            self._work.put(None)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            future, call = work
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:  # noqa: BLE001 - handed to whoever awaits
+                    future.set_exception(error)
+            del work, future, call  # nothing of a request outlives it here
+            self._idle.release()

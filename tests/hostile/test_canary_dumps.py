@@ -15,6 +15,7 @@ from functions.admin.api import Elsewhere
 from functions.admin.operations import Administration
 from functions.cameras.reader import Documents
 from functions.download import Downloads
+from functions.mqtt.broker import Broker
 from functions.mqtt.connection import Connection
 from functions.mqtt.publisher import InlinePublisher
 from functions.mqtt.tls import client_context
@@ -87,7 +88,7 @@ def test_the_search_would_find_each_of_them() -> None:
 def objects_with_secrets(tmp_path: Path) -> list[object]:
     """Everything that is made of settings and lives on."""
     settings = load(everything()).settings
-    broker = settings.broker
+    broker = Broker.of(settings)
     assert broker is not None
     store = ConfigStore.of(settings)
     assert store is not None
@@ -163,9 +164,9 @@ def bad_secret() -> object:
 
 def no_broker() -> object:
     """Nobody at the broker's address."""
-    broker = load(
-        everything(MQTT_URL=f"mqtt://127.0.0.1:{nobody()}", MQTT_CERT_PEM="", MQTT_KEY_PEM="")
-    ).settings.broker
+    broker = load(everything(MQTT_URL=f"mqtt://127.0.0.1:{nobody()}", MQTT_CERT_PEM="", MQTT_KEY_PEM="")).Broker.of(
+        settings
+    )
     assert broker is not None
     connection = Connection(broker, "c")
     connection.open(1.0)
@@ -174,7 +175,7 @@ def no_broker() -> object:
 
 def bad_key() -> object:
     """A certificate that does not go with its key."""
-    broker = load(everything()).settings.broker
+    broker = Broker.of(load(everything()).settings)
     assert broker is not None
     return client_context(broker)
 

@@ -34,9 +34,9 @@ from tests.timing import PATIENCE_SECONDS
 
 HEADER_SECONDS, BODY_SECONDS, WRITE_SECONDS = 1.5, 1.5, 1.0
 SHORT = f"""
-from infra.host import body, guard, protocol
-body.BODY_SECONDS, protocol.HEADER_SECONDS = {BODY_SECONDS}, {HEADER_SECONDS}
-guard.WRITE_SECONDS = {WRITE_SECONDS}
+from infra.host.web import protocol
+protocol.BODY_SECONDS, protocol.HEADER_SECONDS = {BODY_SECONDS}, {HEADER_SECONDS}
+protocol.WRITE_SECONDS = {WRITE_SECONDS}
 """
 IDLE = 10_000 if FUZZ else 1_000
 ALIVE = request(b"GET /healthz HTTP/1.1")

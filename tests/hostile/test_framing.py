@@ -30,7 +30,7 @@ from tests.hostile.wire import (
 )
 from tests.hosts import TOPICS, Host, environment, upload
 
-SHORT = "from infra.host import body, protocol\nbody.BODY_SECONDS = protocol.HEADER_SECONDS = 1.0"
+SHORT = "from infra.host.web import protocol\nprotocol.BODY_SECONDS = protocol.HEADER_SECONDS = 1.0"
 EVENT = b"POST /events HTTP/1.1"
 CHUNKED = b"Transfer-Encoding: chunked"
 SMUGGLED = request(b"GET /smuggled HTTP/1.1")

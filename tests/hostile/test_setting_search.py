@@ -21,6 +21,7 @@ from functions.cameras.reader import Documents
 from functions.download import Downloads
 from functions.events.envelopes import ObjectCreated, parse
 from functions.events.routes import Notification, Routes
+from functions.mqtt.broker import Broker
 from functions.mqtt.client import Client
 from functions.mqtt.connection import Connection
 from functions.mqtt.packets import publish_packet
@@ -190,7 +191,7 @@ def test_any_environment_is_refused_by_name_or_starts_everything(environ: dict[s
 def start(settings: Settings) -> None:
     """Put together what the processes put together, and make what they would send."""
     assert not leaks(CANARY, f"{settings!r} {settings}") or not hides(settings)
-    broker = settings.broker
+    broker = Broker.of(settings)
     routes = Routes.of(settings)
     if broker is not None:
         assert broker.host in repr(broker)

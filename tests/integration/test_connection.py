@@ -27,10 +27,10 @@ from pydantic import SecretStr
 
 from functions.events.envelopes import ObjectCreated
 from functions.events.routes import Notification, Routes, is_asset_path
+from functions.mqtt.broker import Broker
 from functions.mqtt.connection import WINDOW, Connection, ConnectionFailure
 from functions.mqtt.publisher import InlinePublisher, Status, new_client_id
-from functions.mqtt.reach import Targets
-from functions.settings import Broker
+from functions.settings.reach import Targets
 from functions.telemetry import EmfTelemetry
 from infra.local.certificates import Certificates, make_certificates
 from infra.local.mosquitto import Mosquitto

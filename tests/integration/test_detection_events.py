@@ -25,6 +25,7 @@ from functions.cameras.detections import CameraTopics
 from functions.cameras.reader import Documents
 from functions.download import Downloads, respond
 from functions.events.routes import Notification, Routes
+from functions.mqtt.broker import Broker
 from functions.notify import Notifier, PublishFailed, Settled, Step, plan
 from functions.s3.clients import StorageError
 from functions.s3.objects import S3_DEADLINE_SECONDS, Objects
@@ -151,7 +152,7 @@ class Host:
 
     def __init__(self, yard: Yard, on_camera: OnCamera) -> None:
         self.telemetry = PrometheusTelemetry()
-        self.publisher = HostPublisher(yard.settings.broker, self.telemetry)
+        self.publisher = HostPublisher(Broker.of(yard.settings), self.telemetry)
         self.routes = Routes.of(yard.settings)
         self.reader = Reader(Documents.of(yard.settings), self.publisher, on_camera=on_camera)
         self.bell = Bell(self.publisher, self.routes, self.telemetry, patience_seconds=20.0, reader=self.reader)

@@ -41,7 +41,7 @@ from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 MEBIBYTE = 1 << 20
 ACL = f"user anonymous\ntopic readwrite {TOPICS[0]}\ntopic read #"
-SHORT = "from infra.host import body, protocol\nbody.BODY_SECONDS = protocol.HEADER_SECONDS = 0.6"
+SHORT = "from infra.host.web import protocol\nprotocol.BODY_SECONDS = protocol.HEADER_SECONDS = 0.6"
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from functions.events.routes import Notification, Routes
 from functions.mqtt import publisher as functions_publisher
 from functions.mqtt import suspects as suspects_module
 from functions.mqtt.audience import EARLY_SECONDS, NO_MATCHING_SUBSCRIBERS
+from functions.mqtt.broker import Broker
 from functions.mqtt.publisher import MAX_BACKOFF_SECONDS, Status, backoff_seconds
 from functions.notify import Step
 from functions.settings import load
@@ -58,7 +59,7 @@ class Publishing:
         self.changes: list[LinkStatus] = []
         self._limit = int(variables.pop("queue_limit", "10000"))
         self.publisher = HostPublisher(
-            load(variables).settings.broker,
+            Broker.of(load(variables).settings),
             self.telemetry,
             on_change=on_change or self.changes.append,
             queue_limit=self._limit,

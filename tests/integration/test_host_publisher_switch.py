@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from functions.events.routes import Notification
+from functions.mqtt.broker import Broker
 from functions.mqtt.publisher import Status
-from functions.settings import Broker
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.link import CHANGED
 from infra.host.mqtt.publisher import HostPublisher

@@ -21,8 +21,8 @@ import pytest
 from pydantic import SecretStr
 
 from functions.events.routes import Notification
+from functions.mqtt.broker import Broker
 from functions.mqtt.publisher import CLOSE_SECONDS, WARM_UP_SECONDS, InlinePublisher, Outcome, Status
-from functions.settings import Broker
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from infra.subscriber import Message, Subscriber
@@ -493,7 +493,7 @@ def test_a_process_frozen_past_its_keepalive_delivers_once_and_fast(mosquitto: M
     program = """
 import sys, time
 from functions.mqtt.publisher import InlinePublisher
-from functions.settings import Broker
+from functions.mqtt.broker import Broker
 from tests.integration.test_inline_publisher import _Seen, _note
 publisher = InlinePublisher(Broker("127.0.0.1", int(sys.argv[1]), keepalive_seconds=1), _Seen())
 for number in range(2):
@@ -532,7 +532,7 @@ def test_a_forked_child_gets_a_connection_and_an_id_of_its_own(mosquitto: Mosqui
     program = """
 import os, sys, time
 from functions.mqtt.publisher import InlinePublisher
-from functions.settings import Broker
+from functions.mqtt.broker import Broker
 from tests.integration.test_inline_publisher import _Seen, _note
 publisher = InlinePublisher(Broker("127.0.0.1", int(sys.argv[1])), _Seen())
 def ring(number):

@@ -16,8 +16,9 @@ from pydantic import SecretStr
 
 from functions.admin import probe as module
 from functions.admin.probe import PROBE_SECONDS, probe
-from functions.mqtt.reach import Address, Targets
-from functions.settings import Broker, SettingsError, load
+from functions.mqtt.broker import Broker
+from functions.settings import SettingsError, load
+from functions.settings.reach import Address, Targets
 from infra.local.certificates import Certificates, make_certificates
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port

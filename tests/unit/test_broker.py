@@ -24,8 +24,9 @@ from functions.admin.api import MAX_BODY_BYTES, Elsewhere, respond
 from functions.admin.openapi import BASE, OPERATIONS, document
 from functions.admin.operations import Administration, CannotPublish, TopicVerdict
 from functions.admin.probe import Verdict
-from functions.mqtt.reach import Targets
-from functions.settings import Broker, load
+from functions.mqtt.broker import Broker
+from functions.settings import load
+from functions.settings.reach import Targets
 from functions.stored.model import MqttConfig, MqttConfigChange
 from functions.stored.store import (
     ConfigStore,

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from functions.events.routes import Notification, newest_of_each
+from functions.mqtt.broker import Broker
 from functions.mqtt.publisher import (
     MAX_BACKOFF_SECONDS,
     InlinePublisher,
@@ -16,7 +17,6 @@ from functions.mqtt.publisher import (
     backoff_seconds,
     new_client_id,
 )
-from functions.settings import Broker
 from functions.telemetry import EmfTelemetry
 
 NOWHERE = Broker("broker.invalid", 1883)

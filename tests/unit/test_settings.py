@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from functions.mqtt.broker import Broker
 from functions.settings import (
-    Broker,
     LambdaRuntime,
     Settings,
     SettingsError,
@@ -62,7 +62,7 @@ def problems(environ: dict[str, str], *, env_file: Path | None = None) -> dict[s
 )
 def test_an_mqtt_url_says_where_the_broker_is(url: str, *, tls: bool, host: str, port: int) -> None:
     """Scheme, host and port are taken from the URL, default ports filled in, path and query ignored."""
-    broker = settings(MQTT_URL=url).broker
+    broker = Broker.of(settings(MQTT_URL=url))
     assert broker is not None
     assert (broker.tls, broker.host, broker.port) == (tls, host, port)
     assert parse_mqtt_url(broker.url) == (tls, host, port)
@@ -128,16 +128,16 @@ def test_without_a_url_there_is_no_broker(environ: dict[str, str]) -> None:
     """Unset, empty and blank all mean that MQTT is not configured, whatever else is."""
     loaded = load({**environ, "MQTT_USERNAME": "", "MQTT_QOS": " ", "WEBHOOK_TOKENS": ""})
     assert loaded.settings == Settings()
-    assert loaded.settings.broker is None
+    assert Broker.of(loaded.settings) is None
     assert loaded.origins == {}
 
 
 def test_credentials_are_there_only_when_given() -> None:
     """Neither, the name alone, or both; the password keeps its spaces."""
     url = {"MQTT_URL": "mqtt://b"}
-    assert load(url).settings.broker == Broker("b", 1883)
-    assert load(url | {"MQTT_USERNAME": "u"}).settings.broker == Broker("b", 1883, username="u")
-    broker = load(url | {"MQTT_USERNAME": " u ", "MQTT_PASSWORD": " p "}).settings.broker
+    assert Broker.of(load(url).settings) == Broker("b", 1883)
+    assert Broker.of(load(url | {"MQTT_USERNAME": "u"}).settings) == Broker("b", 1883, username="u")
+    broker = Broker.of(load(url | {"MQTT_USERNAME": " u ", "MQTT_PASSWORD": " p "}).settings)
     assert broker == Broker("b", 1883, username="u", password=SecretStr(" p "))
 
 
@@ -156,7 +156,7 @@ def test_everything_about_the_connection_reaches_the_broker(tmp_path: Path) -> N
         MQTT_PUBLISH_TIMEOUT_SECONDS="7",
         **{f"MQTT_{name}_FILE": str(file) for name, file in files.items()},
     )
-    assert found.broker == Broker(
+    assert Broker.of(found) == Broker(
         "b",
         8883,
         tls=True,
@@ -174,7 +174,7 @@ def test_everything_about_the_connection_reaches_the_broker(tmp_path: Path) -> N
 
 def test_the_defaults_are_those_of_the_design() -> None:
     """QoS 1 and MQTT 5 unless somebody asks for something else."""
-    broker = settings(MQTT_URL="mqtt://b").broker
+    broker = Broker.of(settings(MQTT_URL="mqtt://b"))
     assert broker is not None
     assert (broker.qos, broker.protocol, broker.tls) == (1, "5", False)
     assert (Settings().topic_prefix, Settings().configs_prefix, Settings().assets_prefix) == (
@@ -428,8 +428,8 @@ def test_tls_files_need_tls_and_each_other(tmp_path: Path) -> None:
     assert "mqtts://" in problems(plain | ca)["MQTT_CA_FILE"]
     assert "MQTT_CERT_FILE" in problems(tls | cert)["MQTT_KEY_FILE"]
     assert "MQTT_CERT_FILE" in problems(tls | key)["MQTT_KEY_FILE"]
-    assert load(tls | ca | cert | key).settings.broker is not None
-    assert load(tls | ca).settings.broker is not None
+    assert Broker.of(load(tls | ca | cert | key).settings) is not None
+    assert Broker.of(load(tls | ca).settings) is not None
 
 
 CERTIFICATE = "-----BEGIN CERTIFICATE----- canary5f3a -----END CERTIFICATE-----"
@@ -449,7 +449,7 @@ def test_certificates_may_come_as_text() -> None:
     )
     certificate = "-----BEGIN CERTIFICATE-----\ncanary5f3a\n-----END CERTIFICATE-----\n"
     key = certificate.replace("CERTIFICATE", "PRIVATE KEY")
-    assert loaded.settings.broker == Broker(
+    assert Broker.of(loaded.settings) == Broker(
         "b",
         443,
         tls=True,
@@ -458,7 +458,7 @@ def test_certificates_may_come_as_text() -> None:
         key_pem=SecretStr(key),
         alpn="x-amzn-mqtt-ca",
     )
-    assert "PRIVATE KEY" not in f"{loaded} {loaded.settings.broker} {loaded.settings.model_dump_json()}"
+    assert "PRIVATE KEY" not in f"{loaded} {Broker.of(loaded.settings)} {loaded.settings.model_dump_json()}"
 
 
 def test_certificates_as_text_need_tls_and_each_other_and_no_files(tmp_path: Path) -> None:
@@ -552,7 +552,9 @@ def test_secrets_do_not_show() -> None:
             "ENCRYPTION_KEYS": f"{CANARY:k<43}=",
         }
     )
-    shown = f"{loaded} {loaded.settings} {loaded.settings!r} {loaded.settings.broker} {loaded.settings.model_dump()}"
+    shown = (
+        f"{loaded} {loaded.settings} {loaded.settings!r} {Broker.of(loaded.settings)} {loaded.settings.model_dump()}"
+    )
     assert CANARY not in shown + loaded.settings.model_dump_json()
 
 

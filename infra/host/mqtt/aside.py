@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 
 from functions.events.routes import Notification
 from functions.mqtt.audience import Audience
 from functions.mqtt.publisher import Outcome
 from functions.mqtt.suspects import Suspects
+from infra.host.pending import Pending
 
 
 class Flight:
@@ -16,13 +16,11 @@ class Flight:
 
     __slots__ = ("begun_at", "deadline", "done", "has_closed", "notification", "sent_at", "suspect")
 
-    def __init__(
-        self, notification: Notification, begun_at: float, deadline: float, done: asyncio.Future[Outcome]
-    ) -> None:
+    def __init__(self, notification: Notification, begun_at: float, deadline: float) -> None:
         self.notification = notification
         self.begun_at = begun_at
         self.deadline = deadline
-        self.done = done
+        self.done = Pending[Outcome]()
         self.sent_at = begun_at
         self.suspect = False  # it was on its way when a connection ended
         self.has_closed = False  # alone

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Sequence
 from functions.admin.probe import probe
 from functions.events.routes import Notification
 from functions.mqtt.audience import EARLY_SECONDS
+from functions.mqtt.broker import Broker
 from functions.mqtt.connection import Connection, ConnectionFailure
 from functions.mqtt.publisher import Outcome, Status, acknowledged, not_sent, too_large
 from functions.mqtt.suspects import ALONE_SECONDS, likeliest_last
-from functions.settings import Broker
 from functions.telemetry import Telemetry, logger
 from infra.host.mqtt.aside import Aside, Flight
 from infra.host.mqtt.greetings import WILL, Greetings
@@ -111,7 +111,7 @@ class HostPublisher:
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()  # not the loop's clock: uvloop's counts whole milliseconds
-        flight = Flight(notification, now, now + self._ack_seconds, loop.create_future())
+        flight = Flight(notification, now, now + self._ack_seconds)
         if self._stopping:
             self._finish(flight, Outcome(Status.UNCONFIRMED, "shutting down"))
         elif self._full:
@@ -154,7 +154,7 @@ class HostPublisher:
         self.hurry()
         waiting = [flight.done for flight in (*self._in_flight.values(), *self._queue)]
         if waiting and self.status.connected:
-            await asyncio.wait(waiting, timeout=FLUSH_SECONDS)
+            await asyncio.wait([asyncio.ensure_future(one) for one in waiting], timeout=FLUSH_SECONDS)
         self._abandon("shutting down")
         tasks = [task for task in (self._housekeeping, self._trying_will) if task is not None]
         for task in tasks:
@@ -290,7 +290,7 @@ class HostPublisher:
             and (notification := self.greeted.next()) is not None
         ):
             now = time.monotonic()
-            flight = Flight(notification, now, now + self._ack_seconds, asyncio.get_running_loop().create_future())
+            flight = Flight(notification, now, now + self._ack_seconds)
             mid = connection.send(notification)
             self.greeted.sent(flight)
             if mid is None:

@@ -19,7 +19,7 @@ from http import HTTPStatus
 from urllib.parse import unquote
 
 from functions.web.messages import Problem, Request
-from infra.host.web.origin import Headers, neighbourhood
+from infra.host.web.origin import neighbourhood
 
 SIGNATURES_PER_SECOND = 2000  # of unknown tokens: a tenth of a processor
 SUSPECTS_SIGNATURES_PER_SECOND = 1000  # of those, at most, for addresses that have failed within a minute
@@ -95,9 +95,9 @@ class Gate:
     on_stranger: Callable[[str], None] = lambda _reason: None
     signed: bool = False
 
-    def admit(self, request: Request, address: str) -> bytes:
+    def admit(self, request: Request) -> bytes:
         """Return whose share the request takes: its token's, once that is verified. Raises Problem."""
-        token = request.token
+        token, address = request.token, request.address
         wait_seconds = self.entrance.wait_seconds(token, address, signed=self.signed) if token else 0
         if wait_seconds:
             self.on_stranger("too_many")
@@ -119,27 +119,32 @@ class StoreGate:
     def __init__(self, tokens: Sequence[str], entrance: Entrance) -> None:
         """Without `tokens` all are let in."""
         self._tokens = tuple(token.encode() for token in tokens)
-        self.entrance = entrance
+        self._entrance = entrance
 
     @property
     def is_open(self) -> bool:
         """Whether no token is asked for."""
         return not self._tokens
 
-    def admits(self, offered: bytes) -> bool:
-        """Whether this is one of the tokens. All are compared, whole: the time must not tell which one was near."""
-        return self.is_open or bool(sum(hmac.compare_digest(offered, known) for known in self._tokens))
+    def admit(self, token: str, address: str) -> None:
+        """Raise Problem where `token` is not ours. All are compared, whole: the time must not tell which was near."""
+        if self.is_open:
+            return
+        if token and (wait_seconds := self._entrance.wait_seconds(token, address)):
+            raise too_many(wait_seconds, closes=True)
+        offered = token.encode(errors="replace")
+        if not sum(hmac.compare_digest(offered, known) for known in self._tokens):
+            if token:
+                self._entrance.failed(address)
+            detail, headers = "A token of WEBHOOK_TOKENS is needed.", {"WWW-Authenticate": "Bearer"}
+            raise Problem(HTTPStatus.UNAUTHORIZED, "bad_token", detail, headers=headers, closes=True)
 
-    def wait_seconds(self, offered: bytes, address: str) -> int:
-        """See `Entrance.wait_seconds`."""
-        return 0 if self.is_open or not offered else self.entrance.wait_seconds(offered.decode("latin-1"), address)
 
-
-def too_many(wait_seconds: int) -> Problem:
+def too_many(wait_seconds: int, *, closes: bool = False) -> Problem:
     """A 429 that says when to come again."""
     headers = {"Retry-After": str(wait_seconds)}
     detail = f"Come again in {wait_seconds} s."
-    return Problem(HTTPStatus.TOO_MANY_REQUESTS, "too_many", detail, headers=headers)
+    return Problem(HTTPStatus.TOO_MANY_REQUESTS, "too_many", detail, headers=headers, closes=closes)
 
 
 def share_of(token: str) -> bytes:
@@ -147,30 +152,27 @@ def share_of(token: str) -> bytes:
     return hashlib.blake2b(token.encode(errors="replace"), digest_size=16).digest()
 
 
-def offered(headers: Headers) -> bytes:
-    """Return what a store presents: its bearer token, or the password of `Basic`, whoever the user is; else b""."""
-    given = [value for name, value in headers if name == b"authorization"]
-    scheme, _, rest = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-    if scheme.lower() == b"bearer":
-        return rest.strip()
-    if scheme.lower() == b"basic":
+def offered(request: Request) -> str:
+    """Return what a store presents: its bearer token, or the password of `Basic` with any user; else ""."""
+    scheme, _, rest = request.header("authorization").strip().partition(" ")
+    if scheme.lower() == "basic":
         try:
-            return base64.b64decode(rest.strip(), validate=True).partition(b":")[2]
-        except binascii.Error:
-            return b""
-    return b""
+            return base64.b64decode(rest.strip(), validate=True).partition(b":")[2].decode(errors="replace")
+        except (binascii.Error, ValueError):
+            return ""
+    return request.bearer
 
 
-def take_token(query: bytes) -> tuple[bytes, bytes]:
-    """Split a query string into what its one `token` is, b"" where there is not one, and what remains of it.
+def take_token(query: str) -> tuple[str, str]:
+    """Split a query string into what its one `token` is, "" where there is not one, and what remains of it.
 
-    A `+` is no blank: a token has none, and whoever writes one into an address may not think of encoding it.
+    A `+` is no blank: a token has none, and a person who writes one into an address may not think of encoding it.
     """
-    fields = query.split(b"&") if query else []
-    tokens = [field.partition(b"=")[2] for field in fields if _name(field) == "token"]
-    rest = b"&".join(field for field in fields if _name(field) != "token")
-    return (unquote(tokens[0].decode("latin-1")).encode(errors="replace") if len(tokens) == 1 else b""), rest
+    fields = query.split("&") if query else []
+    tokens = [field.partition("=")[2] for field in fields if _name(field) == "token"]
+    rest = "&".join(field for field in fields if _name(field) != "token")
+    return (unquote(tokens[0]) if len(tokens) == 1 else ""), rest
 
 
-def _name(field: bytes) -> str:
-    return unquote(field.partition(b"=")[0].decode("latin-1"))
+def _name(field: str) -> str:
+    return unquote(field.partition("=")[0])

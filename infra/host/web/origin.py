@@ -1,17 +1,17 @@
 """Pure: where a request comes from: whose address it is, and whether a strange web page made a browser send it.
 
-Headers are pairs of bytes, names in lower case.
+Headers are by name in lower case; the values of a repeated one are joined by commas.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from urllib.parse import urlsplit
 
-Headers = Iterable[tuple[bytes, bytes]]
+Headers = Mapping[str, str]
 
 MAX_HOPS = 20
 IPV6_NETWORK_BITS = 64  # what one subscriber has for itself, at least (RFC 6177)
@@ -36,12 +36,12 @@ class Proxies:
         """
         if not self._networks or not self._trusted(peer):
             return peer
-        hops = {name: ",".join(_values(headers, name)) for name in (b"forwarded", b"x-forwarded-for")}
+        forwarded, forwarded_for = headers.get("forwarded", ""), headers.get("x-forwarded-for", "")
         said = {
             self._walk(peer, chain)
             for chain in (
-                [found[1].strip('"') for found in _FOR.finditer(hops[b"forwarded"])],
-                hops[b"x-forwarded-for"].split(",") if hops[b"x-forwarded-for"] else [],
+                [found[1].strip('"') for found in _FOR.finditer(forwarded)],
+                forwarded_for.split(",") if forwarded_for else [],
             )
             if chain
         }
@@ -98,20 +98,14 @@ def foreign_page(headers: Headers, public_base_url: str | None = None) -> str:
     is made to lead here (DNS rebinding) shows by that name.
     """
     public = _authority(public_base_url) if public_base_url else None
-    known = list(headers)
-    hosts = [_authority(f"http://{value}") for value in _values(known, b"host")]
-    if any(host is None or not (is_loopback(host[0]) or (public and host[0] == public[0])) for host in hosts):
+    host = _authority(f"http://{headers['host']}") if "host" in headers else None
+    if "host" in headers and (host is None or not (is_loopback(host[0]) or (public and host[0] == public[0]))):
         return "Host is neither this machine's nor PUBLIC_BASE_URL's"
-    own = [host for host in (*hosts, public) if host is not None]
-    if any(_authority(value) not in own for value in _values(known, b"origin")):
+    if "origin" in headers and _authority(headers["origin"]) not in [one for one in (host, public) if one is not None]:
         return "Origin is another page's"
-    if any(value.strip().lower() == "cross-site" for value in _values(known, b"sec-fetch-site")):
+    if headers.get("sec-fetch-site", "").strip().lower() == "cross-site":
         return "Sec-Fetch-Site is cross-site"
     return ""
-
-
-def _values(headers: Headers, wanted: bytes) -> Iterator[str]:
-    return (value.decode("latin-1") for name, value in headers if name == wanted)
 
 
 def _authority(url: str) -> tuple[str, int] | None:

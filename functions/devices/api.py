@@ -1,0 +1,64 @@
+"""The routes of the devices' API, and what a failure is to a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from http import HTTPStatus
+
+from functions.devices.downloads import ASSETS, BROKEN_RETRY_SECONDS, CONFIGS, Caller, Downloads
+from functions.s3.clients import UNREACHABLE, StorageError
+from functions.settings import SettingsError
+from functions.telemetry import logger
+from functions.web.messages import THUMBNAILS, Problem, Reply, Request, unavailable
+from functions.web.router import Route, Router, unforeseen
+from functions.web.tokens import KeyringError
+
+BUSY_RETRY_SECONDS = 5  # the store is slow or down
+FILE_METHODS = ("GET", "HEAD")
+HINT = "Ask for /configs/<mac>.json, /assets/<path> or /manifest."
+
+
+def router(downloads: Downloads) -> Router[Caller]:
+    """All that a device can ask for."""
+    routes = (
+        Route(FILE_METHODS, f"{CONFIGS}*", _named(downloads.config)),
+        Route(FILE_METHODS, ASSETS, _named(downloads.asset)),
+        Route(FILE_METHODS, f"{ASSETS}/*", _named(downloads.asset)),
+        Route(FILE_METHODS, THUMBNAILS, _named(downloads.thumbnail)),
+        Route(FILE_METHODS, f"{THUMBNAILS}/*", _named(downloads.thumbnail)),
+        Route(("GET",), "/manifest", _named(downloads.manifest)),
+    )
+    return Router("download", routes, downloads.admit, HINT, explain)
+
+
+def _named(answer: Callable[[Request, Caller], Reply]) -> Callable[[Request, Caller], Reply]:
+    """Name the token in the log where its device is refused."""
+
+    def answer_by_name(request: Request, caller: Caller) -> Reply:
+        try:
+            return answer(request, caller)
+        except Problem as problem:
+            if caller.device is not None:
+                problem.kid, problem.jti = caller.device.kid, caller.device.jti
+            raise
+
+    return answer_by_name
+
+
+def explain(error: Exception) -> Problem:
+    """What a failure is to a device."""
+    if isinstance(error, StorageError):
+        busy = error.code == UNREACHABLE or (error.status or 0) >= HTTPStatus.INTERNAL_SERVER_ERROR
+        details = {"code": error.code, "status": error.status}
+        if busy:
+            logger.warning("store is slow or down", extra=details)
+        else:
+            logger.error("store cannot be used", extra={**details, "detail": error.message})
+        retry_after_seconds = BUSY_RETRY_SECONDS if busy else BROKEN_RETRY_SECONDS
+        detail = "The object store does not answer as it should."
+        return unavailable("store_busy" if busy else "store_broken", detail, retry_after_seconds=retry_after_seconds)
+    if isinstance(error, (SettingsError, KeyringError)):
+        logger.error("settings cannot be used", extra={"problem": str(error)})  # which holds no value
+        detail = "Downloads are not configured: the log says what to set."
+        return unavailable("bad_settings", detail, retry_after_seconds=BROKEN_RETRY_SECONDS)
+    return unforeseen(error)

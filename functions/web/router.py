@@ -1,0 +1,95 @@
+"""One table of routes: a `Router` makes a reply of a request. The same on Lambda and on the host."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Generic, TypeVar, cast
+
+from functions.telemetry import logger
+from functions.web.messages import Problem, Reply, Request, internal
+
+Caller = TypeVar("Caller")
+_PLACE = re.compile(r"\\\*|\\{\w+\\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Route(Generic[Caller]):
+    """One thing that can be asked for."""
+
+    methods: tuple[str, ...]
+    path: str
+    """`*` stands for anything, `{name}` for one segment."""
+    answer: Callable[[Request, Caller], Reply]
+    """It may raise: `Router` makes a reply of that."""
+    max_body_bytes: int = 0
+    """0: a body is not read."""
+    is_public: bool = False
+    """Nobody is asked who it is; there is no `Caller` then."""
+    pattern: re.Pattern[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Compile the path."""
+        pattern = _PLACE.sub(lambda place: ".*" if "*" in place[0] else "[^/]+", re.escape(self.path))
+        object.__setattr__(self, "pattern", re.compile(pattern, re.DOTALL))
+
+
+@dataclass(frozen=True, slots=True)
+class Router(Generic[Caller]):
+    """The routes of one subject. Thread-safe."""
+
+    subject: str
+    """For the log."""
+    routes: tuple[Route[Caller], ...]
+    admit: Callable[[Request], Caller]
+    """Who asks. Raises Problem for a token that is no good."""
+    hint: str
+    """What to ask for, where nothing is found."""
+    explain: Callable[[Exception], Problem]
+    """What a failure is to the client; it logs what a person has to know."""
+
+    def takes(self, path: str) -> bool:
+        """Whether anything is here."""
+        return any(route.pattern.fullmatch(path) for route in self.routes)
+
+    def find(self, request: Request) -> Route[Caller]:
+        """The route of a request. Raises Problem: 404, or 405 with what is allowed."""
+        here = [route for route in self.routes if route.pattern.fullmatch(request.path)]
+        for route in here:
+            if request.method in route.methods:
+                return route
+        if not here:
+            raise Problem(HTTPStatus.NOT_FOUND, "no_route", self.hint)
+        allow = ", ".join(_unique(method for route in here for method in route.methods))
+        status, detail = HTTPStatus.METHOD_NOT_ALLOWED, f"The method must be one of: {allow}."
+        raise Problem(status, "method_not_allowed", detail, headers={"Allow": allow})
+
+    def __call__(self, request: Request, read_body: Callable[[int], bytes] | None = None) -> Reply:
+        """Answer; never raises. `read_body` brings a body of at most so many bytes, where the request has none yet."""
+        try:
+            route = self.find(request)
+            caller = cast("Caller", None) if route.is_public else self.admit(request)
+            if route.max_body_bytes and read_body is not None:
+                request = request._replace(body=read_body(route.max_body_bytes))
+            return route.answer(request, caller)
+        except Exception as error:  # noqa: BLE001 - everything becomes a reply
+            return self.refuse(error)
+
+    def refuse(self, error: Exception) -> Reply:
+        """What was raised, as a reply."""
+        problem = error if isinstance(error, Problem) else self.explain(error)
+        details = {"status": problem.status.value, "reason": problem.reason, "kid": problem.kid, "jti": problem.jti}
+        logger.info(f"{self.subject} refused", extra={name: value for name, value in details.items() if value})
+        return problem.reply
+
+
+def unforeseen(error: Exception) -> Problem:
+    """A 500 for what nobody thought of; the log has the trace."""
+    logger.error("request failed", exc_info=error)
+    return internal()
+
+
+def _unique(texts: Iterable[str]) -> Iterable[str]:
+    return dict.fromkeys(texts)

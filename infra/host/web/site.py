@@ -1,0 +1,150 @@
+"""What the host serves: the doors for events, what is for watching, and the routers of devices and administrators."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from functions.notify import Settled, plan_body
+from functions.web.messages import Problem, Reply, Request, as_json
+from infra.host.bell import Bell
+from infra.host.metrics import PrometheusTelemetry
+from infra.host.mqtt.publisher import HostPublisher
+from infra.host.web.door import Answer, Door
+from infra.host.web.entrance import StoreGate, offered, take_token
+from infra.host.web.limited_router import LimitedRouter
+from infra.host.web.origin import Proxies, foreign_page
+
+SURE_DOOR, FAST_DOOR = "/events", "/events/fast"
+MAX_BODY_BYTES = 1 << 20
+RETRY_AFTER_SECONDS = 3  # MinIO's own pace
+WATCHING = ("GET", "HEAD")
+HINT = "There is nothing here: see /healthz, /readyz, /metrics. Events are posted to /events."
+
+_ACCEPTED = Reply(HTTPStatus.ACCEPTED, {})
+_NOTHING_TO_DO = Reply(HTTPStatus.OK, {}, '{"outcomes": []}')
+
+
+class HostSite:
+    """`POST /events` answers the broker's verdict, `POST /events/fast` never waits."""
+
+    def __init__(
+        self,
+        bell: Bell,
+        publisher: HostPublisher,
+        telemetry: PrometheusTelemetry,
+        *,
+        stores: StoreGate,
+        routers: Sequence[LimitedRouter[Any]] = (),
+        proxies: Proxies | None = None,
+        public_base_url: str | None = None,
+    ) -> None:
+        """Without tokens in `stores` anybody who can connect may post: bind to loopback then.
+
+        A page in a browser of that machine can connect: what shows that it comes from one is refused.
+        `proxies` are believed.
+        """
+        self._bell = bell
+        self._publisher = publisher
+        self._telemetry = telemetry
+        self._stores = stores
+        self._routers = tuple(routers)
+        self._proxies = Proxies() if proxies is None else proxies
+        self._public_base_url = public_base_url
+        self._doors: dict[str, tuple[tuple[str, ...], Callable[[Request], Door]]] = {
+            SURE_DOOR: (("POST",), self._open_sure),
+            FAST_DOOR: (("POST",), self._open_fast),
+            "/healthz": (WATCHING, lambda _: Door(self._alive)),
+            "/readyz": (WATCHING, lambda _: Door(self._ready)),
+            "/metrics": (WATCHING, lambda _: Door(self._metrics)),
+        }
+
+    def open(self, request: Request) -> Door:
+        """See `Site.open`."""
+        if self._stores.is_open and (why := foreign_page(request.headers, self._public_base_url)):
+            self._telemetry.stranger("foreign_page")
+            detail = f"{why}: set WEBHOOK_TOKENS to let in more than this machine's own programs."
+            raise Problem(HTTPStatus.FORBIDDEN, "foreign_page", detail, closes=True)
+        request = request._replace(address=self._proxies.client(request.address, request.headers))
+        found = self._doors.get(request.path)
+        if found is None:
+            router = next((one for one in self._routers if one.takes(request.path)), None)
+            if router is None:
+                raise Problem(HTTPStatus.NOT_FOUND, "no_route", HINT)
+            return router.open(request)
+        methods, open_door = found
+        if request.method not in methods:
+            allow = ", ".join(methods)
+            status, detail = HTTPStatus.METHOD_NOT_ALLOWED, f"The method must be one of: {allow}."
+            raise Problem(status, "method_not_allowed", detail, headers={"Allow": allow})
+        return open_door(request)
+
+    # The doors.
+
+    def _open_sure(self, request: Request) -> Door:
+        in_address, _ = take_token(request.query)
+        self._admit(request, offered(request) or in_address, "sure")
+        return Door(self._ring, MAX_BODY_BYTES)
+
+    def _open_fast(self, request: Request) -> Door:
+        self._admit(request, offered(request), "fast")
+        return Door(self._ring_soon, MAX_BODY_BYTES)
+
+    def _admit(self, request: Request, token: str, source: str) -> None:
+        try:
+            self._stores.admit(token, request.address)
+        except Problem:
+            self._bell.turn_away(source)
+            raise
+
+    def _ring(self, request: Request, answer: Answer) -> None:
+        if not self._bell.configured:
+            answer(_NOTHING_TO_DO)
+            return
+
+        def tell(settled: list[Settled]) -> None:
+            outcomes = json.dumps({"outcomes": [one.label for one in settled]})
+            if any(one.retriable for one in settled):
+                headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+                answer(Reply(HTTPStatus.SERVICE_UNAVAILABLE, headers, outcomes))
+            else:
+                # 200 also for what can never succeed: a store retries anything else for ever, and blocks all behind it.
+                answer(Reply(HTTPStatus.OK, {}, outcomes))
+
+        self._bell.ring_then(plan_body(request.body, self._bell.routes), "sure", tell)
+
+    def _ring_soon(self, request: Request, answer: Answer) -> None:
+        if self._bell.configured:
+            self._bell.ring_soon(plan_body(request.body, self._bell.routes), "fast")
+        answer(_ACCEPTED)
+
+    # For watching.
+
+    def _alive(self, _request: Request, answer: Answer) -> None:
+        answer(Reply(HTTPStatus.OK, {}, as_json({"alive": True, "mqtt": self._mqtt()})))
+
+    def _ready(self, _request: Request, answer: Answer) -> None:
+        ready = self._publisher.ready or not self._publisher.configured
+        status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+        answer(Reply(status, {}, as_json({"ready": ready, "mqtt": self._mqtt()})))
+
+    def _metrics(self, _request: Request, answer: Answer) -> None:
+        answer(Reply(HTTPStatus.OK, {}, self._telemetry.exposition(), CONTENT_TYPE_LATEST))
+
+    def _mqtt(self) -> dict[str, object]:
+        status = self._publisher.status
+        if not self._publisher.configured:
+            return {"configured": False}
+        return {
+            "configured": True,
+            "broker": status.broker,
+            "connected": status.connected,
+            "since": datetime.fromtimestamp(status.since, UTC).isoformat(timespec="milliseconds"),
+            "reason": status.reason,
+            "reason_code": status.reason_code,
+        }
