@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from functions import gc_pause as collector
 from functions.events.envelopes import Ignored, Malformed, Record, parse, parse_body, sqs_messages
-from functions.events.routes import Detection, Notification, Routes, Skip, Unread
+from functions.events.routes import Detection, Notification, Routes, Sighting, Skip, Unread
 from functions.lifecycle import Renewal, begin
 from functions.mqtt.publisher import InlinePublisher, Outcome, Status
 from functions.settings import SettingsError
@@ -212,7 +213,7 @@ class Notifier:
         if self._documents is None:
             self._documents = Documents.of(self._settings)
         if self._follower is not None:
-            self._documents.topics = self._follower.topics
+            self._documents.topics = self._follower.topics  # for what it warns of: all are addressed when they are sent
         now = time.monotonic()
         patience_seconds = self._broker.publish_timeout_seconds if self._broker else 0.0
         until = max(end - patience_seconds, now + (end - now) / 2)
@@ -241,16 +242,28 @@ class Notifier:
         """Publish by `end` (`time.monotonic`); what is not confirmed once more, if there is another secret by now."""
         outcomes = self._try(notifications, end)
         again = [one for one, outcome in zip(notifications, outcomes, strict=True) if _is_unconfirmed(outcome)]
+        before = self._routes.topics
         if not again or time.monotonic() + SECRET_DEADLINE_SECONDS > end or not self._renewed():
             return outcomes
-        retried = iter(self._try(again, end))
+        topics = dict(zip(before, self._routes.topics, strict=True))
+        retried = iter(self._try([replace(one, topic=topics.get(one.topic, one.topic)) for one in again], end))
         return [next(retried, outcome) if _is_unconfirmed(outcome) else outcome for outcome in outcomes]
 
     def _try(self, notifications: Sequence[Notification], end: float) -> list[Outcome]:
         if self._problem:
             return [Outcome(Status.UNCONFIRMED, self._problem)] * len(notifications)
         patience_seconds = self._broker.publish_timeout_seconds if self._broker else 0.0
-        return self.publisher.publish(notifications, min(end, time.monotonic() + patience_seconds))
+        messages = [self._addressed(one) for one in notifications]
+        return self.publisher.publish(messages, min(end, time.monotonic() + patience_seconds))
+
+    def _addressed(self, message: Notification) -> Notification:
+        if self._follower is not None:
+            return self._follower.addressed(message)
+        if isinstance(message.about, Sighting):
+            from functions.cameras.detections import CameraTopics, addressed  # noqa: PLC0415 - imported with its documents
+
+            return addressed(message, message.about, CameraTopics.of(self._settings))
+        return message
 
     def _renewed(self) -> bool:
         try:

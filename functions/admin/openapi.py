@@ -126,7 +126,7 @@ OPERATIONS = (
         "DELETE",
         f"{BASE}/cameras/{{camera_id}}",
         "Take a camera out of Home Assistant",
-        "Publishes the empty discovery message, and forgets the camera until its next event.",
+        "Takes away what the broker keeps of the camera. All hosts leave it out until its next event.",
         None,
         problems=(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
     ),

@@ -11,11 +11,11 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
 
-from functions.events.routes import Notification
+from functions.events.routes import Camera, Notification
 
 VERSION = "0.1.0"
 MAX_CAMERAS = 1000
@@ -26,6 +26,8 @@ MAX_LEVEL_BYTES = 128  # of a topic: brokers take 65,535 bytes for the whole of 
 ACTIVE_SECONDS = 30
 STALE_SECONDS = 300
 """A retained event comes again whenever Home Assistant subscribes: older than this, it is no activity."""
+
+OBJECT_PREFIX = "bucketbell_"
 
 OTHER_TYPE = "detection"
 EVENT_TYPES = ("person", "vehicle", "animal", "package", "face", "licenseplate", "motion", "ring", OTHER_TYPE)
@@ -55,14 +57,6 @@ _THUMBNAIL = "{{ value_json.thumbnail_url + '' }}"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-@dataclass(frozen=True, slots=True)
-class Camera:
-    """A camera as its events name it; `name` is "" where they do not."""
-
-    camera_id: str
-    name: str = ""
-
-
 class Cameras:
     """The cameras that are known here: those heard of most recently, at most `limit`. Thread-safe.
 
@@ -74,6 +68,7 @@ class Cameras:
         self._limit = limit
         self._lock = Lock()
         self._names: OrderedDict[str, str] = OrderedDict()
+        self._heard_at: dict[str, datetime] = {}
 
     def heard(self, camera: Camera) -> bool:
         """Note an event of `camera`: whether its discovery message goes first, because it is new or has a new name."""
@@ -81,9 +76,15 @@ class Cameras:
             is_due = self._names.get(camera.camera_id) != camera.name
             self._names[camera.camera_id] = camera.name
             self._names.move_to_end(camera.camera_id)
+            self._heard_at[camera.camera_id] = datetime.now(UTC)
             if len(self._names) > self._limit:
-                self._names.popitem(last=False)
+                self._heard_at.pop(self._names.popitem(last=False)[0], None)
             return is_due
+
+    def heard_since(self, camera_id: str, moment: datetime) -> bool:
+        """Whether an event of it came after that."""
+        with self._lock:
+            return camera_id in self._heard_at and self._heard_at[camera_id] > moment
 
     def found(self, cameras: Iterable[Camera]) -> tuple[Camera, ...]:
         """Add those that nobody has heard of yet, as far as there is room; they make room first. Returns the added."""
@@ -99,6 +100,7 @@ class Cameras:
     def forget(self, camera_id: str) -> bool:
         """Whether it was known. Its next event announces it again: so too after a discovery message that failed."""
         with self._lock:
+            self._heard_at.pop(camera_id, None)
             return self._names.pop(camera_id, None) is not None
 
     def all(self) -> tuple[Camera, ...]:
@@ -164,7 +166,7 @@ def discovery(
             "availability": [{"topic": available} for available in dict.fromkeys(availability_topics)],
             "availability_mode": "any",
         }
-    return _retained(camera.camera_id, discovery_prefix, _encode(payload).encode(), qos)
+    return _retained(camera.camera_id, discovery_prefix, _encode(payload).encode(), qos, camera)
 
 
 def removed(camera_id: str, discovery_prefix: str, *, qos: int = 1) -> Notification:
@@ -174,7 +176,7 @@ def removed(camera_id: str, discovery_prefix: str, *, qos: int = 1) -> Notificat
 
 def object_id(camera_id: str) -> str:
     """A camera's name to Home Assistant's machinery, which takes letters, digits, `_` and `-` of ASCII."""
-    return f"bucketbell_{_coded(camera_id, is_plain=_PLAIN_ID.fullmatch(camera_id) is not None)}"
+    return f"{OBJECT_PREFIX}{_coded(camera_id, is_plain=_PLAIN_ID.fullmatch(camera_id) is not None)}"
 
 
 def display_name(camera: Camera) -> str:
@@ -225,8 +227,15 @@ def _components(topic: str, *, retained: bool) -> dict[str, dict[str, Any]]:
     }
 
 
-def _retained(camera_id: str, discovery_prefix: str, payload: bytes, qos: int) -> Notification:
-    topic = f"{discovery_prefix}/device/{object_id(camera_id)}/config"
+def discovery_topic(discovery_prefix: str, camera_id: str) -> str:
+    """Where a camera's discovery message is retained."""
+    return f"{discovery_prefix}/device/{object_id(camera_id)}/config"
+
+
+def _retained(
+    camera_id: str, discovery_prefix: str, payload: bytes, qos: int, about: Camera | None = None
+) -> Notification:
+    topic = discovery_topic(discovery_prefix, camera_id)
     identity = hashlib.blake2b(b"\0".join((topic.encode(), payload)), digest_size=_IDENTITY_BYTES).digest()
     return Notification(
         topic=topic,
@@ -236,6 +245,7 @@ def _retained(camera_id: str, discovery_prefix: str, payload: bytes, qos: int) -
         qos=qos,
         retain=True,
         label=discovery_label(discovery_prefix),
+        about=about,
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from functions.cameras.detections import MAX_DOCUMENT_BYTES, BadDetection, CameraTopics, notification, parse
+from functions.cameras.discovery import MAX_CAMERAS
 from functions.events.routes import Unread
 from functions.s3.clients import StorageError
 from functions.s3.objects import Objects
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
 
+    from functions.cameras.detections import DetectionEvent
     from functions.events.routes import Detection, Notification
     from functions.settings import Settings
 
@@ -57,6 +60,8 @@ class Documents:
         self._keyring = keyring if base_url is not None and keyring is not None and keyring.can_sign else None
         self._warned = False
         self._said: set[str] = set()
+        self._zoneless = set[object]()
+        """The cameras that were warned about."""
 
     @classmethod
     def of(cls, settings: Settings, *, objects: Objects | None = None, keyring: Keyring | None = None) -> Documents:
@@ -99,6 +104,7 @@ class Documents:
             if document is None:
                 return Unread("gone")
             event = parse(document, detection)
+            self._check_clock(event)
             message = notification(detection, event, topics, self._thumbnail_url(detection, retain=topics.retain))
         except StorageError as error:
             return Unread("store_failed", str(error), error.code, error.answered)
@@ -109,6 +115,17 @@ class Documents:
     def store_answers(self) -> bool:
         """Whether the store answers at all: then what it fails at is about an object, and no outage."""
         return self._objects.answers()
+
+    def _check_clock(self, event: DetectionEvent) -> None:
+        if event.lacks_zone(datetime.now(UTC)) and event.camera_id not in self._zoneless:
+            if len(self._zoneless) >= MAX_CAMERAS:
+                self._zoneless.clear()
+            self._zoneless.add(event.camera_id)
+            logger.warning(
+                "a camera's timestamp has no zone, and lies ahead if it is taken for UTC: "
+                "end it with Z in UTC, or with an offset such as +01:00",
+                extra={"camera_id": event.camera_id},
+            )
 
     def _thumbnail_url(self, detection: Detection, *, retain: bool) -> str | None:
         try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from functions.events.dialects import IgnoredReason
     from functions.events.envelopes import ObjectCreated
@@ -45,6 +46,22 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make o
 
 
 @dataclass(frozen=True, slots=True)
+class Camera:
+    """A camera as its events name it; `name` is "" where they do not."""
+
+    camera_id: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A camera's event, by what decides whether it is the camera's latest. `at` is in UTC."""
+
+    camera_id: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Notification:
     """One message to publish: the payload says which file, the properties say everything else."""
 
@@ -61,6 +78,9 @@ class Notification:
     retain: bool = False
     label: str = ""
     """What metrics call the topic, where there are many of them: `camera/+/event`. "": the topic itself."""
+    about: Camera | Sighting | None = None
+    """What it tells of, where stored settings say on which topic and how: they may change until it is sent, and who
+    sends it asks them then. A `Camera`: this is its discovery message."""
 
     @property
     def metric_topic(self) -> str:

@@ -71,6 +71,12 @@ class Listener(Protocol):
     def acknowledged(self, mid: int, reason_code: int, said: str) -> None:
         """A message above QoS 0 is over; `said` are the broker's own words about a refusal."""
 
+    def subscribed(self, *, granted: bool) -> None:
+        """SUBSCRIBE is answered."""
+
+    def retained(self, topic: str, payload: bytes) -> None:
+        """The broker keeps this message."""
+
 
 class Client(paho.Client):
     """One client for one connection."""
@@ -88,6 +94,9 @@ class Client(paho.Client):
         self.on_connect = self._tell_connack
         self.on_disconnect = self._tell_disconnect
         self.targets: Targets | None = None  # judges what the name resolves to, before anything is sent there
+        self.on_subscribe = self._tell_subscribed
+        self.on_message = self._tell_message
+        self.max_packet_bytes = MAX_PACKET_BYTES
         self.address: str | None = None  # to connect to, where it is not the host's name that is to be resolved
         self._unread = b""  # received and not yet taken by paho
         self._may_receive = True
@@ -98,7 +107,7 @@ class Client(paho.Client):
         properties = None
         if self.protocol == MQTTProtocolVersion.MQTTv5:
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho has no types there
-            properties.MaximumPacketSize = MAX_PACKET_BYTES
+            properties.MaximumPacketSize = self.max_packet_bytes
         self.connect(host, port, keepalive_seconds, properties=properties)
 
     def receive(self) -> None:
@@ -152,8 +161,8 @@ class Client(paho.Client):
 
         A broker that sends without end would otherwise be listened to for ever.
         """
-        if bufsize > MAX_PACKET_BYTES:
-            raise ValueError(f"a packet larger than {MAX_PACKET_BYTES} bytes")
+        if bufsize > self.max_packet_bytes:
+            raise ValueError(f"a packet larger than {self.max_packet_bytes} bytes")
         if not self._unread:
             if not (self._may_receive or self._rest_of_record):
                 raise BlockingIOError
@@ -261,6 +270,15 @@ class Client(paho.Client):
                 _said(properties),
             )
         )
+
+    def _tell_subscribed(
+        self, _client: paho.Client, _data: object, _mid: int, reasons: list[ReasonCode], _properties: object
+    ) -> None:
+        self._listener.subscribed(granted=all(reason.value < MIN_REFUSAL for reason in reasons))
+
+    def _tell_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
+        if message.retain:
+            self._listener.retained(message.topic, bytes(message.payload))
 
     def _tell_disconnect(
         self, _client: paho.Client, _data: object, flags: DisconnectFlags, reason: ReasonCode, properties: object

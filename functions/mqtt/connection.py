@@ -311,6 +311,12 @@ class Connection:
         if qos is not None:
             self._acks.append(Ack(mid, reason_code, qos, said))
 
+    def subscribed(self, *, granted: bool) -> None:
+        """See `Listener.subscribed`: a publisher asks for nothing."""
+
+    def retained(self, topic: str, payload: bytes) -> None:
+        """See `Listener.retained`."""
+
     def _guard(self, step: Callable[..., object], *arguments: object) -> None:
         """Run one step of paho; a peer that makes it raise (bad packets do) has ended the connection."""
         try:

@@ -355,9 +355,8 @@ def _loaded(variables: Mapping[str, str], env_file: Path | None) -> Loaded | tup
 
 
 def _problem(detail: ErrorDetails) -> tuple[str, str]:
-    variable = str(detail["loc"][0]).upper()
     message = detail["msg"].removeprefix("Value error, ")
-    return variable, message[:1].lower() + message[1:]
+    return str(detail["loc"][0]).upper(), message[:1].lower() + message[1:]
 
 
 class LambdaRuntime(NamedTuple):

@@ -54,6 +54,7 @@ GRACE_SECONDS = 0.5  # for the server to say itself that the time is over
 MIGRATION_LOCK = 0x6275636B65746265  # ours by agreement with ourselves: what "bucketbell" begins with
 VERSION_TABLE = "bucketbell_version"  # not Alembic's usual one: that may be another program's
 MAX_STATUSES = 100
+MAX_REMOVED = 1000
 MAX_SAID_CHARACTERS = 300
 POSTGRESQL_PORT = 5432
 
@@ -156,6 +157,13 @@ PROCESS_STATUS = Table(
     Column("recorded_at", Moment, nullable=False),
 )
 
+REMOVED_CAMERAS = Table(
+    "removed_cameras",
+    METADATA,
+    Column("camera_id", String(128), primary_key=True),
+    Column("removed_at", Moment, nullable=False),
+)
+
 _ROW = 1
 
 
@@ -191,6 +199,22 @@ class Rows:
     def forget_statuses(self, *, before: datetime) -> None:
         """Delete the rows of processes that recorded nothing since."""
         self._connection.execute(delete(PROCESS_STATUS).where(PROCESS_STATUS.c.recorded_at < before))
+
+    def removed_cameras(self) -> list[dict[str, Any]]:
+        """Return the newest `MAX_REMOVED` rows of cameras that were removed."""
+        order = REMOVED_CAMERAS.c.removed_at.desc()
+        return self._found(REMOVED_CAMERAS, select(REMOVED_CAMERAS).order_by(order).limit(MAX_REMOVED))
+
+    def put_removed_camera(self, row: Mapping[str, Any]) -> None:
+        """Write the row of one camera."""
+        self._put(REMOVED_CAMERAS, row)
+
+    def forget_removed_camera(self, camera_id: str, *, before: datetime) -> None:
+        """Delete the row of a camera, unless it was removed anew."""
+        table = REMOVED_CAMERAS.c
+        self._connection.execute(
+            delete(REMOVED_CAMERAS).where(table.camera_id == camera_id, table.removed_at <= before)
+        )
 
     def _found(self, table: Table, question: Select[Any]) -> list[dict[str, Any]]:
         # SQLite holds any kind of value in any column.

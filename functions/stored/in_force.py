@@ -9,9 +9,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from functions.cameras.detections import CameraTopics
-from functions.cameras.discovery import Camera, Cameras, discovery
-from functions.events.routes import Notification, Unread
+from functions.cameras.detections import CameraTopics, addressed
+from functions.cameras.discovery import Cameras, discovery, removed
+from functions.events.routes import Camera, Notification, Sighting, Unread
 from functions.mqtt.broker import Broker
 from functions.settings.reach import Targets
 from functions.stored.store import ConfigStore, CredentialsUnreadable, ProcessStatus, StoreUnavailable
@@ -70,6 +70,20 @@ def still_known(stored: Stored | None, known: Stored | None) -> Stored | None:
     return again if again == known else stored
 
 
+def announcement(config: MqttConfig, camera: Camera, availability_topics: Sequence[str] = ()) -> Notification:
+    """What Home Assistant is told of `camera`: where discovery is off, that there is none."""
+    if not config.discovery_enabled:
+        return removed(camera.camera_id, config.discovery_prefix, qos=config.qos)
+    return discovery(
+        camera,
+        topic_prefix=config.topic_prefix,
+        discovery_prefix=config.discovery_prefix,
+        qos=config.qos,
+        retained=config.retain_messages,
+        availability_topics=availability_topics,
+    )
+
+
 class Follower:
     """What is in force for a function's process, which has no thread to look it up: it looks when it is called.
 
@@ -124,15 +138,15 @@ class Follower:
         config = self._stored.config if self._stored is not None else None
         if not self._cameras.heard(camera) or config is None or not config.discovery_enabled:
             return ()
-        return (
-            discovery(
-                camera,
-                topic_prefix=config.topic_prefix,
-                discovery_prefix=config.discovery_prefix,
-                qos=config.qos,
-                retained=config.retain_messages,
-            ),
-        )
+        return (announcement(config, camera),)
+
+    def addressed(self, message: Notification) -> Notification:
+        """`message` as it is sent now: what it was made for may have changed meanwhile."""
+        if isinstance(message.about, Sighting):
+            return addressed(message, message.about, self.topics)
+        if isinstance(message.about, Camera) and self._stored is not None:
+            return announcement(self._stored.config, message.about)
+        return message
 
     def forget(self, camera_id: str) -> None:
         """Announce this camera again before its next event."""

@@ -172,6 +172,21 @@ class ConfigStore:
         with self._database.reading() as rows:
             return tuple(ProcessStatus(**row) for row in rows.statuses())
 
+    def removed_cameras(self) -> dict[str, datetime]:
+        """Return the cameras that were removed, and had no event since; and when."""
+        with self._database.reading() as rows:
+            return {row["camera_id"]: row["removed_at"] for row in rows.removed_cameras()}
+
+    def remove_camera(self, camera_id: str, removed_at: datetime) -> None:
+        """Have every host leave this camera out until its next event."""
+        with self._database.writing() as rows:
+            rows.put_removed_camera({"camera_id": camera_id, "removed_at": removed_at})
+
+    def restore_camera(self, camera_id: str, removed_at: datetime) -> None:
+        """Take back what was removed then, or before."""
+        with self._database.writing() as rows:
+            rows.forget_removed_camera(camera_id, before=removed_at)
+
     def rotate_keys(self) -> int:
         """Encrypt what is stored with the first key; return how many secrets that were: 0 or 1. The version stays.
 

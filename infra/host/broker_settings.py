@@ -1,4 +1,4 @@
-"""Keeps the host's publisher with the stored broker settings, tells how it is doing, and greets with the cameras."""
+"""Keeps the host's publisher with the stored settings, learns which cameras there are, and tells how it is doing."""
 
 from __future__ import annotations
 
@@ -7,33 +7,24 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from functions.admin.operations import CannotPublish, TopicVerdict
 from functions.cameras.detections import CameraTopics
-from functions.cameras.discovery import (
-    Camera,
-    Cameras,
-    availability_label,
-    availability_topic,
-    camera_topic,
-    discovery,
-    discovery_label,
-    removed,
-)
-from functions.events.routes import Notification
-from functions.mqtt.broker import Broker
-from functions.stored.in_force import GOES_ON, broker_in_force, camera_topics, still_known
+from functions.cameras.discovery import availability_topic
+from functions.events.routes import is_event_id
+from functions.mqtt.connection import ConnectionFailure
+from functions.stored.in_force import GOES_ON, broker_in_force, still_known
 from functions.stored.store import CredentialsUnreadable, ProcessStatus, StoreUnavailable
 from functions.telemetry import logger
+from infra.host.announcer import ONLINE, Announcer
 from infra.host.camera_search import look
-from infra.host.mqtt.greetings import WILL
 from infra.host.mqtt.link import NOT_READ
 from infra.host.mqtt.publisher import HostPublisher
-from infra.host.replicas import Replicas
+from infra.host.mqtt.retained import listen
 from infra.host.threads import in_thread
 
 if TYPE_CHECKING:
@@ -45,8 +36,10 @@ if TYPE_CHECKING:
 RELOAD_SECONDS = 10.0  # another process may have stored settings; DESIGN gives it 30 s
 RETRY_SECONDS = 1.0  # until the settings have been read once: nothing is published before
 APPLY_SECONDS = 5.0
+KNOWN_SECONDS = 5.0  # a camera to be removed may not be found yet, right after a start
 LAST_WORD_SECONDS = 0.5
-ONLINE, OFFLINE = b"online", b"offline"
+
+_DISCOVERY_IS_OFF = "Discovery is off: store settings with discovery_enabled."
 
 T = TypeVar("T")
 
@@ -68,32 +61,38 @@ class Integration:
     ) -> None:
         """`prepare`, in a thread, makes the store's tables. `port` tells two hosts on one machine apart."""
         self.process = f"{socket.gethostname()}:{port}"
-        self.cameras = Cameras()
+        self.announcer = Announcer(settings, publisher, self.process)
         self._settings = settings
         self._publisher = publisher
         self._store = store
-        self._on_topics: Callable[[CameraTopics], None] = lambda _topics: None
+        self._on_topics: Callable[[CameraTopics | None], None] = lambda _topics: None
         self._objects: Objects | None = None
         self._stopped = threading.Event()
         self._looking: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._is_learned = False
+        """Whether what the broker keeps is known, as far as it can be: or an old event could pass for the latest."""
+        self._knows_kept = self._knows_bucket = False
+        self._settled = threading.Event()
+        """What could be learned of cameras at the start is learned."""
         self._prepare = prepare
         self._began_at = datetime.now(UTC)
-        self._stored: Stored | None = None
-        self._broker: Broker | None = Broker.of(settings)
-        self._replicas = Replicas(self.process)
         self._problem = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        publisher.greetings = self._greetings
-        publisher.farewells = lambda: self._available(OFFLINE)
+        publisher.on_connected = self._begin_to_learn
 
-    def follow(self, on_topics: Callable[[CameraTopics], None]) -> None:
-        """Have `on_topics` hear where camera events go from now on."""
+    def follow(self, on_topics: Callable[[CameraTopics | None], None]) -> None:
+        """Have `on_topics` hear where camera events go from now on; None: it is not known yet, and they wait."""
         self._on_topics = on_topics
 
     def look_in(self, objects: Objects) -> None:
         """Find the cameras whose events are in this bucket already, at the start."""
         self._objects = objects
+
+    @property
+    def _stored(self) -> Stored | None:
+        return self.announcer.stored
 
     # On the loop.
 
@@ -102,14 +101,13 @@ class Integration:
         self._loop = asyncio.get_running_loop()
         if self._store is not None:
             self._publisher.hold(NOT_READ)
+            self._on_topics(None)
             self._task = asyncio.create_task(self._keep_up(self._store), name="stored-settings")
-            if self._objects is not None:
-                self._looking = asyncio.create_task(self._look(self._objects), name="cameras")
 
     async def stop(self) -> None:
         """Read no more, and record that this process is gone. What hangs in a thread is left to hang."""
         self._stopped.set()
-        tasks = [task for task in (self._task, self._looking) if task is not None]
+        tasks = [task for task in (self._task, self._looking, self._listening) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -117,11 +115,6 @@ class Integration:
         if store is not None:
             with contextlib.suppress(TimeoutError, StoreUnavailable):
                 await asyncio.wait_for(in_thread(lambda: store.record(self.status())), LAST_WORD_SECONDS)
-
-    async def _look(self, objects: Objects) -> None:
-        bucket, prefix = self._settings.bucket or "", self._settings.events_prefix or ""
-        found = await in_thread(lambda: look(objects, bucket, prefix, self.cameras, stopped=self._stopped))
-        self._publish(self._discoveries(found))
 
     async def _keep_up(self, store: ConfigStore) -> None:
         ready = False
@@ -131,10 +124,13 @@ class Integration:
                     await in_thread(self._prepare)
                 before = self._stored
                 read = await in_thread(store.load)
+                await self._leave_out_removed(store)
                 stored = still_known(read, before)
                 # What was stored through our own API meanwhile is newer than what was read.
                 if self._stored is before and (not ready or stored != before):
                     self._apply(stored)
+                if not ready and self._objects is not None:
+                    self._looking = asyncio.create_task(self._look(self._objects), name="cameras")
                 ready = True
                 await in_thread(lambda: store.record(self.status()))
                 self._meet(await in_thread(store.recorded))
@@ -150,138 +146,105 @@ class Integration:
 
     def _apply(self, stored: Stored | None) -> None:
         """Publish as these settings say; the same broker keeps its connection."""
-        self._stored = stored
-        self._on_topics(self._topics)
+        announcer = self.announcer
+        announcer.stored = stored
+        if announcer.retained.moved(None if stored is None else stored.config):
+            self._is_learned = False
         try:
             broker = broker_in_force(self._settings, stored)
         except CredentialsUnreadable as error:
             self._publisher.hold(str(error))
-            self._broker = None
+            announcer.broker = None
+            self._tell_topics()
             return
-        if broker is not None and self._announces:
-            broker = replace(broker, availability_topic=self._availability)
-        if broker != self._broker or self._publisher.status.reason:
+        if broker is not None and announcer.announces:
+            broker = replace(broker, availability_topic=announcer.availability)
+        if broker != announcer.broker or self._publisher.status.reason:
             self._publisher.use(broker)  # which says `offline` where we were until now
-            self._broker = broker
+            announcer.broker = broker
             logger.info("broker settings in force", extra={"broker": broker.url if broker else None})
-        else:
-            self._publisher.greet(self._greetings())
+        elif self._publisher.status.connected:
+            announcer.tidy_up()  # first, while Home Assistant still reads it as before
+            self._publisher.greet(announcer.greetings())
+            self._begin_to_learn()
+        self._tell_topics()
+
+    def _tell_topics(self) -> None:
+        topics = self.announcer.topics
+        self._on_topics(None if topics.retain and not self._is_learned else topics)
 
     def _meet(self, recorded: Sequence[ProcessStatus]) -> None:
         """Home Assistant takes a camera for available while any host says so: tell it of hosts that come and go."""
-        before = self._replicas.there
-        self._replicas.meet(recorded, time.monotonic())
-        if self._replicas.there != before:
-            self._publish(self._discoveries(self.cameras.all()))
-        if self._announces and self._publisher.status.connected:
-            topics = [availability_topic(self._topics.topic_prefix, gone) for gone in self._replicas.take_gone()]
-            self._publish([self._availability_of(topic, b"") for topic in topics])
+        replicas = self.announcer.replicas
+        before = replicas.there
+        replicas.meet(recorded, time.monotonic())
+        if replicas.there != before:
+            self.announcer.say_all()
+        self.announcer.take_away_gone()
 
     def _trouble(self, problem: str) -> None:
         if problem and problem != self._problem:
             logger.warning(GOES_ON, extra={"reason": problem})
         elif self._problem and not problem:
             logger.info("the stored settings can be read again")
-            self._publish(self._available(ONLINE))  # others may have taken us for gone
+            self.announcer.say(self.announcer.available(ONLINE))  # others may have taken us for gone
         self._problem = problem
 
-    # What is published on their behalf.
+    # What is learned of cameras.
 
-    def heard(self, camera_id: str, name: str) -> tuple[Notification, ...]:
-        """What goes before this camera's event: its discovery message, where that is due."""
-        camera = Camera(camera_id, name)
-        if not self.cameras.heard(camera) or self._leaves_out_discovery:
-            return ()
-        return self._discoveries((camera,))
+    async def _look(self, objects: Objects) -> None:
+        bucket, prefix = self._settings.bucket or "", self._settings.events_prefix or ""
+        found = await in_thread(lambda: look(objects, bucket, prefix, stopped=self._stopped))
+        self.announcer.found(found.since(self.announcer.removed))
+        self._knows_bucket = found.complete
+        self._looking = None
+        self._settle()
 
-    @property
-    def _topics(self) -> CameraTopics:
-        return camera_topics(self._settings, self._stored)
+    def _begin_to_learn(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+        self._listening = asyncio.create_task(self._learn(), name="retained")
 
-    @property
-    def _announces(self) -> bool:
-        return self._stored is not None and self._stored.config.discovery_enabled
+    async def _learn(self) -> None:
+        """Hear what the broker keeps, and take away what is not wanted; without its help, go by what we have sent."""
+        announcer = self.announcer
+        broker, stored = announcer.broker, announcer.stored
+        if broker is not None and stored is not None and self._objects is not None:
+            announcer.tidy_up()
+            try:
+                heard = await in_thread(lambda: listen(broker, stored.config, stopped=self._stopped))
+            except ConnectionFailure as failure:
+                if not self._publisher.status.connected:
+                    return  # the next connect asks again
+                logger.info("what the broker keeps is not known", extra={"reason": failure.reason})
+            except Exception:  # noqa: BLE001 - cameras' events wait for this task
+                logger.exception("what the broker keeps is not known")
+            else:
+                self._knows_kept = True
+                announcer.retained.learn(heard)
+                announcer.tidy_up()
+                logger.info("what the broker keeps is known", extra={"messages": len(heard.topics)})
+        self._is_learned = True
+        self._listening = None
+        self._tell_topics()
+        self._settle()
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What metrics call the topics of what is published for Home Assistant."""
-        if self._stored is None or not self._stored.config.discovery_enabled:
-            return ()
-        config = self._stored.config
-        return availability_label(config.topic_prefix), discovery_label(config.discovery_prefix)
+    def _settle(self) -> None:
+        if self._is_learned and self._looking is None:
+            self._settled.set()
 
-    @property
-    def _availability(self) -> str:
-        return availability_topic(self._topics.topic_prefix, self.process)
-
-    def _available(self, payload: bytes) -> tuple[Notification, ...]:
-        topic = None if self._broker is None else self._broker.availability_topic
-        if topic is None or self._leaves_out_availability:
-            return ()
-        return (self._availability_of(topic, payload),)
-
-    def _greetings(self) -> Iterator[Notification]:
-        """What a camera's discovery says of availability hangs on what the broker has said to `online` by then."""
-        yield from self._available(ONLINE)
-        for camera in self.cameras.all():
-            yield from self._discoveries((camera,))
-
-    def _availability_of(self, topic: str, payload: bytes) -> Notification:
-        return Notification(topic, "", payload, b"", qos=1, retain=True, label=self._availability_label)
-
-    @property
-    def _availability_label(self) -> str:
-        return availability_label(self._topics.topic_prefix)
-
-    @property
-    def _leaves_out_availability(self) -> bool:
-        """Whether nothing is said of it: without the last will or `online`, it would be wrong sooner or later."""
-        greeted = self._publisher.greeted
-        return bool(greeted.leaves_out(WILL) or greeted.leaves_out(self._availability_label))
-
-    @property
-    def _leaves_out_discovery(self) -> str:
-        if self._stored is None:
-            return ""
-        return self._publisher.greeted.leaves_out(discovery_label(self._stored.config.discovery_prefix))
-
-    def _discoveries(self, cameras: Sequence[Camera]) -> tuple[Notification, ...]:
-        if self._stored is None or not self._stored.config.discovery_enabled:
-            return ()
-        config = self._stored.config
-        replicas = () if self._leaves_out_availability else self._replicas.there
-        topics = [availability_topic(config.topic_prefix, replica) for replica in replicas]
-        return tuple(
-            discovery(
-                camera,
-                topic_prefix=config.topic_prefix,
-                discovery_prefix=config.discovery_prefix,
-                qos=config.qos,
-                retained=config.retain_messages,
-                availability_topics=topics,
-            )
-            for camera in cameras
-        )
-
-    def _publish(self, notifications: Sequence[Notification]) -> int:
-        if not self._publisher.status.connected:
-            return 0  # they are among the greetings
-        self._publisher.greet(notifications)
-        return len(notifications)
-
-    def _publish_again(self) -> int:
-        self._publisher.greeted.retry()
-        return self._publish(self._discoveries(self.cameras.all()))
-
-    def _forget(self, camera_id: str) -> bool:
-        was_known = self.cameras.forget(camera_id)
-        if self._stored is not None:
-            config = self._stored.config
-            self._publish((removed(camera_id, config.discovery_prefix, qos=config.qos),))
-            if config.retain_messages:
-                kept = camera_topic(config.topic_prefix, camera_id)
-                self._publish((Notification(kept, "", b"", b"", qos=config.qos, retain=True, label="camera/+/event"),))
-        return was_known
+    async def _leave_out_removed(self, store: ConfigStore) -> None:
+        """Cameras that were removed, by whichever host, until their next event, at whichever host."""
+        announcer = self.announcer
+        before = set(announcer.removed)
+        removed = await in_thread(store.removed_cameras)
+        for camera_id, at in removed.items():
+            if announcer.cameras.heard_since(camera_id, at):
+                await in_thread(lambda camera_id=camera_id, at=at: store.restore_camera(camera_id, at))  # type: ignore[misc]  # the defaults bind these
+            elif announcer.removed.get(camera_id) != at:
+                announcer.forget(camera_id, at)
+        for camera_id in before - set(removed):
+            announcer.removed.pop(camera_id, None)
 
     # From a handler's thread: see `functions.admin.api.Publishing`.
 
@@ -319,17 +282,29 @@ class Integration:
 
     def publish_discovery(self) -> int:
         """Publish every camera's discovery message again; return how many. Raises `CannotPublish`."""
-        self._check_discovery()
-        return self._on_loop(self._publish_again)
+        if not self.announcer.announces:
+            raise CannotPublish(_DISCOVERY_IS_OFF)
+        self._check_connected()
+        return self._on_loop(self.announcer.say_again)
 
     def forget_camera(self, camera_id: str) -> bool:
-        """Remove a camera from Home Assistant; whether it was known here. Raises `CannotPublish`."""
-        self._check_discovery()
-        return self._on_loop(self._forget, camera_id)
+        """Remove a camera from Home Assistant; False: there is none. Raises `CannotPublish`, `StoreUnavailable`."""
+        if self._stored is None or self._store is None:
+            raise CannotPublish(_DISCOVERY_IS_OFF)
+        self._check_connected()
+        if not is_event_id(camera_id):
+            return False
+        if not self._on_loop(self.announcer.knows, camera_id):
+            self._settled.wait(KNOWN_SECONDS)
+            knows_all = self._knows_kept and (self._objects is None or self._knows_bucket)
+            if knows_all and not self._on_loop(self.announcer.knows, camera_id):
+                return False
+        removed_at = datetime.now(UTC)
+        self._store.remove_camera(camera_id, removed_at)
+        self._on_loop(self.announcer.forget, camera_id, removed_at)
+        return True
 
-    def _check_discovery(self) -> None:
-        if not self._announces:
-            raise CannotPublish("Discovery is off: store settings with discovery_enabled.")
+    def _check_connected(self) -> None:
         if not self._publisher.status.connected:
             raise CannotPublish(f"The broker is not connected: {self._publisher.status.reason or 'try again soon'}.")
 

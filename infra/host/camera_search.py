@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from functions.cameras.discovery import MAX_CAMERAS, Camera
+from functions.cameras.discovery import MAX_CAMERAS
+from functions.events.routes import Camera
 from functions.s3.clients import StorageError, storage_errors
 from functions.telemetry import logger
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_s3.type_defs import ObjectTypeDef
 
-    from functions.cameras.discovery import Cameras
     from functions.s3.objects import Objects
 
 LOOK_SECONDS = 60.0
@@ -25,16 +28,26 @@ MAX_DOCUMENT_BYTES = 256 * 1024
 DOCUMENT_SUFFIX = ".json"
 
 
+class Found(NamedTuple):
+    """Cameras, and when the newest document of each was uploaded; `complete` where there are no others."""
+
+    cameras: Mapping[Camera, datetime]
+    complete: bool
+
+    def since(self, removed: Mapping[str, datetime]) -> list[Camera]:
+        """Without those that were removed, by id and time, after their newest document."""
+        return [one for one, at in self.cameras.items() if one.camera_id not in removed or at > removed[one.camera_id]]
+
+
 def look(
     objects: Objects,
     bucket: str,
     events_prefix: str,
-    cameras: Cameras,
     *,
     stopped: threading.Event,
     seconds: float = LOOK_SECONDS,
-) -> tuple[Camera, ...]:
-    """Tell `cameras` of those with events below `events_prefix`, and return those that are news to it.
+) -> Found:
+    """Return the cameras with events below `events_prefix`.
 
     For a thread of its own: one LIST of the prefix, then for each camera at most MAX_PAGES more and one GET, until
     `stopped` or for `seconds`, give or take one call. A camera whose newest document is not known for certain, or
@@ -42,7 +55,8 @@ def look(
     ends the look and is logged; nothing is raised.
     """
     until = time.monotonic() + seconds
-    found: list[Camera] = []
+    found: dict[Camera, datetime] = {}
+    complete = False
     left = 0
     try:
         s3 = objects.client
@@ -50,19 +64,20 @@ def look(
             if stopped.is_set():
                 break
             camera_id = prefix[len(events_prefix) : -1]
-            name = _name(s3, bucket, prefix) if camera_id and time.monotonic() < until else None
-            if name is None:
+            newest = _newest(s3, bucket, prefix) if camera_id and time.monotonic() < until else None
+            if newest is None:
                 left += 1
             else:
-                found.append(Camera(camera_id, name))
+                found[Camera(camera_id, newest[0])] = newest[1]
     except StorageError as error:
         logger.warning(
             "the bucket was not searched for cameras: each is announced before its next event",
             extra={"bucket": bucket, "prefix": events_prefix, "reason": str(error), "found": len(found)},
         )
     else:
+        complete = not left and not stopped.is_set()
         logger.info("cameras found in the bucket", extra={"found": len(found), "left_to_their_events": left})
-    return cameras.found(found)
+    return Found(found, complete)
 
 
 def _prefixes(s3: S3Client, bucket: str, events_prefix: str) -> list[str]:
@@ -71,8 +86,8 @@ def _prefixes(s3: S3Client, bucket: str, events_prefix: str) -> list[str]:
     return [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]
 
 
-def _name(s3: S3Client, bucket: str, prefix: str) -> str | None:
-    """What the camera's newest document calls it; None where that cannot be told."""
+def _newest(s3: S3Client, bucket: str, prefix: str) -> tuple[str, datetime] | None:
+    """What the camera's newest document calls it, and when that was uploaded; None where that cannot be told."""
     newest: ObjectTypeDef | None = None
     start_after = ""
     for _ in range(MAX_PAGES):
@@ -86,7 +101,10 @@ def _name(s3: S3Client, bucket: str, prefix: str) -> str | None:
         start_after = listed[-1]["Key"]
     else:
         return None
-    return None if newest is None or newest["Size"] > MAX_DOCUMENT_BYTES else _read_name(s3, bucket, newest["Key"])
+    if newest is None or newest["Size"] > MAX_DOCUMENT_BYTES:
+        return None
+    name = _read_name(s3, bucket, newest["Key"])
+    return None if name is None else (name, newest["LastModified"])
 
 
 def _read_name(s3: S3Client, bucket: str, key: str) -> str | None:

@@ -52,15 +52,23 @@ class Reader:
         self._asking: asyncio.Future[bool] | None = None
         self._away_until = 0.0
         self._waiting = 0
+        self._holds = False
+        self._held: dict[Reading, tuple[Read, asyncio.TimerHandle]] = {}
 
     @property
     def store_away(self) -> bool:
         """Whether the store does not even answer a LIST."""
         return time.monotonic() < self._away_until
 
-    def use(self, topics: CameraTopics) -> None:
-        """Publish there what is read from now on."""
-        self._documents.topics = topics
+    def use(self, topics: CameraTopics | None) -> None:
+        """Publish there what is read; None: nothing before it is known how, and not for longer than events wait."""
+        self._holds = topics is None
+        if topics is not None:
+            self._documents.topics = topics
+            for reading in list(self._held):
+                found, timer = self._held.pop(reading)
+                timer.cancel()
+                self._publish(found, reading)
 
     def submit(self, detection: Detection) -> Reading:
         """Put one event on its way. Raises `QueueFull`."""
@@ -75,22 +83,42 @@ class Reader:
         return reading
 
     async def close(self) -> None:
-        """Read no more; what hangs is left to hang."""
+        """Read no more; what hangs is left to hang, and what waits to be sent is not confirmed."""
         self._pool.shutdown()
         self._control.shutdown()
+        for reading in list(self._held):
+            _, timer = self._held[reading]
+            timer.cancel()
+            self._give_up(reading)
 
     def _has_read(self, read: asyncio.Future[Read | Unread], timer: asyncio.TimerHandle, reading: Reading) -> None:
-        self._waiting -= 1
         timer.cancel()
         found = outcome(read)
         if isinstance(found, Unread) and not found.answered and found.retriable:
             # Nobody has heard of this event yet: whether it is about the event, or all of the store, is told first.
+            self._waiting -= 1
             self._ask_store().add_done_callback(lambda _: reading.done.set_result(found))
             return
         self._away_until = 0.0
         if isinstance(found, Unread):
+            self._waiting -= 1
             reading.done.set_result(found)
-            return
+        elif self._holds:
+            self._publisher.demand()
+            loop = asyncio.get_running_loop()
+            self._held[reading] = found, loop.call_later(self._publisher.ack_seconds, self._give_up, reading)
+        else:
+            self._publish(found, reading)
+
+    def _give_up(self, reading: Reading) -> None:
+        del self._held[reading]
+        self._waiting -= 1
+        status = self._publisher.status
+        reason = status.reason or "what the broker keeps of cameras is not known yet"
+        reading.done.set_result(Outcome(Status.UNCONFIRMED, reason, status.reason_code))
+
+    def _publish(self, found: Read, reading: Reading) -> None:
+        self._waiting -= 1
         try:
             before = [self._publisher.submit(one) for one in self._on_camera(found.camera_id, found.camera_name)]
             flight = self._publisher.submit(found.notification)

@@ -65,8 +65,9 @@ class Host:
         )
         cameras = (LABEL,) if reader is not None else ()
         sources = DOORS | (QUEUE if settings.sqs_queue_url else {})
+        announcer = integration.announcer
         telemetry.expected = lambda: (
-            ((*bell.routes.topics, *cameras, *integration.labels), sources) if publisher.status.broker else ((), {})
+            ((*bell.routes.topics, *cameras, *announcer.labels), sources) if publisher.status.broker else ((), {})
         )
         tokens = [token.get_secret_value() for token in settings.webhook_tokens]
         entrance = Entrance((*tokens, *downloads.admin_tokens), downloads.keyring.needs_signature)
@@ -178,7 +179,8 @@ def _reader(
     if settings.events_prefix is None or downloads.objects is None:
         return None
     documents = Documents.of(settings, objects=downloads.objects, keyring=downloads.keyring)
-    reader = Reader(documents, publisher, on_camera=integration.heard, on_camera_failed=integration.cameras.forget)
+    announcer = integration.announcer
+    reader = Reader(documents, publisher, on_camera=announcer.heard, on_camera_failed=announcer.cameras.forget)
     integration.follow(reader.use)
     integration.look_in(downloads.objects)
     return reader

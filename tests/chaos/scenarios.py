@@ -13,6 +13,7 @@ from tests.chaos import freeze_faults as freeze
 from tests.chaos import host_faults as host
 from tests.chaos import link_faults as link
 from tests.chaos import queue_faults as queue
+from tests.chaos import settings_faults as settings
 from tests.chaos import store_faults as store
 from tests.chaos import stranger_faults as strangers
 from tests.chaos.verdict import Verdict
@@ -222,6 +223,16 @@ _ROWS = (
         "two hosts behind one address: one is killed, later the other one restarted",
         host.update_hosts_in_turn,
         host.TwoHosts,
+    ),
+    Scenario(
+        "late-settings",
+        "host",
+        "the host is restarted and cannot read the stored settings for a while; what is uploaded are cameras' events",
+        settings.start_without_settings,
+        settings.CameraWorld,
+        short=Load(60, 20, 2),
+        long=Load(2000, 40, 4),
+        check=settings.went_nowhere_else,
     ),
     Scenario(
         "clock-jumps",

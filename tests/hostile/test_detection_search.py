@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functions.cameras.detections import BadDetection, CameraTopics, notification, parse
-from functions.cameras.discovery import Camera, discovery
-from functions.events.routes import Detection
+from functions.cameras.discovery import discovery
+from functions.events.routes import Camera, Detection
 from functions.mqtt.packets import publish_packet
 from tests.hostile.searching import ODD_TEXTS, assert_discreet, damaged, mutants, tries
 

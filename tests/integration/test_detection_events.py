@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -395,6 +396,20 @@ def test_the_version_that_was_uploaded_is_published(yard: Yard, ear: Subscriber)
     # Without versions the two messages are one and the same.
     expected = ["first", "second"] if yard.bucket == BUCKETS["versioned"] else ["second"]
     assert [json.loads(one.payload)["description"] for one in exactly(len(expected), ear)] == expected
+
+
+def test_a_local_time_without_a_zone_is_warned_about_once_for_each_camera(
+    plain: Yard, ear: Subscriber, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where it would lie in the future as UTC; it is published all the same."""
+    ahead = (datetime.now(UTC) + timedelta(hours=2)).replace(tzinfo=None).isoformat(timespec="seconds")
+    with notifying(plain) as notifier:
+        sent = [plain.upload(f"c{number}", timestamp=ahead, camera_id=f"c{number % 2}") for number in range(4)]
+        assert notifier.handle(batch(*sent, plain.upload("c9")), PLENTY_SECONDS) == failures()
+    assert {json.loads(one.payload)["timestamp"] for one in ear.wait_for(5)} >= {f"{ahead}Z"}
+    warned = [vars(one) for one in caplog.records if one.levelname == "WARNING"]
+    assert sorted(one["camera_id"] for one in warned) == ["c0", "c1"]
+    assert "has no zone" in warned[0]["message"]
 
 
 # The store in trouble.

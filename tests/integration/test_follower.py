@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from functions.lifecycle import Renewal
 from functions.notify import Notifier
 from functions.settings import Settings, SettingsError, load
 from functions.stored import in_force
@@ -73,6 +74,19 @@ def save(settings: Settings, port: int, **changes: object) -> Stored:
     """Store settings as `PUT …/config` does."""
     document = {"broker_host": "127.0.0.1", "broker_port": port, "topic_prefix": "home"} | changes
     return store_of(settings).save(MqttConfigChange.model_validate(document), expected_version=None)
+
+
+class Changing(Renewal):
+    """Other settings as soon as the broker cannot be used; others are stored at the same moment."""
+
+    def __init__(self, settings: Settings, store: Callable[[], object]) -> None:
+        super().__init__(after_seconds=0, read=lambda: settings)
+        self._store = store
+
+    def renew(self) -> bool:
+        """They have changed."""
+        self._store()
+        return True
 
 
 def batch(*records: dict[str, Any]) -> dict[str, Any]:
@@ -239,3 +253,19 @@ def test_detections_go_where_and_how_it_is_stored(
         mosquitto.kill()
         save(settings, mosquitto.port, qos=1, discovery_enabled=True)
         assert failed(it.handle(batch(upload("e3")), SECONDS)) == ["m0"]
+        mosquitto.start()
+        save(settings, NOBODY, qos=2, retain_messages=True, discovery_enabled=True)
+        source = Changing(
+            known.model_copy(update={"topic_prefix": "other"}),
+            lambda: save(settings, mosquitto.port, topic_prefix="house", discovery_prefix="ha", discovery_enabled=True),
+        )
+        with Subscriber(mosquitto.url, ["#"]) as late, closing(Notifier(known, source)) as other:
+            config = record(CONFIG)
+            config["s3"]["bucket"]["name"] = BUCKET
+            assert failed(other.handle(batch(upload("e4"), config), SECONDS)) == []
+            assert [(one.topic, one.qos, one.retain) for one in late.wait_for(3)] == [
+                ("ha/device/bucketbell_yard/config", 1, False),
+                ("house/camera/yard/event", 1, False),
+                ("other/updates/configs", 1, False),
+            ]
+            assert late.silence(0.2) == []

@@ -16,7 +16,6 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 
-from functions.cameras.discovery import Cameras
 from functions.cameras.reader import Documents
 from functions.events.routes import Routes
 from functions.mqtt.broker import Broker
@@ -174,8 +173,8 @@ def test_a_document_that_may_not_be_read_hides_no_other_camera(store: Minio) -> 
     rights = restricted(store, f"{BUCKET}/events/front/*")
     settings = load({"AWS_ENDPOINT_URL": store.endpoint_url, **rights}).settings
     objects = Objects(settings, BUCKET, url_ttl_seconds=60)
-    found = look(objects, BUCKET, "events/", Cameras(), stopped=threading.Event())
-    assert [camera.camera_id for camera in found] == ["back", "yard"]
+    found = look(objects, BUCKET, "events/", stopped=threading.Event())
+    assert [camera.camera_id for camera in found.cameras] == ["back", "yard"]
 
 
 @pytest.mark.parametrize("lists", [True, False], ids=["only that object", "all of the store"])

@@ -13,7 +13,8 @@ from uuid import uuid4
 
 import pytest
 
-from functions.cameras.discovery import Camera, Cameras
+from functions.cameras.discovery import Cameras
+from functions.events.routes import Camera
 from functions.s3.objects import S3_DEADLINE_SECONDS, Objects
 from functions.settings import load
 from functions.telemetry import SERVICE
@@ -43,7 +44,8 @@ class Bucket:
     def look(self, cameras: Cameras, **changes: Any) -> tuple[Camera, ...]:  # noqa: ANN401 - passed on as they are
         """What the host does at its start."""
         objects = objects_at(self.store.endpoint_url, self.store, self.name)
-        return look(objects, self.name, PREFIX, cameras, **{"stopped": threading.Event(), **changes})
+        found = look(objects, self.name, PREFIX, **{"stopped": threading.Event(), **changes})
+        return cameras.found(found.cameras)
 
 
 def objects_at(endpoint_url: str, store: Minio, bucket: str) -> Objects:
@@ -160,14 +162,14 @@ def test_an_empty_bucket_has_no_cameras(bucket: Bucket) -> None:
 def test_a_store_that_is_away_is_one_warning(minio: Minio, lines: Lines) -> None:
     """The host runs on."""
     objects = objects_at(f"http://127.0.0.1:{free_port()}", minio, "away")
-    assert look(objects, "away", PREFIX, Cameras(), stopped=threading.Event()) == ()
+    assert look(objects, "away", PREFIX, stopped=threading.Event()).cameras == {}
     assert [record.levelname for record in lines.records] == ["WARNING"]
 
 
 def test_a_missing_bucket_is_one_warning(minio: Minio, lines: Lines) -> None:
     """With the store's own reason."""
     objects = objects_at(minio.endpoint_url, minio, "missing")
-    assert look(objects, "missing", PREFIX, Cameras(), stopped=threading.Event()) == ()
+    assert look(objects, "missing", PREFIX, stopped=threading.Event()).cameras == {}
     assert "NoSuchBucket" in vars(lines.records[0])["reason"]
 
 
@@ -177,6 +179,6 @@ def test_a_silent_store_holds_the_search_for_one_call(minio: Minio, lines: Lines
         objects = objects_at(f"http://127.0.0.1:{silent.getsockname()[1]}", minio, "silent")
         objects.warm_up()
         began = time.monotonic()
-        assert look(objects, "silent", PREFIX, Cameras(), stopped=threading.Event()) == ()
+        assert look(objects, "silent", PREFIX, stopped=threading.Event()).cameras == {}
         assert time.monotonic() - began < S3_DEADLINE_SECONDS + SLACK_SECONDS
     assert [record.levelname for record in lines.records] == ["WARNING"]

@@ -12,8 +12,8 @@ from infra.subscriber import Subscriber
 from tests.databases import new_sqlite
 from tests.fakes.broker import Behaviour, FakeBroker, Packet
 from tests.hosts import TOPICS, Host, eventually, upload
-from tests.integration.test_integration_host_cameras import DISCOVERY, Yard, kept, ring
 from tests.stored import PASSWORD, SHORT, USER, readiness, stored, storing
+from tests.yard import DISCOVERY, Yard, kept, ring
 
 RENAMED = "import socket\nsocket.gethostname = lambda: '{}'\n"
 QUICK = f"""{SHORT}

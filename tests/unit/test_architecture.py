@@ -67,6 +67,8 @@ SETTINGS = {
     "target": {"reach"},
 }
 
+MIGRATIONS = {f"infra.migrations.versions.{file.stem}" for file in ROOT.glob("infra/migrations/versions/0*.py")}
+
 # Each driver, and who may import it.
 DRIVERS = {
     "paho": {
@@ -94,8 +96,8 @@ DRIVERS = {
         "infra.bench.usual.handler",
     },
     "jwt": {"functions.web.tokens"},
-    "sqlalchemy": {"functions.stored.database", "infra.migrations.versions.0001_mqtt_config"},
-    "alembic": {"infra.migrations.runner", "infra.migrations.env", "infra.migrations.versions.0001_mqtt_config"},
+    "sqlalchemy": {"functions.stored.database", *MIGRATIONS},
+    "alembic": {"infra.migrations.runner", "infra.migrations.env", *MIGRATIONS},
     # tokens: the type of one kind of key; certificates: throw-away ones for TLS on this machine
     "cryptography": {"functions.stored.encryption", "functions.web.tokens", "infra.local.certificates"},
     "urllib3": {"infra.http_client"},

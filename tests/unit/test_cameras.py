@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from functions.cameras.discovery import Camera, Cameras
+from functions.cameras.discovery import Cameras
+from functions.events.routes import Camera
 
 FRONT = Camera("front", "Front door")
 

@@ -18,6 +18,8 @@ from functions.cameras.detections import (
     BadDetection,
     CameraTopics,
     DetectionEvent,
+    Latest,
+    addressed,
     notification,
     parse,
     rfc3339,
@@ -30,6 +32,7 @@ from functions.events.routes import (
     Detection,
     Notification,
     Routes,
+    Sighting,
     Skip,
     SkipReason,
     is_picture_path,
@@ -458,3 +461,63 @@ def test_an_event_made_by_hand_needs_no_extra_fields() -> None:
         "timestamp": "2026-01-01T00:00:00Z",
         "thumbnail_url": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "published_as"),
+    [
+        ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00Z"),
+        ("2016-12-31T23:59:60.5Z", "2017-01-01T00:00:00.500Z"),
+        ("2017-01-01T00:59:60+01:00", "2017-01-01T00:00:00Z"),
+        ("2016-12-31 23:59:60", "2017-01-01T00:00:00Z"),
+    ],
+)
+def test_a_leap_second_is_the_first_of_the_next_day(text: str, published_as: str) -> None:
+    """RFC 3339 has it, and clocks that know none show it so."""
+    assert published(encoded(timestamp=text))["timestamp"] == published_as
+
+
+@pytest.mark.parametrize("text", ["2016-12-31T12:00:60Z", "2017-01-01T23:59:60+01:00", "9999-12-31T23:59:60Z"])
+def test_no_other_minute_has_sixty_one_seconds(text: str) -> None:
+    """Nor is there a day after the last one."""
+    assert refused(encoded(timestamp=text)).field == "timestamp"
+
+
+@pytest.mark.parametrize(
+    ("text", "ahead"),
+    [
+        ("2026-11-20T13:00:00", True),
+        ("2026-11-20T12:04:00", False),
+        ("2026-11-20T13:00:00Z", False),
+        (1795179600, False),
+    ],
+)
+def test_a_time_without_a_zone_that_lies_ahead_is_a_local_one(text: str | int, *, ahead: bool) -> None:
+    """In UTC it would be of the future; with a zone it is merely a wrong clock."""
+    event = parse(encoded(timestamp=text), detection())
+    assert event.lacks_zone(datetime(2026, 11, 20, 12, tzinfo=UTC)) == ahead
+
+
+def test_the_latest_of_a_camera_is_by_its_own_time() -> None:
+    """An older event is none, a repeat is; a time far ahead counts as now; cameras do not meddle."""
+    now, minute = datetime(2026, 11, 20, 12, tzinfo=UTC), timedelta(minutes=1)
+    latest = Latest(limit=2)
+    assert latest.take(Sighting("a", now), now)
+    assert latest.take(Sighting("a", now), now)
+    assert not latest.take(Sighting("a", now - minute), now)
+    assert latest.take(Sighting("b", now - minute), now)
+    assert latest.take(Sighting("a", now + 60 * minute), now)
+    assert latest.take(Sighting("a", now + minute), now + minute)
+    assert latest.take(Sighting("a", now + 5 * minute), now + minute)
+    assert not latest.take(Sighting("a", now + 4 * minute), now + minute)
+    latest.forget("a")
+    assert latest.take(Sighting("a", now), now)
+
+
+def test_a_message_bears_the_settings_of_its_sending() -> None:
+    """Topic, QoS and retaining; nothing else of it changes."""
+    made = notification(detection(), parse(encoded(), detection()), TOPICS, None)
+    assert isinstance(made.about, Sighting)
+    sent = addressed(made, made.about, CameraTopics("house", 2, retain=True))
+    assert sent == replace(made, topic=f"house/camera/{CAMERA_ID}/event", qos=2, retain=True)
+    assert not addressed(made, made.about, CameraTopics("house", 2, retain=True), retain=False).retain

@@ -24,7 +24,6 @@ from functions.cameras.discovery import (
     MAX_NAME_CHARACTERS,
     STALE_SECONDS,
     VERSION,
-    Camera,
     availability_topic,
     camera_topic,
     discovery,
@@ -32,7 +31,7 @@ from functions.cameras.discovery import (
     object_id,
     removed,
 )
-from functions.events.routes import Notification
+from functions.events.routes import Camera, Notification
 from tests.discovery_rules import problems
 
 FRONT = Camera("front", "Front door")

@@ -7,7 +7,7 @@ from collections import deque
 from functions.events.routes import Notification
 from functions.mqtt.audience import Audience
 from functions.mqtt.publisher import Outcome
-from functions.mqtt.suspects import Suspects
+from functions.mqtt.suspects import Conviction, Suspects, likeliest_last
 from infra.host.pending import Pending
 
 
@@ -55,6 +55,20 @@ class Aside:
         else:
             flights.append(flight)
         return True
+
+    def lost(
+        self, in_flight: list[Flight], *, blames: bool, age_seconds: float, now: float
+    ) -> tuple[list[Flight], Conviction | None]:
+        """The connection is over, at this age, and because of one of these where it `blames` them.
+
+        Return them in the order in which they go out again, and the conviction of the only one, where it is due.
+        """
+        blamed = in_flight if blames else []
+        conviction, is_open = self.suspects.lost([flight.notification for flight in blamed], age_seconds, now)
+        for flight in in_flight:
+            flight.suspect = flight.suspect or (bool(blamed) and is_open)
+            flight.has_closed = flight.suspect and len(blamed) == 1
+        return likeliest_last(blamed) or in_flight, conviction
 
     def due(self, age_seconds: float) -> Flight | None:
         """Return the next suspect that may go out over a connection of this age.

@@ -13,18 +13,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from functions.admin.probe import probe
 from functions.events.routes import Notification
 from functions.mqtt.audience import EARLY_SECONDS
 from functions.mqtt.broker import Broker
 from functions.mqtt.connection import Connection, ConnectionFailure
 from functions.mqtt.publisher import Outcome, Status, acknowledged, not_sent, too_large
-from functions.mqtt.suspects import ALONE_SECONDS, likeliest_last
+from functions.mqtt.suspects import ALONE_SECONDS
 from functions.telemetry import Telemetry, logger
 from infra.host.mqtt.aside import Aside, Flight
 from infra.host.mqtt.greetings import WILL, Greetings
 from infra.host.mqtt.link import CHANGED, NO_TROUBLE, Link, LinkStatus
-from infra.host.threads import in_thread
+from infra.host.mqtt.will import WillTrial
 
 QUEUE_LIMIT = 10_000
 HOUSEKEEPING_SECONDS = 0.25
@@ -58,9 +57,14 @@ class HostPublisher:
         self.greeted = Greetings()
         self.farewells: Callable[[], Sequence[Notification]] = tuple
         """What to send before each DISCONNECT."""
+        self.on_connected: Callable[[], object] = lambda: None
+        """Hears of each connect, before anything is sent."""
+        self.addressed: Callable[[Notification], Notification] = lambda notification: notification
+        """A notification as it is sent now: settings may have changed since it was submitted."""
         self._telemetry = telemetry
         self._queue_limit = queue_limit
-        self._ack_seconds = broker.publish_timeout_seconds if broker else UNKNOWN_ACK_SECONDS
+        self.ack_seconds = broker.publish_timeout_seconds if broker else UNKNOWN_ACK_SECONDS
+        """How long a notification may take."""
         self._link = Link(broker, telemetry, self, on_change)
         self._queue: deque[Flight] = deque()
         self._aside = Aside()
@@ -73,7 +77,7 @@ class HostPublisher:
         self._silent_until = 0.0
         self._pumping = False
         self._stopping = False
-        self._trying_will: asyncio.Task[None] | None = None
+        self._will = WillTrial(self._link, lambda: self.greeted)
         self._housekeeping: asyncio.Task[None] | None = None
 
     @property
@@ -111,7 +115,7 @@ class HostPublisher:
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()  # not the loop's clock: uvloop's counts whole milliseconds
-        flight = Flight(notification, now, now + self._ack_seconds)
+        flight = Flight(notification, now, now + self.ack_seconds)
         if self._stopping:
             self._finish(flight, Outcome(Status.UNCONFIRMED, "shutting down"))
         elif self._full:
@@ -126,6 +130,10 @@ class HostPublisher:
                 self._pumping = True
                 loop.call_soon(self._pump)
         return flight
+
+    def demand(self) -> None:
+        """Somebody waits for the broker, and has not submitted anything yet."""
+        self._link.demand()
 
     def greet(self, notifications: Iterable[Notification]) -> None:
         """Say these in the way of greetings; nothing where the broker is not connected."""
@@ -156,10 +164,10 @@ class HostPublisher:
         if waiting and self.status.connected:
             await asyncio.wait([asyncio.ensure_future(one) for one in waiting], timeout=FLUSH_SECONDS)
         self._abandon("shutting down")
-        tasks = [task for task in (self._housekeeping, self._trying_will) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        await self._will.stop()
         await self._link.stop()
 
     def use(self, broker: Broker | None) -> None:
@@ -182,7 +190,7 @@ class HostPublisher:
     def _use(self, broker: Broker | None, otherwise: str) -> None:
         self.configured = broker is not None
         if broker is not None:
-            self._ack_seconds = broker.publish_timeout_seconds
+            self.ack_seconds = broker.publish_timeout_seconds
         self._link.use(broker, otherwise=otherwise)
         self._queue.extend(self._aside.take_all())
         self._aside = Aside()
@@ -195,6 +203,7 @@ class HostPublisher:
         """See `LinkUser.link_made`."""
         now = self._made_at = time.monotonic()
         self._aside.audience.connected(now)
+        self.on_connected()
         self.greeted.begin(self.greetings(), now)
         self._pump()
 
@@ -214,22 +223,20 @@ class HostPublisher:
     def link_lost(self, failure: ConnectionFailure) -> None:
         """See `LinkUser.link_lost`: what is still in time waits again, suspects apart from the others."""
         now = time.monotonic()
-        greeted = self._end_greetings(failure, now)
-        in_flight, self._in_flight = list(self._in_flight.values()), {}
+        greeting = self.greeted.flight if failure.reason in NO_TROUBLE else self.greeted.lost(failure, now)
+        in_flight, self._in_flight = [one for one in self._in_flight.values() if one is not greeting], {}
+        if greeting is not None:  # the next connection has its own
+            self._finish(greeting, Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
         lone, self._lone = self._lone, None
         # Not to blame: what the broker had for long, what was beside a suspect, and nothing when the end was ours.
         is_ours = self._gave_up or failure.reason in NO_TROUBLE
-        is_old = all(now - flight.sent_at > self._ack_seconds for flight in in_flight)
+        is_old = all(now - flight.sent_at > self.ack_seconds for flight in in_flight)
         is_beside = lone is not None and len(in_flight) > 1
-        blamed = [] if greeted or is_ours or is_old or is_beside else in_flight
+        blames = not (greeting or is_ours or is_old or is_beside)
         self._gave_up = False
-        conviction, is_open = self._aside.suspects.lost(
-            [flight.notification for flight in blamed], now - self._made_at, now
-        )
+        flights, conviction = self._aside.lost(in_flight, blames=blames, age_seconds=now - self._made_at, now=now)
         again = []
-        for flight in likeliest_last(blamed) or in_flight:
-            flight.suspect = flight.suspect or (bool(blamed) and is_open)
-            flight.has_closed = flight.suspect and len(blamed) == 1
+        for flight in flights:
             if conviction is not None:
                 self._finish(flight, not_sent(conviction))
             elif flight.deadline <= now or self._stopping:
@@ -258,7 +265,7 @@ class HostPublisher:
             self._aside.suspects.answered(flight.notification, ack.reason_code if outcome.forbidden else None)
             flight.suspect = flight.has_closed = False
             if self._aside.audience.doubts(flight.notification, ack.reason_code, now):
-                flight.deadline = now + EARLY_SECONDS + self._ack_seconds  # nobody else may ask for it again
+                flight.deadline = now + EARLY_SECONDS + self.ack_seconds  # nobody else may ask for it again
                 self._aside.keep_unheard(flight)
                 continue
             if outcome.status is Status.DELIVERED:
@@ -290,23 +297,11 @@ class HostPublisher:
             and (notification := self.greeted.next()) is not None
         ):
             now = time.monotonic()
-            flight = Flight(notification, now, now + self._ack_seconds)
-            mid = connection.send(notification)
+            flight = Flight(self.addressed(notification), now, now + self.ack_seconds)
             self.greeted.sent(flight)
-            if mid is None:
-                self._finish(flight, too_large(connection))
-                continue
-            self._progress_at = flight.sent_at = now
-            self._in_flight[mid] = flight
-            self._link.flush()
-            self._take_acks()
-
-    def _end_greetings(self, failure: ConnectionFailure, now: float) -> bool:
-        """Return whether a greeting was on its way."""
-        flight = self.greeted.lost(failure, now) if failure.reason not in NO_TROUBLE else self.greeted.flight
-        for mid in [mid for mid, one in self._in_flight.items() if one is flight]:
-            self._finish(self._in_flight.pop(mid), Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
-        return flight is not None
+            if self._hand_over(connection, flight, now):
+                self._link.flush()
+                self._take_acks()
 
     def _fill_by_turns(self, connection: Connection, now: float) -> None:
         """Send from the queue; where a suspect is due, it and the others take turns."""
@@ -337,10 +332,14 @@ class HostPublisher:
         if flight.deadline <= now:
             self._finish(flight, Outcome(Status.UNCONFIRMED, "withdrawn: not sent in time"))
             return False
+        flight.notification = self.addressed(flight.notification)
         conviction = self._aside.suspects.conviction(flight.notification, now)
         if conviction is not None:
             self._finish(flight, not_sent(conviction))
             return False
+        return self._hand_over(connection, flight, now)
+
+    def _hand_over(self, connection: Connection, flight: Flight, now: float) -> bool:
         mid = connection.send(flight.notification)
         if mid is None:
             self._finish(flight, too_large(connection))
@@ -386,36 +385,14 @@ class HostPublisher:
         self._link.tick()
         if self._link.connection is not None:
             self._queue.extend(self._aside.take_unheard(now))
-            if again := self.greeted.tick(now):
-                self._try_again(again, now)
+            again = self.greeted.tick(now)
+            if again and (WILL not in again or not self._will.begin()):
+                self.greeted.begin(self.greetings(), now)
             self._pump()  # also what waited for a greeting that is not answered
         oldest = next(iter(self._in_flight.values()), None)
-        if oldest is not None and now - self._progress_at > self._ack_seconds:
+        is_silent = oldest is not None and now - self._progress_at > self.ack_seconds
+        if is_silent:
             self._silent_until = now + SILENT_SECONDS
-        if oldest is not None and (
-            now - self._progress_at > self._ack_seconds or now - oldest.sent_at > MAX_ACK_AGE * self._ack_seconds
-        ):
+        if is_silent or (oldest is not None and now - oldest.sent_at > MAX_ACK_AGE * self.ack_seconds):
             self._gave_up = True
-            self._link.give_up(f"no acknowledgement within {self._ack_seconds:g} s")
-
-    def _try_again(self, left_out: set[str], now: float) -> None:
-        if WILL in left_out and (self._trying_will is None or self._trying_will.done()):
-            self._trying_will = asyncio.create_task(self._try_will(), name="mqtt-will")
-        else:
-            self.greeted.begin(self.greetings(), now)
-            self._pump()
-
-    async def _try_will(self) -> None:
-        """Ask for the last will on a connection beside ours, and connect anew where the broker takes it now."""
-        broker, greeted = self._link.broker, self.greeted
-        if broker is None:
-            return
-        verdict = await in_thread(lambda: probe(broker))
-        if greeted is not self.greeted:
-            return
-        if verdict.ok and not verdict.will_refused:
-            greeted.take_in(WILL)
-            self._link.use(broker)
-        else:
-            why = Outcome(Status.REFUSED, verdict.will_refused or verdict.detail, verdict.reason_code)
-            greeted.leave_out(WILL, why, time.monotonic())
+            self._link.give_up(f"no acknowledgement within {self.ack_seconds:g} s")

@@ -1,0 +1,198 @@
+"""What the host tells the broker of cameras and of itself, by the settings of that moment; and what it takes back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from functions.cameras.detections import LABEL, CameraTopics, addressed
+from functions.cameras.discovery import (
+    Cameras,
+    availability_label,
+    availability_topic,
+    discovery_label,
+    discovery_topic,
+    removed,
+)
+from functions.events.routes import Camera, Notification, Sighting
+from functions.stored.in_force import announcement, camera_topics
+from infra.host.mqtt.greetings import WILL
+from infra.host.mqtt.publisher import HostPublisher, QueueFull
+from infra.host.mqtt.retained import Retained, nothing_of
+from infra.host.replicas import Replicas
+
+if TYPE_CHECKING:
+    from functions.mqtt.broker import Broker
+    from functions.settings import Settings
+    from functions.stored.store import Stored
+
+ONLINE, OFFLINE = b"online", b"offline"
+
+
+class Announcer:
+    """Belongs to the event loop, as does every call. `stored` and `broker` are what is in force."""
+
+    def __init__(self, settings: Settings, publisher: HostPublisher, process: str) -> None:
+        """`process` is this host's name among those that share the stored settings."""
+        self.cameras = Cameras()
+        self.removed: dict[str, datetime] = {}
+        """The cameras that stay away until their next event, and since when."""
+        self.retained = Retained()
+        self.replicas = Replicas(process)
+        self.stored: Stored | None = None
+        self.broker: Broker | None = Broker.of(settings)
+        self._settings = settings
+        self._publisher = publisher
+        self._process = process
+        publisher.greetings = self.greetings
+        publisher.addressed = self._addressed
+        publisher.farewells = lambda: self.available(OFFLINE)
+
+    @property
+    def topics(self) -> CameraTopics:
+        """Where cameras' events go."""
+        return camera_topics(self._settings, self.stored)
+
+    @property
+    def announces(self) -> bool:
+        """Whether Home Assistant is to hear of cameras."""
+        return self.stored is not None and self.stored.config.discovery_enabled
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What metrics call the topics of what is published for Home Assistant."""
+        if self.stored is None or not self.stored.config.discovery_enabled:
+            return ()
+        return self._availability_label, discovery_label(self.stored.config.discovery_prefix)
+
+    @property
+    def availability(self) -> str:
+        """Where this host says that it is there."""
+        return availability_topic(self.topics.topic_prefix, self._process)
+
+    # What is said.
+
+    def greetings(self) -> Iterator[Notification]:
+        """What a camera's discovery says of availability hangs on what the broker has said to `online` by then."""
+        yield from self.available(ONLINE)
+        for camera in self.cameras.all():
+            yield from self._discoveries((camera,))
+
+    def available(self, payload: bytes) -> tuple[Notification, ...]:
+        """`ONLINE` or `OFFLINE`, where that is said at all."""
+        topic = None if self.broker is None else self.broker.availability_topic
+        if topic is None or self._leaves_out_availability:
+            return ()
+        return (self._availability_of(topic, payload),)
+
+    def heard(self, camera_id: str, name: str) -> tuple[Notification, ...]:
+        """What goes before this camera's event: its discovery message, where that is due."""
+        camera = Camera(camera_id, name)
+        self.removed.pop(camera_id, None)
+        if not self.cameras.heard(camera) or self._leaves_out_discovery:
+            return ()
+        return self._discoveries((camera,))
+
+    def found(self, cameras: Iterable[Camera]) -> None:
+        """Say which cameras there are, as far as that is news."""
+        self.say(self._discoveries(self.cameras.found(cameras)))
+
+    def say(self, notifications: Sequence[Notification]) -> int:
+        """Say these as greetings are said; return how many."""
+        if not self._publisher.status.connected:
+            return 0  # they are among the greetings
+        self._publisher.greet(notifications)
+        return len(notifications)
+
+    def say_all(self) -> int:
+        """Say of every camera that it is there; return how many."""
+        return self.say(self._discoveries(self.cameras.all()))
+
+    def say_again(self) -> int:
+        """Do so although the broker did not want it: somebody has asked."""
+        self._publisher.greeted.retry()
+        return self.say_all()
+
+    def _discoveries(self, cameras: Sequence[Camera]) -> tuple[Notification, ...]:
+        stored = self.stored
+        if stored is None or not stored.config.discovery_enabled:
+            return ()
+        return tuple(self._announcement(stored, camera) for camera in cameras)
+
+    def _announcement(self, stored: Stored, camera: Camera) -> Notification:
+        config = stored.config
+        if camera.camera_id in self.removed:
+            return removed(camera.camera_id, config.discovery_prefix, qos=config.qos)
+        replicas = () if self._leaves_out_availability else self.replicas.there
+        return announcement(config, camera, [availability_topic(config.topic_prefix, replica) for replica in replicas])
+
+    def _addressed(self, message: Notification) -> Notification:
+        """`message` as it is sent now: what it was made for may have changed meanwhile."""
+        if isinstance(message.about, Sighting):
+            is_latest = self.retained.take(message.about)
+            message = addressed(message, message.about, self.topics, retain=is_latest)
+        elif isinstance(message.about, Camera) and self.stored is not None:
+            message = self._announcement(self.stored, message.about)
+        self.retained.sent(message)
+        return message
+
+    # What is left out.
+
+    @property
+    def _leaves_out_availability(self) -> bool:
+        """Whether nothing is said of it: without the last will or `online`, it would be wrong sooner or later."""
+        greeted = self._publisher.greeted
+        return bool(greeted.leaves_out(WILL) or greeted.leaves_out(self._availability_label))
+
+    @property
+    def _leaves_out_discovery(self) -> str:
+        if self.stored is None:
+            return ""
+        return self._publisher.greeted.leaves_out(discovery_label(self.stored.config.discovery_prefix))
+
+    # What is taken back.
+
+    def tidy_up(self) -> None:
+        """Take away what the broker keeps and the settings do not want."""
+        if self.stored is not None and self._publisher.status.connected:
+            self._take_away(self.retained.unwanted(self.stored.config, self.removed))
+
+    def take_away_gone(self) -> None:
+        """Take away what is kept of hosts that have gone."""
+        if self.announces and self._publisher.status.connected:
+            topics = [availability_topic(self.topics.topic_prefix, gone) for gone in self.replicas.take_gone()]
+            self.say([self._availability_of(topic, b"") for topic in topics])
+
+    def forget(self, camera_id: str, removed_at: datetime) -> None:
+        """Take away all of a camera, until its next event."""
+        self.removed[camera_id] = removed_at
+        self.cameras.forget(camera_id)
+        self.retained.forget(camera_id)
+        if self.stored is not None and self._publisher.status.connected:
+            self._take_away(nothing_of(camera_id, self.stored.config))
+
+    def knows(self, camera_id: str) -> bool:
+        """Whether there is such a camera, or something is kept of one."""
+        topic = "" if self.stored is None else discovery_topic(self.stored.config.discovery_prefix, camera_id)
+        return topic in self.retained or any(one.camera_id == camera_id for one in self.cameras.all())
+
+    def _take_away(self, messages: Sequence[Notification]) -> None:
+        """Not as greetings: a camera's next event may follow at once, and what that brings must come after."""
+        for message in messages:
+            if message.label != LABEL and self._publisher.greeted.leaves_out(message.label):
+                self.retained.stays(message)
+                continue
+            with contextlib.suppress(QueueFull):
+                flight = self._publisher.submit(message)
+                flight.done.add_done_callback(
+                    lambda done, message=message: None if done.result().success else self.retained.stays(message)  # type: ignore[misc]  # the default binds this one
+                )
+
+    def _availability_of(self, topic: str, payload: bytes) -> Notification:
+        return Notification(topic, "", payload, b"", qos=1, retain=True, label=self._availability_label)
+
+    @property
+    def _availability_label(self) -> str:
+        return availability_label(self.topics.topic_prefix)
