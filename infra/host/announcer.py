@@ -17,6 +17,7 @@ from functions.cameras.discovery import (
     removed,
 )
 from functions.events.routes import Camera, Notification, Sighting
+from functions.mqtt.broker import Broker
 from functions.stored.in_force import announcement, camera_topics
 from infra.host.mqtt.greetings import WILL
 from infra.host.mqtt.publisher import HostPublisher, QueueFull
@@ -24,7 +25,6 @@ from infra.host.mqtt.retained import Retained, nothing_of
 from infra.host.replicas import Replicas
 
 if TYPE_CHECKING:
-    from functions.mqtt.broker import Broker
     from functions.settings import Settings
     from functions.stored.store import Stored
 

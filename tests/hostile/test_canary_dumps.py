@@ -164,9 +164,8 @@ def bad_secret() -> object:
 
 def no_broker() -> object:
     """Nobody at the broker's address."""
-    broker = load(everything(MQTT_URL=f"mqtt://127.0.0.1:{nobody()}", MQTT_CERT_PEM="", MQTT_KEY_PEM="")).Broker.of(
-        settings
-    )
+    variables = everything(MQTT_URL=f"mqtt://127.0.0.1:{nobody()}", MQTT_CERT_PEM="", MQTT_KEY_PEM="")
+    broker = Broker.of(load(variables).settings)
     assert broker is not None
     connection = Connection(broker, "c")
     connection.open(1.0)
