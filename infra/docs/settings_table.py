@@ -1,4 +1,4 @@
-"""The table of settings, from the class that defines them: `python -m infra.docs.settings_table --write README.md`.
+"""The table of settings, from their class: `python -m infra.docs.settings_table --write docs/settings.md`.
 
 Without `--write` it compares, and exits 1 where the file is behind.
 """
@@ -36,8 +36,8 @@ def updated(text: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m infra.docs.settings_table", description="The README's settings.")
-    parser.add_argument("file", type=Path, nargs="?", default=Path("README.md"))
+    parser = argparse.ArgumentParser(prog="python -m infra.docs.settings_table", description="The table of settings.")
+    parser.add_argument("file", type=Path, nargs="?", default=Path("docs/settings.md"))
     parser.add_argument("--write", action="store_true", help="update the file instead of comparing")
     options = parser.parse_args(arguments)
     file: Path = options.file

@@ -53,7 +53,7 @@ def hang_host_and_kill_store(world: World, profile: Profile) -> None:
     """The host hangs (SIGSTOP) and MinIO is killed: what its workers were waiting with is on disk all the same.
 
     That holds for as many events as MinIO has workers: 64, as `connect` says. What is uploaded beyond them meanwhile
-    is in MinIO's memory only, so the rate of this scenario leaves it at fewer (README, "Two doors").
+    is in MinIO's memory only, so the rate of this scenario leaves it at fewer (docs/self-hosting.md, "Two doors").
     """
     del profile
     world.host.freeze()

@@ -53,7 +53,7 @@ def document(event_id: str, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 -
 
 
 def put(world: World, event_id: str, *, picture: bytes | None = PICTURE, **changes: object) -> dict[str, Any]:
-    """Upload an event as the README tells people to: the picture first."""
+    """Upload an event as docs/cameras.md tells people to: the picture first."""
     fields = document(event_id, **changes)
     if picture is not None:
         world.put(f"events/front-door/{event_id}.jpg", picture)

@@ -74,7 +74,7 @@ def test_what_there_is_to_paste_works(tmp_path: Path) -> None:
 
 
 def test_the_picture_of_the_readme_can_be_made_anew(tmp_path: Path) -> None:
-    """By the command that the README names, from what was really seen; it asks nobody for fonts, and tells no token."""
+    """By the command in docs/cameras.md, from what was really seen; it asks nobody for fonts, and tells no token."""
     file = tmp_path / "cameras.svg"
     done = subprocess.run(
         [sys.executable, "-m", "infra.docs.capture", str(file)],

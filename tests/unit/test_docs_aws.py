@@ -45,10 +45,3 @@ def test_every_environment_is_named(stack: str) -> None:
     """As `samconfig.toml` has them."""
     assert f"[{stack}.deploy.parameters]" in (ROOT / "samconfig.toml").read_text(encoding="utf-8")
     assert f"`{stack}`" in PAGE
-
-
-def test_every_link_into_the_tree_leads_somewhere() -> None:
-    """Files and folders, seen from docs/."""
-    links = re.findall(r"\]\(([^)#:]+)\)", PAGE)
-    assert links
-    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
