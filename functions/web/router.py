@@ -91,5 +91,10 @@ def unforeseen(error: Exception) -> Problem:
     return internal()
 
 
+def reply_to(error: Exception) -> Reply:
+    """What a client gets where an error ends its request."""
+    return (error if isinstance(error, Problem) else unforeseen(error)).reply
+
+
 def _unique(texts: Iterable[str]) -> Iterable[str]:
     return dict.fromkeys(texts)

@@ -6,8 +6,9 @@ from http import HTTPStatus
 
 import pytest
 
-from functions.web.api_gateway import answer_of, request_of
-from functions.web.messages import Problem, Reply
+from functions.web.api_gateway import answer_of, body_of, request_of, respond
+from functions.web.messages import Problem, Reply, Request, malformed
+from functions.web.router import Route, Router, unforeseen
 from tests.gateway import http_event
 
 
@@ -30,8 +31,8 @@ def test_the_stage_is_no_part_of_the_path(path: str, expected: str) -> None:
 def test_a_body_is_text_or_base64(body: str, is_base64: bool) -> None:  # noqa: FBT001 - a row of the table
     """AWS decides by the content type."""
     event = http_event("/x", method="PUT") | {"body": body, "isBase64Encoded": is_base64}
-    assert request_of(event, max_body_bytes=2).body == b"{}"
-    assert request_of(event).body == b""
+    assert body_of(event, 2) == b"{}"
+    assert request_of(event).body == b"", "nobody has asked for it yet"
 
 
 @pytest.mark.parametrize(
@@ -42,8 +43,48 @@ def test_a_body_that_cannot_be_used_is_refused(body: str, is_base64: bool, statu
     """By its size in bytes, or since it is neither text nor base64."""
     event = http_event("/x", method="PUT") | {"body": body, "isBase64Encoded": is_base64}
     with pytest.raises(Problem) as refused:
-        request_of(event, max_body_bytes=10)
+        body_of(event, 10)
     assert refused.value.status == status
+
+
+def echo(request: Request, _caller: object) -> Reply:
+    """The body, as it came."""
+    return Reply(HTTPStatus.OK, {}, request.body.decode())
+
+
+def refuse(_request: Request) -> object:
+    """Nobody is let in."""
+    raise malformed("nobody", "Nobody is let in.")
+
+
+ROUTES: tuple[Route[object], ...] = (
+    Route(("GET", "HEAD"), "/x", lambda *_: Reply(HTTPStatus.OK, {}, "{}")),
+    Route(("PUT",), "/x", echo, max_body_bytes=10),
+)
+ROUTER: Router[object] = Router("sample", ROUTES, admit=lambda _: None, hint="", explain=unforeseen)
+
+
+def test_an_event_is_answered_by_its_route() -> None:
+    """With its body where the route reads one; the answer to a HEAD has none."""
+    put = http_event("/x", method="PUT") | {"body": "text", "isBase64Encoded": False}
+    assert respond(ROUTER, put)["body"] == "text"
+    assert [respond(ROUTER, http_event("/x", method=method))["body"] for method in ("GET", "HEAD")] == ["{}", ""]
+    large = http_event("/x", method="PUT") | {"body": "x" * 11, "isBase64Encoded": False}
+    assert respond(ROUTER, large)["statusCode"] == 413
+
+
+def test_a_strangers_body_is_not_decoded() -> None:
+    """The refusal comes first."""
+    closed: Router[object] = Router("sample", ROUTES, admit=refuse, hint="", explain=unforeseen)
+    event = http_event("/x", method="PUT") | {"body": "=", "isBase64Encoded": True}
+    assert json.loads(respond(closed, event)["body"])["detail"] == "Nobody is let in."
+
+
+@pytest.mark.parametrize("event", [{}, {"requestContext": {}}, {"requestContext": None, "rawPath": "/x"}])
+def test_an_event_that_no_gateway_sends_is_500(event: dict[str, object]) -> None:
+    """As a problem; it does not end the function."""
+    answer = respond(ROUTER, event)
+    assert (answer["statusCode"], answer["headers"]["Content-Type"]) == (500, "application/problem+json")
 
 
 def test_a_reply_becomes_json() -> None:

@@ -47,7 +47,7 @@ class Publisher:
         """As `HostPublisher.submit`."""
         if len(self.flights) >= self.room:
             raise QueueFull
-        flight = Flight(notification, 0.0, 0.0, asyncio.get_running_loop().create_future())
+        flight = Flight(notification, 0.0, 0.0)
         self.flights.append(flight)
         return flight
 

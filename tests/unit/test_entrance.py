@@ -32,6 +32,21 @@ def entrance(*secrets: str, clock: Clock | None = None) -> Entrance:
     return Entrance(secrets, lambda token: token == UNKNOWN, clock=clock or Clock())
 
 
+def asked(authorization: str, path: str = "/manifest", query: str = "", address: str = HOME) -> Request:
+    """A GET with that header."""
+    headers = {"host": "x"} | ({"authorization": authorization} if authorization else {})
+    return Request("GET", path, query, headers, address=address)
+
+
+def admitted(gate: StoreGate, token: str, address: str = HOME) -> bool:
+    """Whether a store with this token is let in."""
+    try:
+        gate.admit(token, address)
+    except Problem:
+        return False
+    return True
+
+
 # Signatures.
 
 
@@ -118,7 +133,7 @@ def test_a_gate_says_whose_share_it_is_and_counts_who_is_turned_away() -> None:
 
     def status(token: str, path: str = "/manifest", query: str = "") -> int:
         try:
-            gate.admit(Request("GET", path, query, f"Bearer {token}" if token else ""), HOME)
+            gate.admit(asked(f"Bearer {token}" if token else "", path, query))
         except Problem as problem:
             return problem.status.value
         return 200
@@ -135,70 +150,95 @@ def test_a_token_has_one_share_however_it_comes() -> None:
     """In a link or in a header, in any case, with more blanks, from any address."""
     gate = Gate(entrance(), lambda _request: None)
     requests = [
-        (Request("GET", "/manifest", authorization="Bearer good"), HOME),
-        (Request("GET", "/manifest", authorization=" bearer   good "), ABROAD),
-        (Request("GET", "/thumbnails/a/b.jpg", "token=good"), ABROAD),
+        asked("Bearer good"),
+        asked(" bearer   good ", address=ABROAD),
+        asked("", "/thumbnails/a/b.jpg", "token=good", address=ABROAD),
     ]
-    assert len({gate.admit(request, address) for request, address in requests}) == 1
-    assert gate.admit(Request("GET", "/manifest", authorization="Bearer other"), HOME) != gate.admit(*requests[0])
+    assert len({gate.admit(request) for request in requests}) == 1
+    assert gate.admit(asked("Bearer other")) != gate.admit(requests[0])
 
 
-def basic(text: str) -> bytes:
+def basic(text: str) -> str:
     """As in `Authorization: Basic …`."""
-    return b"Basic " + base64.b64encode(text.encode())
+    return "Basic " + base64.b64encode(text.encode()).decode()
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("value", "expected"),
     [
-        ([b"Bearer " + LONG.encode()], LONG),
-        ([b"bearer  " + LONG.encode() + b" "], LONG),
-        ([basic(f"anybody:{LONG}")], LONG),
-        ([basic(f":{LONG}")], LONG),
-        ([basic(f"a:b:{LONG}")], f"b:{LONG}"),
-        ([basic(LONG)], ""),
-        ([b"Basic !"], ""),
-        ([b"Basic"], ""),
-        ([b"Digest " + LONG.encode()], ""),
-        ([LONG.encode()], ""),
-        ([], ""),
-        ([b"Bearer a", b"Bearer b"], ""),
+        (f"Bearer {LONG}", LONG),
+        (f"bearer  {LONG} ", LONG),
+        (basic(f"anybody:{LONG}"), LONG),
+        (basic(f":{LONG}"), LONG),
+        (basic(f"a:b:{LONG}"), f"b:{LONG}"),
+        (basic(LONG), ""),
+        ("Basic !", ""),
+        ("Basic \xe9", ""),
+        ("Basic", ""),
+        (f"Digest {LONG}", ""),
+        (LONG, ""),
+        ("", ""),
     ],
 )
-def test_a_store_presents_its_token_as_bearer_or_as_password(values: list[bytes], expected: str) -> None:
-    """Of `Basic` whoever the user is (RFC 7617: the first colon ends it); two headers are none."""
-    assert offered([(b"host", b"x"), *((b"authorization", value) for value in values)]) == expected.encode()
+def test_a_store_presents_its_token_as_bearer_or_as_password(value: str, expected: str) -> None:
+    """The user of `Basic` does not matter (RFC 7617: the first colon ends it)."""
+    assert offered(asked(value)) == expected
+
+
+def test_two_tokens_are_no_token() -> None:
+    """A header that comes twice is joined by a comma: neither of the two tokens is left."""
+    gate = StoreGate((LONG,), entrance(LONG))
+    for both in (f"Bearer {LONG},Bearer {LONG}", f"{basic(LONG)},{basic(LONG)}"):
+        assert not admitted(gate, offered(asked(both)))
 
 
 @pytest.mark.parametrize(
     ("query", "token", "rest"),
     [
-        (b"", b"", b""),
-        (b"token=abc", b"abc", b""),
-        (b"a=1&token=abc&b=2", b"abc", b"a=1&b=2"),
-        (b"token=a%2Bb+c/d==", b"a+b+c/d==", b""),
-        (b"%74oken=abc", b"abc", b""),
-        (b"token=a&token=b", b"", b""),
-        (b"token", b"", b""),
-        (b"Token=abc&xtoken=abc", b"", b"Token=abc&xtoken=abc"),
-        (b"token=%ff%zz", "\ufffd%zz".encode(), b""),
+        ("", "", ""),
+        ("token=abc", "abc", ""),
+        ("a=1&token=abc&b=2", "abc", "a=1&b=2"),
+        ("token=a%2Bb+c/d==", "a+b+c/d==", ""),
+        ("%74oken=abc", "abc", ""),
+        ("token=a&token=b", "", ""),
+        ("token", "", ""),
+        ("Token=abc&xtoken=abc", "", "Token=abc&xtoken=abc"),
+        ("token=%ff%zz", "\ufffd%zz", ""),
     ],
 )
-def test_a_token_in_an_address_is_taken_out_of_it(query: bytes, token: bytes, rest: bytes) -> None:
+def test_a_token_in_an_address_is_taken_out_of_it(query: str, token: str, rest: str) -> None:
     """However it is written, and whether it is one that counts or not."""
     assert take_token(query) == (token, rest)
 
 
 def test_stores_are_let_in_by_any_of_the_tokens() -> None:
     """And by none of what is nearly one; where there are none, all are."""
+    shared = entrance(LONG, SHORT)
+    gate = StoreGate((LONG, SHORT), shared)
+    assert (admitted(gate, LONG), admitted(gate, SHORT), gate.is_open) == (True, True, False)
+    assert not any(admitted(gate, one) for one in (LONG[:-1], LONG + "l", "", "\xff", "\ud800"))
+    opened = StoreGate((), shared)
+    assert (opened.is_open, admitted(opened, ""), admitted(opened, "x")) == (True, True, True)
+
+
+def test_a_store_that_guesses_is_told_to_wait_and_one_without_a_token_is_not() -> None:
+    """401 as long as it may try, then 429 for what is short; no token is no try. The connection ends each time."""
     gate = StoreGate((LONG, SHORT), entrance(LONG, SHORT))
-    assert [gate.admits(one.encode()) for one in (LONG, SHORT)] == [True, True]
-    assert not any(gate.admits(one.encode()) for one in (LONG[:-1], LONG + "l", "", "\xff"))
+
+    def refused(token: str) -> Problem:
+        with pytest.raises(Problem) as problem:
+            gate.admit(token, HOME)
+        assert problem.value.closes
+        return problem.value
+
+    for _ in range(40):
+        assert refused("").status == 401
     for _ in range(30):
-        gate.entrance.failed(HOME)
-    assert [bool(gate.wait_seconds(one, HOME)) for one in (SHORT.encode(), LONG.encode(), b"")] == [True, False, False]
-    opened = StoreGate((), gate.entrance)
-    assert (opened.is_open, opened.admits(b""), opened.wait_seconds(SHORT.encode(), HOME)) == (True, True, 0)
+        assert (refused("x").status, refused("").headers) == (401, {"WWW-Authenticate": "Bearer"})
+    assert (refused(SHORT).status, refused(SHORT).headers) == (429, {"Retry-After": "61"})
+    assert refused("").status == 401
+    assert admitted(gate, LONG)
+    assert admitted(gate, SHORT, ABROAD)
 
 
 # What many hold.

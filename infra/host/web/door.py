@@ -1,11 +1,12 @@
-"""Pure: what the HTTP server and the site behind it agree on."""
+"""What the HTTP server and the site behind it agree on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from functions.web.messages import Reply, Request
+from functions.web.messages import Reply, Request, too_large
+from functions.web.router import reply_to
 
 Answer = Callable[[Reply], None]
 
@@ -25,3 +26,18 @@ class Site(Protocol):
 
     def open(self, request: Request) -> Door:
         """Decide by method, path and headers. Raises Problem."""
+
+
+def door_for(request: Request, site: Site) -> Door:
+    """The door that `site` opens, or one that answers what went wrong. Never raises."""
+    try:
+        door = site.open(request)
+    except Exception as error:  # noqa: BLE001 - whatever a site does, its client gets an answer
+        return _refusing(reply_to(error))
+    # llhttp has checked the number; Python reads none of more than 4,300 digits
+    announced_bytes = int(request.header("content-length").lstrip("0") or 0) if door.max_body_bytes else 0
+    return _refusing(too_large(door.max_body_bytes).reply) if announced_bytes > door.max_body_bytes else door
+
+
+def _refusing(reply: Reply) -> Door:
+    return Door(lambda _request, answer: answer(reply))

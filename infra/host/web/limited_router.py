@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from functions.devices.manifest import LISTED
 from functions.telemetry import logger
 from functions.web.messages import Problem, Reply, Request, unavailable
-from functions.web.router import Route, Router
+from functions.web.router import Route, Router, reply_to
 from infra.host.threads import Daemons
 from infra.host.web.door import Answer, Door
 from infra.host.web.entrance import Gate, too_many
@@ -122,7 +122,12 @@ class LimitedRouter(Generic[Caller]):
         def done(_: asyncio.Future[Any]) -> None:
             timer.cancel()
             self._waiting -= 1
-            tell(_busy().reply if future.cancelled() else future.result())
+            if future.cancelled():
+                tell(_busy().reply)
+            elif isinstance(error := future.exception(), Exception):
+                tell(reply_to(error))
+            else:
+                tell(future.result())
 
         timer = loop.call_later(HANDLER_SECONDS, too_late)
         future.add_done_callback(done)

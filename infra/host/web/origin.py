@@ -103,7 +103,7 @@ def foreign_page(headers: Headers, public_base_url: str | None = None) -> str:
         return "Host is neither this machine's nor PUBLIC_BASE_URL's"
     if "origin" in headers and _authority(headers["origin"]) not in [one for one in (host, public) if one is not None]:
         return "Origin is another page's"
-    if headers.get("sec-fetch-site", "").strip().lower() == "cross-site":
+    if "cross-site" in map(str.strip, headers.get("sec-fetch-site", "").lower().split(",")):
         return "Sec-Fetch-Site is cross-site"
     return ""
 
@@ -115,7 +115,9 @@ def _authority(url: str) -> tuple[str, int] | None:
         port = parts.port or DEFAULT_PORTS.get(parts.scheme, 0)
     except ValueError:
         return None
-    return (parts.hostname.removesuffix("."), port) if parts.hostname else None
+    if not parts.hostname or "," in parts.netloc:  # several headers: a browser sends one
+        return None
+    return parts.hostname.removesuffix("."), port
 
 
 def _address(hop: str) -> str | None:

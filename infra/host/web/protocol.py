@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import httptools
 
-from functions.telemetry import logger
-from functions.web.messages import Problem, Reply, Request, internal, malformed, too_large
-from infra.host.web.door import Door
-from infra.host.web.wire import encode, target
+from functions.web.messages import Problem, Reply, Request, malformed, too_large
+from functions.web.router import reply_to
+from infra.host.web.door import Door, door_for
+from infra.host.web.wire import decode, encode
 
 if TYPE_CHECKING:
     from infra.host.web.server import Server
@@ -27,7 +27,8 @@ BODY_SECONDS = 10.0  # from the end of the header to the end of the body
 KEEP_ALIVE_SECONDS = 75.0  # longer than MinIO's pause between two attempts: its connection stays warm
 WRITE_SECONDS = 30.0  # for a client to take what it has asked for
 LINGER_SECONDS = 1.0  # closing on what is still being sent would reset the connection before our answer is read
-MAX_HEADER_BYTES = 32 * 1024  # checked between two reads
+READ_BYTES = 16 * 1024  # at once: the event loop reads far more, and limits are checked in between
+MAX_HEADER_BYTES = 32 * 1024  # beside the read in which it began
 MAX_HEADER_FIELDS = 256
 MAX_FRAMING_BYTES = 1 << 20  # of one request: what is neither header nor body, such as chunk extensions and trailers
 MAX_DISCARDED_BYTES = 8 << 20  # of bodies that nobody reads
@@ -67,10 +68,13 @@ class HttpProtocol(asyncio.Protocol):
     _headers: list[tuple[bytes, bytes]]
     _framing_bytes = 0  # since the last message began
     _in_header = False
-    _began = False  # a header, in this read
+    _began = False  # a header or a body, in this read
+    _began_bytes = 0  # of the read in which the header began
     _arriving: _Exchange | None = None  # its body is
     _running: _Exchange | None = None
     _advancing = _reading_paused = False
+    _heard_out = False  # the client sends no more
+    _lingers = False
     _over = False  # nothing more is read: what waits for its answer now is the last
     _discarded_bytes = 0
     _due = 0.0  # loop time; 0: the client owes us nothing
@@ -96,7 +100,8 @@ class HttpProtocol(asyncio.Protocol):
         # What is on its way to a client that reads has no bound by this, so it costs no speed.
         if UNSENT is not None and (sock := transport.get_extra_info("socket")) is not None:
             sock.setsockopt(socket.IPPROTO_TCP, UNSENT, UNSENT_BYTES)
-        transport.set_write_buffer_limits(high=0)  # `pause_writing` then tells of any byte that the client leaves to us
+        # `pause_writing` then tells of what the client leaves to us; TLS would call at once where it is 0.
+        transport.set_write_buffer_limits(high=1)
         peer = transport.get_extra_info("peername")  # None where the client has reset it already
         self._address = peer[0] if peer else ""
         self._expect(HEADER_SECONDS)
@@ -114,9 +119,9 @@ class HttpProtocol(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """A client that has said all it wants may still listen for the answer (RFC 9112 §9.6)."""
-        self._over = True
+        self._over = self._heard_out = True
         last = self._queue[-1] if self._queue else self._running
-        if self._in_header or self._arriving is not None or last is None:
+        if self._in_header or self._arriving is not None or last is None or not self._transport.can_write_eof():
             return False
         last.closes = True
         return True
@@ -130,7 +135,9 @@ class HttpProtocol(asyncio.Protocol):
     def resume_writing(self) -> None:
         """All of it is gone."""
         self._server.unread.release(self)
-        if self._stuck is not None:
+        if self._lingers:
+            self._give_up_after(LINGER_SECONDS)
+        elif self._stuck is not None:
             self._stuck.cancel()
             self._stuck = None
         self._advance()
@@ -139,7 +146,7 @@ class HttpProtocol(asyncio.Protocol):
         """The process ends: what waits for an answer gets it, all others are closed."""
         if self._stuck is not None:
             self._give_up_after(LINGER_SECONDS)
-        elif self._arriving is not None and not self._arriving.answered:
+        elif self._arriving is not None:
             detail = "The process ends before the request is complete."
             self._refuse(Problem(HTTPStatus.SERVICE_UNAVAILABLE, "ending", detail))
         elif self._running is None and not self._queue:
@@ -164,18 +171,10 @@ class HttpProtocol(asyncio.Protocol):
                 self.abort()
             return
         was_idle = self._running is None and not self._in_header and self._arriving is None
-        self._framing_bytes += len(data)
         self._began = False
         try:
-            unread = data
-            while unread:
-                unread = self._read(unread)
-            limit_bytes = MAX_HEADER_BYTES if self._in_header else MAX_FRAMING_BYTES
-            if self._framing_bytes > limit_bytes:
-                raise _too_long(f"At most {limit_bytes} bytes of a request may be no body.", is_header=self._in_header)
-            if self._in_header:
-                held_bytes = self._framing_bytes + (len(data) if self._began else 0)
-                self._hold_header(held_bytes + FIELD_BYTES * len(self._headers))
+            for start in range(0, len(data), READ_BYTES):
+                self._read(data[start : start + READ_BYTES])
             if self._began and (self._in_header or self._arriving is not None):
                 self._expect(HEADER_SECONDS if self._in_header else BODY_SECONDS)
             elif was_idle and not self._began:  # blank lines are the start of a header, too
@@ -188,11 +187,21 @@ class HttpProtocol(asyncio.Protocol):
             self._refuse(cause if isinstance(cause, Problem) else not_http)
         self._advance()
 
-    def _hold_header(self, size_bytes: int) -> None:
-        for greedy in self._server.unfinished.hold(self, CONNECTION_BYTES + size_bytes):
-            greedy.abort()
+    def _read(self, data: bytes) -> None:
+        self._framing_bytes += len(data)
+        unread = data
+        while unread:
+            unread = self._parse(unread)
+        limit_bytes = MAX_HEADER_BYTES if self._in_header else MAX_FRAMING_BYTES
+        if self._framing_bytes > limit_bytes:
+            raise _too_long(f"At most {limit_bytes} bytes of a request may be no body.", is_header=self._in_header)
+        if self._in_header:
+            self._began_bytes = self._began_bytes or len(data)
+            held_bytes = self._framing_bytes + self._began_bytes + FIELD_BYTES * len(self._headers)
+            for greedy in self._server.unfinished.hold(self, CONNECTION_BYTES + held_bytes):
+                greedy.abort()
 
-    def _read(self, data: bytes) -> bytes:
+    def _parse(self, data: bytes) -> bytes:
         """Parse, and return what is to be parsed once more.
 
         A request for another protocol is read as if it had not asked (RFC 9110 §7.8): the parser would take its body
@@ -210,7 +219,7 @@ class HttpProtocol(asyncio.Protocol):
         """A header begins."""
         self._url = b""
         self._headers = []
-        self._framing_bytes = 0
+        self._framing_bytes = self._began_bytes = 0
         self._in_header = self._began = True
 
     def on_url(self, url: bytes) -> None:
@@ -230,27 +239,15 @@ class HttpProtocol(asyncio.Protocol):
         if parser.should_upgrade():
             if parser.get_method() == b"CONNECT":
                 raise malformed("bad_method", "This is no proxy.")
-            return  # see `_read`
+            return  # see `_parse`
         if len(self._queue) > MAX_PIPELINED:
             detail = f"At most {MAX_PIPELINED} requests may wait for their answers."
             raise Problem(HTTPStatus.TOO_MANY_REQUESTS, "pipelined", detail)
-        headers: dict[str, str] = {}
-        for raw_name, raw_value in self._headers:
-            name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-            headers[name] = f"{headers[name]},{value}" if name in headers else value  # RFC 9110 §5.3
-        path, query = target(self._url)
-        request = Request(parser.get_method().decode("latin-1"), path, query, headers, address=self._address)
-        try:
-            door = self._server.site.open(request)
-            # llhttp has checked the number; Python reads none of more than 4,300 digits
-            if door.max_body_bytes and int(headers.get("content-length", "").lstrip("0") or 0) > door.max_body_bytes:
-                raise too_large(door.max_body_bytes)
-        except Problem as problem:
-            refusal = problem.reply
-            door = Door(lambda _request, answer: answer(refusal))
-        self._in_header = False
+        request = decode(parser.get_method(), self._url, self._headers, self._address)
+        door = door_for(request, self._server.site)
+        self._in_header, self._began = False, True
         self._server.unfinished.release(self)
-        held_back = headers.get("expect", "").lower() == "100-continue"
+        held_back = request.header("expect").lower() == "100-continue"
         self._arriving = _Exchange(request, door, closes=not parser.should_keep_alive(), held_back=held_back)
         self._queue.append(self._arriving)
 
@@ -280,7 +277,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Answer what can be answered, one after the other."""
-        if self._advancing:  # an answer that came at once: the loop below goes on
+        if self._advancing or self._transport.is_closing():  # an answer that came at once: the loop below goes on
             return
         self._advancing, finished = True, False
         while (exchange := self._running or self._next()) is not None:
@@ -288,7 +285,7 @@ class HttpProtocol(asyncio.Protocol):
             if not exchange.entered and (exchange.complete or not exchange.door.max_body_bytes):
                 exchange.entered = True
                 self._enter(exchange)
-            elif exchange.held_back:
+            elif exchange.held_back and not exchange.entered:
                 exchange.held_back = False
                 self._transport.write(_CONTINUE)
             if not exchange.answered or not (exchange.complete or exchange.closes):
@@ -305,6 +302,10 @@ class HttpProtocol(asyncio.Protocol):
         if self._reading_paused != bool(self._queue) and not self._transport.is_closing():
             self._reading_paused = not self._reading_paused  # nothing more is read while requests wait for their turn
             (self._transport.pause_reading if self._reading_paused else self._transport.resume_reading)()
+            if self._reading_paused:
+                self._due = 0.0  # what we do not read cannot come too late
+            elif self._in_header or self._arriving is not None:
+                self._expect(HEADER_SECONDS if self._in_header else BODY_SECONDS)
         if not (self._over or self._in_header or self._arriving):
             if self._running or self._queue:
                 self._due = 0.0
@@ -319,18 +320,20 @@ class HttpProtocol(asyncio.Protocol):
         request = exchange.request._replace(body=bytes(exchange.body)) if exchange.body else exchange.request
         try:
             exchange.door.enter(request, lambda reply: self._answer(exchange, reply))
-        except Problem as problem:
-            self._answer(exchange, problem.reply)
-        except Exception:  # noqa: BLE001 - whatever a door does, its client gets an answer
-            logger.exception("a request failed")
-            self._answer(exchange, internal().reply)
+        except Exception as error:  # noqa: BLE001 - whatever a door does, its client gets an answer
+            self._answer(exchange, reply_to(error))
 
     def _answer(self, exchange: _Exchange, reply: Reply) -> None:
         if self._running is not exchange or exchange.answered or self._transport.is_closing():
             return
         exchange.answered = True
         exchange.closes = exchange.closes or reply.closes or self._server.leaving
-        self._transport.write(encode(reply, is_head=exchange.request.method == "HEAD", closes=exchange.closes))
+        is_head = exchange.request.method == "HEAD"
+        try:
+            answer = encode(reply, is_head=is_head, closes=exchange.closes)
+        except UnicodeEncodeError as error:
+            answer = encode(reply_to(error), is_head=is_head, closes=exchange.closes)
+        self._transport.write(answer)
         self._advance()
 
     def _refuse(self, problem: Problem) -> None:
@@ -352,7 +355,7 @@ class HttpProtocol(asyncio.Protocol):
         """Close; `linger`: hear the client out for a moment, since a reset would take our answer from it."""
         self._over = True
         self._due = 0.0
-        if not linger or self._transport.is_closing():
+        if not linger or self._heard_out or self._transport.is_closing():
             self._transport.close()
             return
         if self._reading_paused:
@@ -360,7 +363,9 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        self._loop.call_later(LINGER_SECONDS, self.abort)
+        self._lingers = True
+        if self._stuck is None:  # else when the client has taken what is written
+            self._give_up_after(LINGER_SECONDS)
 
     # What the client owes us.
 

@@ -1,8 +1,10 @@
-"""Pure: a request target as path and query, and a reply as bytes."""
+"""Pure: a request as it came over the wire, and a reply as it goes."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from email.utils import formatdate
 from functools import cache, lru_cache
 from http import HTTPStatus
@@ -10,23 +12,32 @@ from urllib.parse import unquote
 
 import httptools
 
-from functions.web.messages import Reply, malformed
+from functions.web.messages import Reply, Request, malformed
 
 _LENGTHLESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})  # RFC 9110 §8.6
 _NOT_PLAIN = frozenset(b"%?#")  # what makes a target more than a path
 
 
-def target(url: bytes) -> tuple[str, str]:
-    """Path, decoded once, and query, as it came (RFC 9112 §3.2). Raises Problem."""
-    if url.startswith(b"/") and _NOT_PLAIN.isdisjoint(url):
-        return url.decode("ascii"), ""
-    try:
-        parsed = httptools.parse_url(url)
-    except httptools.HttpParserInvalidURLError:
-        parsed = None
-    if parsed is None or parsed.path is None:
-        raise malformed("bad_target", "The request target is no path.")
-    return unquote(parsed.path.decode("ascii")), (parsed.query or b"").decode("latin-1")
+def decode(method: bytes, url: bytes, fields: Iterable[tuple[bytes, bytes]], address: str) -> Request:
+    """The request, without its body. Names in `fields` are in lower case. Raises Problem."""
+    path, query = _target(url)
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in fields:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]},{value}" if name in headers else value  # RFC 9110 §5.3
+    return Request(method.decode("ascii"), path, query, headers, address=address)
+
+
+def _target(url: bytes) -> tuple[str, str]:
+    """Path, decoded once, and query, as it came (RFC 9112 §3.2)."""
+    if url.isascii():
+        if url.startswith(b"/") and _NOT_PLAIN.isdisjoint(url):
+            return url.decode("ascii"), ""
+        with suppress(httptools.HttpParserInvalidURLError):
+            parsed = httptools.parse_url(url)
+            if parsed.path is not None:
+                return unquote(parsed.path.decode("ascii")), (parsed.query or b"").decode("ascii")
+    raise malformed("bad_target", "The request target is no path.")
 
 
 @cache

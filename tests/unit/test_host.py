@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
+import socket
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
-from functions.events.routes import Routes
 from functions.settings import SettingsError, load
 from functions.telemetry import logger
-from infra.host.app import App
-from infra.host.bell import Bell
-from infra.host.metrics import PrometheusTelemetry
+from infra.host.logs import LinkLog
 from infra.host.mqtt.link import LinkStatus
-from infra.host.mqtt.publisher import HostPublisher
-from infra.host.server import LinkLog, build, serve
+from infra.host.server import Host, serve
 from infra.host.web.origin import is_loopback
 from tests.hosts import TOKEN, on_uvloop
 
@@ -43,55 +41,67 @@ def said() -> Any:  # noqa: ANN401 - a generator fixture
     standard.removeHandler(handler)
 
 
-def app(*, on_start: tuple[Any, ...] = (), on_stop: tuple[Any, ...] = ()) -> App:
-    """An application without a broker."""
-    telemetry = PrometheusTelemetry()
-    publisher = HostPublisher(None, telemetry)
-    bell = Bell(publisher, Routes(), telemetry, patience_seconds=1.0)
-    return App(bell, publisher, telemetry, on_start=on_start, on_stop=on_stop)
+def built(**known: str) -> Host:
+    """A host without a broker."""
+    return Host(load(known).settings)
 
 
 @on_uvloop
-async def test_a_failure_at_the_end_is_logged_and_the_rest_still_ends(said: list[tuple[str, str]]) -> None:
-    """The publisher says good-bye although the poller could not."""
+async def test_a_failure_at_the_end_is_logged_and_the_rest_still_ends(
+    said: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The publisher says goodbye although what began after it could not end."""
+    host = built()
     calls: list[str] = []
+    stop_holdups = host._bell.holdups.stop  # noqa: SLF001 - what a poller, say, might do
+
+    async def fails() -> None:
+        calls.append("failed")
+        await stop_holdups()
+        raise RuntimeError("unforeseen")
+
+    stop = host.publisher.stop
+
+    async def works() -> None:
+        calls.append("stopped")
+        await stop()
+
+    monkeypatch.setattr(host._bell.holdups, "stop", fails)  # noqa: SLF001 - as above
+    monkeypatch.setattr(host.publisher, "stop", works)
+    async with AsyncExitStack() as stack:
+        await host._start(stack)  # noqa: SLF001 - `run` waits for a signal
+        assert calls == []
+    assert calls == ["failed", "stopped"]
+    assert said == [("ERROR", "shutdown")]
+
+
+@on_uvloop
+async def test_what_has_begun_ends_where_the_rest_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is the caller's; the publisher is stopped all the same."""
+    host = built()
+    calls: list[str] = []
+    stop = host.publisher.stop
 
     async def fails() -> None:
         raise RuntimeError("unforeseen")
 
     async def works() -> None:
         calls.append("stopped")
+        await stop()
 
-    sent: list[str] = []
-    messages = iter(({"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}))
-
-    async def receive() -> Any:  # noqa: ANN401 - ASGI's message
-        return next(messages)
-
-    async def send(message: Any) -> None:  # noqa: ANN401 - ASGI's message
-        sent.append(message["type"])
-
-    await app(on_stop=(fails, works))({"type": "lifespan"}, receive, send)
+    monkeypatch.setattr(host._bell.holdups, "start", fails)  # noqa: SLF001 - as above
+    monkeypatch.setattr(host.publisher, "stop", works)
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        async with AsyncExitStack() as stack:
+            await host._start(stack)  # noqa: SLF001 - as above
     assert calls == ["stopped"]
-    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-    assert said == [("ERROR", "shutdown")]
 
 
 @on_uvloop
-async def test_a_client_that_leaves_in_the_middle_of_its_body_gets_no_answer() -> None:
-    """Nobody is there to read one, and nothing is raised."""
-    messages = iter(({"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}))
-    sent: list[Any] = []
-
-    async def receive() -> Any:  # noqa: ANN401 - ASGI's message
-        return next(messages)
-
-    async def send(message: Any) -> None:  # noqa: ANN401 - ASGI's message
-        sent.append(message)
-
-    scope = {"type": "http", "method": "POST", "path": "/events", "headers": []}
-    await app()(scope, receive, send)
-    assert sent == []
+async def test_a_host_that_cannot_listen_says_so_and_ends() -> None:
+    """With the system's error, and nothing left running."""
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="address"):
+        await built().run("127.0.0.1", taken.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -122,11 +132,11 @@ def test_an_open_door_is_refused_before_anything_starts() -> None:
 
 @on_uvloop
 async def test_a_built_host_is_not_connected_and_shows_no_secret() -> None:
-    """`build` opens nothing; neither the application nor the publisher renders a secret."""
+    """Building it opens nothing; neither the host nor the publisher renders a secret."""
     known = {"MQTT_URL": "mqtt://broker", "MQTT_USERNAME": "u", "MQTT_PASSWORD": "s3cret", "WEBHOOK_TOKENS": TOKEN}
-    made, publisher = build(load(known).settings)
-    assert not publisher.ready
-    shown = repr(vars(publisher)) + repr(publisher.status) + repr(made)
+    host = built(**known)
+    assert not host.publisher.ready
+    shown = repr(vars(host.publisher)) + repr(host.publisher.status) + repr(vars(host)) + repr(vars(host.site))
     assert "s3cret" not in shown
     assert TOKEN not in shown
 

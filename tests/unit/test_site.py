@@ -1,0 +1,184 @@
+"""What the host serves, by path, method and where a request comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from http import HTTPStatus
+
+import pytest
+
+from functions.devices.api import router as devices_router
+from functions.devices.downloads import Downloads
+from functions.events.routes import Routes
+from functions.settings import load
+from functions.web.messages import Problem, Reply, Request
+from functions.web.router import Route, Router, unforeseen
+from infra.host.bell import Bell
+from infra.host.metrics import PrometheusTelemetry
+from infra.host.mqtt.publisher import HostPublisher
+from infra.host.web.door import door_for
+from infra.host.web.entrance import Entrance, Gate, StoreGate
+from infra.host.web.limited_router import LimitedRouter
+from infra.host.web.origin import Proxies
+from infra.host.web.site import MAX_BODY_BYTES, HostSite
+from tests.hosts import TOKEN, event, on_uvloop
+
+HOME, ABROAD = "192.0.2.1", "203.0.113.9"
+
+
+def site(*tokens: str, routers: tuple[LimitedRouter[None], ...] = (), proxies: Proxies | None = None) -> HostSite:
+    """A host's site without a broker."""
+    telemetry = PrometheusTelemetry()
+    publisher = HostPublisher(None, telemetry)
+    bell = Bell(publisher, Routes(), telemetry, patience_seconds=1.0)
+    stores = StoreGate(tokens, Entrance(tokens))
+    return HostSite(bell, publisher, telemetry, stores=stores, routers=routers, proxies=proxies)
+
+
+def ask(where: HostSite, request: Request) -> Reply:
+    """What is answered at once."""
+    replies: list[Reply] = []
+    try:
+        door_for(request, where).enter(request, replies.append)
+    except Problem as problem:
+        return problem.reply
+    (reply,) = replies
+    return reply
+
+
+def detail(reply: Reply) -> str:
+    """What a problem says."""
+    assert reply.content_type == "application/problem+json"
+    document = json.loads(reply.body)
+    assert (document["status"], document["title"]) == (reply.status, reply.status.phrase)
+    return str(document["detail"])
+
+
+@on_uvloop
+async def test_without_a_broker_events_are_accepted_and_nothing_is_done() -> None:
+    """A store must not repeat them for ever."""
+    sure = ask(site(), Request("POST", "/events", body=event()))
+    assert (sure.status, sure.body) == (200, '{"outcomes": []}')
+    assert ask(site(), Request("POST", "/events/fast", body=event())).status == 202
+
+
+@on_uvloop
+async def test_what_is_for_watching_answers_without_a_token() -> None:
+    """Alive, ready where nothing is to be connected, and metrics; a HEAD as a GET."""
+    where = site(TOKEN)
+    for method in ("GET", "HEAD"):
+        alive, ready, metrics = (ask(where, Request(method, path)) for path in ("/healthz", "/readyz", "/metrics"))
+        assert json.loads(alive.body) == {"alive": True, "mqtt": {"configured": False}}
+        assert json.loads(ready.body) == {"ready": True, "mqtt": {"configured": False}}
+        assert metrics.content_type.startswith("text/plain")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [("GET", "/events", "POST"), ("PUT", "/events/fast", "POST"), ("POST", "/healthz", "GET, HEAD")],
+)
+def test_another_method_is_told_which_there_are(method: str, path: str, allow: str) -> None:
+    """405 with Allow, before a token is asked for."""
+    reply = ask(site(TOKEN), Request(method, path))
+    assert (reply.status, reply.headers["Allow"]) == (405, allow)
+    assert allow in detail(reply)
+
+
+@pytest.mark.parametrize("path", ["/", "/nowhere", "/events/", "/events/slow", "//events", "/metrics/x", "*"])
+def test_what_is_nowhere_is_told_where_to_look(path: str) -> None:
+    """404."""
+    reply = ask(site(), Request("POST", path))
+    assert reply.status == 404
+    assert "/events" in detail(reply)
+
+
+@pytest.mark.parametrize("door", ["/events", "/events/fast"])
+def test_a_store_without_a_token_is_refused_before_its_body_is_read(door: str) -> None:
+    """401, and the connection ends; with one, so much is read."""
+    where = site(TOKEN)
+    for headers in ({}, {"authorization": "Bearer wrong"}):
+        request = Request("POST", door, headers=headers)
+        assert door_for(request, where).max_body_bytes == 0
+        reply = ask(where, request)
+        assert (reply.status, reply.headers["WWW-Authenticate"], reply.closes) == (401, "Bearer", True)
+        assert "WEBHOOK_TOKENS" in detail(reply)
+    let_in = Request("POST", door, headers={"authorization": f"Bearer {TOKEN}"})
+    assert door_for(let_in, where).max_body_bytes == MAX_BODY_BYTES
+
+
+def test_a_token_in_the_address_opens_the_sure_door_alone() -> None:
+    """Stores that can only be told an address wait for an answer."""
+    where = site(TOKEN)
+    assert door_for(Request("POST", "/events", f"token={TOKEN}"), where).max_body_bytes == MAX_BODY_BYTES
+    assert ask(where, Request("POST", "/events/fast", f"token={TOKEN}")).status == 401
+
+
+def test_where_no_token_is_asked_for_a_strange_page_is_refused() -> None:
+    """At any path, since it shows what only this machine may see; with tokens, those decide."""
+    page = {"host": "evil.example"}
+    for path in ("/events", "/metrics", "/nowhere"):
+        reply = ask(site(), Request("POST", path, headers=page))
+        assert (reply.status, reply.closes) == (403, True)
+        assert "WEBHOOK_TOKENS" in detail(reply)
+    assert ask(site(TOKEN), Request("GET", "/healthz", headers=page)).status == 200
+
+
+@pytest.fixture
+def public() -> Iterator[LimitedRouter[None]]:
+    """A router that answers anybody, once a minute."""
+    routes: tuple[Route[None], ...] = (
+        Route(("GET",), "/files/*", lambda *_: Reply(HTTPStatus.OK, {}), is_public=True),
+    )
+    router = Router("sample", routes, admit=lambda _: None, hint="", explain=unforeseen)
+    limited = LimitedRouter(router, Gate(Entrance(), lambda _: None), requests_per_minute=1)
+    yield limited
+    limited.close()
+
+
+def test_a_trusted_proxys_clients_have_shares_of_their_own(public: LimitedRouter[None]) -> None:
+    """By the address that the proxy names; what somebody else says of itself is not believed."""
+    where = site(TOKEN, routers=(public,), proxies=Proxies([HOME]))
+
+    def status(client: str, peer: str = HOME) -> int:
+        return ask(where, Request("GET", "/files/a", headers={"x-forwarded-for": client}, address=peer)).status.value
+
+    assert [status("198.51.100.1"), status("198.51.100.2")] == [200, 200]
+    assert status("198.51.100.1") == 429
+    assert [status(f"203.0.113.{number}", ABROAD) for number in range(2)] == [200, 429]
+
+
+def test_a_store_behind_a_trusted_proxy_is_known_by_its_own_address() -> None:
+    """One that guesses short tokens shuts out nobody else."""
+    short = "sixteen-letters."
+    where = site(short, proxies=Proxies([HOME]))
+
+    def status(token: str, client: str) -> int:
+        headers = {"authorization": f"Bearer {token}", "x-forwarded-for": client}
+        return ask(where, Request("POST", "/events", headers=headers, address=HOME)).status.value
+
+    assert {status("wrong", "198.51.100.1") for _ in range(30)} == {401}
+    assert status("wrong", "198.51.100.1") == 429
+    right = {"authorization": f"Bearer {short}", "x-forwarded-for": "198.51.100.2"}
+    assert door_for(Request("POST", "/events", headers=right, address=HOME), where).max_body_bytes == MAX_BODY_BYTES
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/configs/x", True),
+        ("/assets/x", True),
+        ("/assets", True),
+        ("/thumbnails/a/b.jpg", True),
+        ("/manifest", True),
+        ("/", False),
+        ("/configs", False),
+        ("/events", False),
+        ("//assets/x", False),
+        ("/metrics", False),
+        ("assets/x", False),
+    ],
+)
+def test_only_paths_of_files_are_the_devices(path: str, *, expected: bool) -> None:
+    """The rest is the host's own."""
+    assert devices_router(Downloads.of(load({}).settings)).takes(path) is expected
