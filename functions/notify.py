@@ -10,6 +10,7 @@ from functions import gc_pause as collector
 from functions.events.envelopes import Ignored, Malformed, Record, parse, parse_body, sqs_messages
 from functions.events.routes import Detection, Notification, Routes, Skip, Unread
 from functions.lifecycle import Renewal, begin
+from functions.mqtt.broker import Broker
 from functions.mqtt.publisher import InlinePublisher, Outcome, Status
 from functions.settings import SettingsError
 from functions.settings.secret import DEADLINE_SECONDS as SECRET_DEADLINE_SECONDS
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
     from functions.cameras.reader import Documents
-    from functions.mqtt.broker import Broker
     from functions.settings import Settings
     from functions.stored.in_force import Follower
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from pydantic import SecretStr
 
+from functions.mqtt.broker import Broker
 from functions.mqtt.tls import TlsFileError
 from functions.settings import Loaded, Settings, SettingsError, load
 from infra.commands.common import subscriber_arguments
@@ -27,7 +28,6 @@ from infra.commands.mqtt import mqtt
 from infra.commands.tokens import token
 
 if TYPE_CHECKING:
-    from functions.mqtt.broker import Broker
     from infra.subscriber import Message, Subscriber
 
 ENV_FILE = Path(".env")
