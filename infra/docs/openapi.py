@@ -10,7 +10,7 @@ from pathlib import Path
 
 from functions.admin.openapi import document
 
-FILE = Path(__file__).parents[1] / "docs" / "openapi.json"
+FILE = Path(__file__).parents[2] / "docs" / "openapi.json"
 
 
 def text() -> str:
