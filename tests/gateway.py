@@ -10,6 +10,9 @@ from typing import Any, cast
 
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+from functions.web.api_gateway import respond
+from functions.web.router import Router
+
 # What handlers here never ask for: an object that has nothing.
 CONTEXT = cast("LambdaContext", SimpleNamespace())
 
@@ -73,6 +76,11 @@ class Answered:
         return cls(
             plain["statusCode"], {name.lower(): value for name, value in plain["headers"].items()}, plain["body"]
         )
+
+    @classmethod
+    def by(cls, router: Router[Any], event: dict[str, Any]) -> Answered:
+        """What these routes answer on Lambda."""
+        return cls.of(respond(router, event))
 
     @property
     def document(self) -> Any:  # noqa: ANN401 - JSON

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from functions.download import Downloads, respond
+from functions.devices.api import router
+from functions.devices.downloads import Downloads
 from functions.s3.objects import MAX_PAGE_OBJECTS
 from functions.settings import load
+from functions.web.api_gateway import respond
 from infra.bench.fast_store import STEM
 from infra.bench.figures import Bench, Figure, NotMeasuredError, compared, milliseconds
 from infra.bench.rig import BUCKET, asset_keys, device_token, download_variables, mac_address
-from infra.host.gateway import Context, api_gateway_event
 from infra.local.process import Process, free_port
 from infra.local.stack import Host
 from infra.local.stores import Minio
@@ -202,19 +203,15 @@ def _handler(variables: dict[str, str]) -> Iterator[tuple[Ask, list[str]]]:
         raise NotMeasuredError("the handler has no bucket")
     calls: list[str] = []
     downloads.objects.client.meta.events.register("before-send.s3", lambda event_name, **_: calls.append(event_name))
-    context: Any = Context("bench")  # what of Lambda's own is read
-    authorization = f"Bearer {device_token(0)}".encode()
+    routes = router(downloads)
+    headers = {"authorization": f"Bearer {device_token(0)}"}
 
     def ask(target: str) -> dict[str, Any]:
         path, _, query = target.partition("?")
-        scope = {
-            "method": "GET",
-            "path": path,
-            "query_string": query.encode(),
-            "headers": [(b"authorization", authorization)],
-            "http_version": "1.1",
-        }
-        answer = respond(downloads, api_gateway_event(scope), context)
+        asked = {"http": {"method": "GET"}}
+        answer = respond(
+            routes, {"rawPath": path, "rawQueryString": query, "headers": headers, "requestContext": asked}
+        )
         return _page(answer["statusCode"], answer["body"])
 
     yield ask, calls

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
 from typing import cast
 
 import uvloop
@@ -29,13 +31,15 @@ NUMBERS = 2_000_000  # an order's events are numbered from a multiple of this
 class Order:
     """What to do: `connections` to `port`, `warm_seconds` unmeasured, then `seconds`; or `events`, within `seconds`.
 
+    Each connection presents one of `tokens`, taken in turn.
+
     With `path` it is asked for, and answered by a redirect. Without, events are posted to `door`, and a broker is at
     `mqtt_port`; those of one `batch` have keys of their own. The sure door's answer has to hold `outcome`.
     """
 
     port: int
     mqtt_port: int
-    token: str
+    tokens: Sequence[str]
     batch: int
     connections: int
     warm_seconds: float = 0.0
@@ -70,8 +74,9 @@ class _Drain(asyncio.Protocol):
 class _Client(asyncio.Protocol):
     """One keep-alive connection: the next event as soon as the last is answered."""
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: _Run, token: str) -> None:
         self._run = run
+        self._token = token
         self._received = b""
         self._transport: asyncio.WriteTransport | None = None
 
@@ -90,7 +95,7 @@ class _Client(asyncio.Protocol):
 
     def _ask(self) -> None:
         if self._transport is not None and not self._run.over:
-            self._transport.write(self._run.request())
+            self._transport.write(self._run.request(self._token))
 
     def close(self) -> None:
         if self._transport is not None:
@@ -108,7 +113,7 @@ class _Run:
         self._order = order
         self._number = order.batch * NUMBERS
         self._last = self._number + order.events
-        self._get = get(order.path, order.port, order.token)
+        self._gets = {token: get(order.path, order.port, token) for token in order.tokens}
         self._good_head = (
             b"HTTP/1.1 307" if order.path else b"HTTP/1.1 202" if order.door != "/events" else b"HTTP/1.1 200"
         )
@@ -116,15 +121,15 @@ class _Run:
         self.over = False
         self.good = self.bad = self.waiting = 0
 
-    def request(self) -> bytes:
+    def request(self, token: str) -> bytes:
         order = self._order
         self.waiting += 1
         self._number += 1
         if self._number == self._last:
             self.over = True
         if order.path:
-            return self._get
-        return post(order.door, order.port, order.token, minio_event(BUCKET, "load", self._number))
+            return self._gets[token]
+        return post(order.door, order.port, token, minio_event(BUCKET, "load", self._number))
 
     def answered(self, head: bytes, body: bytes) -> None:
         self.waiting -= 1
@@ -152,8 +157,8 @@ async def fulfil(order: Order) -> tuple[float, int, int]:
             await protocol.subscribed
         begun_at, before = time.perf_counter(), 0
         clients = [
-            (await loop.create_connection(lambda: _Client(run), "127.0.0.1", order.port))[1]
-            for _ in range(order.connections)
+            (await loop.create_connection(partial(_Client, run, token), "127.0.0.1", order.port))[1]
+            for token in islice(cycle(order.tokens), order.connections)
         ]
     if order.events:
         await run.until(lambda: run.over and not run.waiting, order.seconds)

@@ -80,7 +80,9 @@ def measure_mix(bench: Bench) -> list[Figure]:
         def mix(batch: int, events: int) -> None:
             nonlocal downloads
             asked = events // 5
-            order = Order(_port(host), 0, device_token(0), 0, 8, 0.0, STEP_SECONDS, path="/assets/x.bin", events=asked)
+            order = Order(
+                _port(host), 0, [device_token(0)], 0, 8, 0.0, STEP_SECONDS, path="/assets/x.bin", events=asked
+            )
             fetching = threading.Thread(target=_fulfil, args=(devices, order))
             fetching.start()
             _fulfil(load, _order(host, broker, 2 * batch, events // 2))
@@ -106,7 +108,7 @@ def _port(host: Host) -> int:
 
 
 def _order(host: Host, broker: Mosquitto, batch: int, events: int, *, door: str = "/events") -> Order:
-    return Order(_port(host), broker.port, TOKEN, batch, CONNECTIONS, 0.0, STEP_SECONDS, events=events, door=door)
+    return Order(_port(host), broker.port, [TOKEN], batch, CONNECTIONS, 0.0, STEP_SECONDS, events=events, door=door)
 
 
 def _fulfil(load: Child, order: Order) -> None:

@@ -89,8 +89,8 @@ class Rig:
         self.stop()
 
 
-def download_variables(minio: Minio) -> dict[str, str]:
-    """What the host needs to hand out this MinIO's files, to `device_token`'s holders, as often as they ask."""
+def download_variables(minio: Minio, *, requests_per_minute: int = 0) -> dict[str, str]:
+    """What the host needs to hand out this MinIO's files, to `device_token`'s holders; 0: as often as they ask."""
     return {
         "BUCKET": BUCKET,
         "AWS_ENDPOINT_URL_S3": minio.endpoint_url,
@@ -98,7 +98,7 @@ def download_variables(minio: Minio) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": minio.secret_key,
         "AWS_REGION": minio.region,
         "DEVICE_TOKEN_KEYS": DEVICE_TOKEN_KEYS,
-        "DEVICE_REQUESTS_PER_MINUTE": "0",
+        "DEVICE_REQUESTS_PER_MINUTE": str(requests_per_minute),
     }
 
 

@@ -1,20 +1,19 @@
-"""The sides that the host's throughput is compared with: its own application, with another bell or handler inside.
+"""The sides that the host's throughput is compared with: its own server and site, with another bell or router inside.
 
-`python -m infra.bench.sides parse|threads|constant|shared <port> <mqtt port> <token>` serves one of them as the host is
-served: `parse` and `threads` take events, `constant` answers devices with one and the same redirect, `shared` does so
-once for all who ask at the same moment.
+`python -m infra.bench.sides parse|threads|constant <port> <mqtt port> <token>` serves one of them as the host is
+served: `parse` and `threads` take events, `constant` answers devices with one and the same redirect.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from http import HTTPStatus
 
 import paho.mqtt.client as paho
-import uvicorn
+import uvloop
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -23,38 +22,39 @@ from functions.events.routes import CONTENT_TYPE, Notification, Routes
 from functions.mqtt.broker import Broker
 from functions.mqtt.publisher import Outcome, Status
 from functions.notify import Settled, Step, settle, to_publish
+from functions.web.messages import Reply, Request
+from functions.web.router import Route, Router, unforeseen
 from infra.bench.rig import BUCKET
-from infra.host.app import App
 from infra.host.bell import Bell
-from infra.host.gateway import Event, Gateway
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
-from infra.host.server import uvicorn_config
-from infra.host.web.entrance import Entrance, StoreGate
+from infra.host.web.entrance import Entrance, Gate, StoreGate
+from infra.host.web.limited_router import LimitedRouter
+from infra.host.web.server import Server
+from infra.host.web.site import HostSite
 
 THREADS = 64
 PATIENCE_SECONDS = 5.0
+REQUESTS_PER_MINUTE = 60_000  # of each token: counted, and more than anybody asks for
 
 # As long as the host's own, which names a file, its disposition and a signature.
-REDIRECT = {
-    "statusCode": 307,
-    "headers": {
+REDIRECT = Reply(
+    HTTPStatus.TEMPORARY_REDIRECT,
+    {
         "Cache-Control": "no-store",
         "Location": f"http://127.0.0.1:9000/{BUCKET}/assets/x.bin?{'x' * 360}",
         "ETag": f'"{"0" * 32}"',
     },
-    "body": "",
-    "isBase64Encoded": False,
-}
+)
 
 
 class ParsingBell(Bell):
     """Has had its event read and parsed, and leaves it at that."""
 
-    async def ring(self, steps: Sequence[Step], source: str) -> list[Settled]:
+    def ring_then(self, steps: Sequence[Step], source: str, tell: Callable[[list[Settled]], None]) -> None:
         """Nothing to wait for."""
         del steps, source
-        return []
+        tell([])
 
 
 class WaitingBell(Bell):
@@ -70,12 +70,12 @@ class WaitingBell(Bell):
         self._client.connect("127.0.0.1", mqtt_port)
         self._client.loop_start()
 
-    async def ring(self, steps: Sequence[Step], source: str) -> list[Settled]:
+    def ring_then(self, steps: Sequence[Step], source: str, tell: Callable[[list[Settled]], None]) -> None:
         """Wait for all, each in its thread."""
         del source
         loop = asyncio.get_running_loop()
         waits = [loop.run_in_executor(self._pool, self._publish, one) for one in to_publish(steps)]
-        return settle(steps, await asyncio.gather(*waits))
+        asyncio.gather(*waits).add_done_callback(lambda done: tell(settle(steps, done.result())))
 
     def _publish(self, notification: Notification) -> Outcome:
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho left it untyped
@@ -87,13 +87,12 @@ class WaitingBell(Bell):
         return Outcome(Status.DELIVERED if info.is_published() else Status.UNCONFIRMED)
 
 
-def _redirect(event: Event, context: object) -> dict[str, Any]:
-    del event, context
-    return REDIRECT
+def _admit(_request: Request) -> None:
+    """Anybody."""
 
 
-def serve(side: str, port: int, mqtt_port: int, token: str) -> None:
-    """Serve until SIGTERM, with the server that the host has."""
+async def serve(side: str, port: int, mqtt_port: int, token: str) -> None:
+    """Serve until the process is killed, with the server that the host has."""
     telemetry = PrometheusTelemetry()
     publisher = HostPublisher(
         Broker(host="127.0.0.1", port=mqtt_port), telemetry
@@ -104,10 +103,13 @@ def serve(side: str, port: int, mqtt_port: int, token: str) -> None:
         if side == "threads"
         else ParsingBell(publisher, routes, telemetry, patience_seconds=PATIENCE_SECONDS)
     )
-    gateway = Gateway(_redirect, requests_per_minute=0, shares=side == "shared")
-    app = App(bell, publisher, telemetry, stores=StoreGate([token], Entrance()), gateways=(gateway,))
-    uvicorn.Server(uvicorn_config(app, "127.0.0.1", port)).run()
+    constant = Router("download", (Route(("GET",), "/assets/*", lambda *_: REDIRECT),), _admit, "", unforeseen)
+    entrance = Entrance()
+    devices = LimitedRouter(constant, Gate(entrance, _admit), requests_per_minute=REQUESTS_PER_MINUTE)
+    site = HostSite(bell, publisher, telemetry, stores=StoreGate([token], entrance), routers=[devices])
+    await Server(site).start("127.0.0.1", port)
+    await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    uvloop.run(serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))

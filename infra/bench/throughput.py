@@ -75,7 +75,7 @@ def _measure(bench: Bench, sides: Sequence[str], targets: Mapping[tuple[str, int
             for side in sides if number % 2 else reversed(sides):
                 outcome = "" if side == "parse" else "delivered"
                 order = Order(
-                    ports[side], broker.port, TOKEN, batch, connections, WARM_SECONDS, SECONDS, outcome=outcome
+                    ports[side], broker.port, [TOKEN], batch, connections, WARM_SECONDS, SECONDS, outcome=outcome
                 )
                 before = _cpu_seconds(processes[side])
                 good_rate, good = _fulfil(load, order)
@@ -134,7 +134,7 @@ def _compare_messages(load: Child, broker: Mosquitto, ports: Mapping[str, int]) 
     heard: dict[str, object] = {}
     with Subscriber(broker.url, [TOPIC], qos=1) as subscriber:
         for side, port in ports.items():
-            rate(load, Order(port, broker.port, TOKEN, 0, 1, seconds=HEAR_SECONDS, events=1))
+            rate(load, Order(port, broker.port, [TOKEN], 0, 1, seconds=HEAR_SECONDS, events=1))
             heard[side] = _essence(subscriber.next(HEAR_SECONDS))
     for side, message in heard.items():
         if message != heard["host"]:

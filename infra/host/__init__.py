@@ -1,1 +1,1 @@
-"""The self-hosted process: an ASGI application on uvicorn, one event loop, one MQTT connection."""
+"""The self-hosted process: one event loop, one HTTP server, one MQTT connection."""

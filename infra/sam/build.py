@@ -29,7 +29,7 @@ LAYER_DEPLOYED_AT = "/opt"
 LAYER_LIST = "infra/layer/requirements.txt"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold, as SAM's own zips have it
 
-# Read by type checkers, by pip and by `make lock`; scripts for a shell; a web page that is not served.
+# Read by type checkers, by pip and by `make lock`; scripts for a shell.
 _UNREAD = (
     "**/__pycache__",
     "**/*.pyi",
@@ -38,17 +38,12 @@ _UNREAD = (
     "bin",
     "functions/requirements.*",
     "requirements.*",  # of the layer
-    "aws_lambda_powertools/event_handler/openapi/swagger_ui/*.min.*",
 )
 # A fifth of the whole: parts of packages that nothing of ours imports, nor what it imports. tests/sam/test_artefact.py
 # runs the entries without them.
 _UNIMPORTED = (
     "annotated_types/test_cases.py",
-    "aws_lambda_powertools/event_handler/middlewares/openapi_validation.py",
-    *(
-        f"aws_lambda_powertools/event_handler/openapi/{name}.py"
-        for name in ("compat", "dependant", "encoders", "params", "schema_generator")
-    ),
+    "aws_lambda_powertools/event_handler",
     "aws_lambda_powertools/logging/formatters/datadog.py",
     "aws_lambda_powertools/metrics/provider/datadog",
     "dotenv/cli.py",
@@ -65,13 +60,16 @@ _UNIMPORTED = (
             "auth_alpha",
             "batch",
             "circuit_breaker",
+            "data_classes",
             "data_masking",
             "feature_flags",
             "idempotency",
             "kafka",
+            "metadata",
             "parameters",
             "parser",
             "streaming",
+            "typing",
             "validation",
         )
     ),

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from functions.admin.api import Elsewhere
 from functions.admin.operations import Administration
 from functions.cameras.reader import Documents
-from functions.download import Downloads
+from functions.devices.downloads import Downloads
+from functions.integration import NoLocalPublisher
 from functions.mqtt.broker import Broker
 from functions.mqtt.connection import Connection
 from functions.mqtt.publisher import InlinePublisher
@@ -26,7 +26,7 @@ from functions.stored.database import Database
 from functions.stored.model import MqttConfigChange
 from functions.stored.store import ConfigStore
 from functions.telemetry import EmfTelemetry, logger
-from infra.host.server import build
+from infra.host.server import Host
 from tests.databases import new_sqlite
 from tests.hostile.canaries import (
     CANARIES,
@@ -93,7 +93,7 @@ def objects_with_secrets(tmp_path: Path) -> list[object]:
     store = ConfigStore.of(settings)
     assert store is not None
     kept = load(everything(DATABASE_URL=new_sqlite(tmp_path))).settings
-    application, publisher = build(kept)
+    host = Host(kept)
     access = Access("r", None, "AKIA", CANARIES["aws_secret_access_key"][0], CANARIES["aws_session_token"][0])
     return [
         settings,
@@ -111,12 +111,13 @@ def objects_with_secrets(tmp_path: Path) -> list[object]:
         Downloads.of(settings),
         Downloads.of(settings).keyring,
         Documents.of(settings),
-        Administration(settings, store, Elsewhere()),
+        Administration(settings, store, NoLocalPublisher()),
         store,
         vars(store),
         Database(settings.database_url.get_secret_value()) if settings.database_url else None,
-        application,
-        publisher,
+        host,
+        host.site,
+        host.publisher,
     ]
 
 

@@ -18,21 +18,21 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions import download
-from functions.admin import api as broker
-from functions.admin.api import Elsewhere
+from functions.admin.api import router as admin_router
 from functions.admin.openapi import OPERATIONS
 from functions.admin.operations import Administration
-from functions.download import Downloads
+from functions.devices.api import router as devices_router
+from functions.devices.downloads import Downloads
 from functions.events.names import is_asset_path, is_config_name
+from functions.integration import NoLocalPublisher
 from functions.s3.objects import MAX_PAGE_OBJECTS, ObjectInfo, Objects, Page, Presigned
 from functions.settings import Settings, load
 from functions.stored.store import ConfigStore
+from functions.web.api_gateway import respond
 from functions.web.tokens import Keyring, TokenError
-from infra.host.gateway import api_gateway_event
 from infra.migrations.runner import upgrade
 from tests.databases import new_key, new_sqlite
-from tests.gateway import CONTEXT, http_event
+from tests.gateway import http_event
 from tests.hostile.searching import ODD_TEXTS, Draw, assert_discreet, damaged, leaks, mutants, strict_log, tries
 
 MAC, OTHER_MAC = "aa-bb-cc-dd-ee-ff", "11-22-33-44-55-66"
@@ -249,7 +249,7 @@ def test_no_request_for_a_file_fails_or_gets_another_devices_config(
     """Any path, query and header: never a 500, and a config only for its device or an administrator."""
     ready = downloads()
     with strict_log() as said:
-        answer = check(download.respond(ready, http_event(path, method=method, query=query, headers=fields), CONTEXT))
+        answer = check(respond(devices_router(ready), http_event(path, method=method, query=query, headers=fields)))
     assert not leaks(ADMIN, said.getvalue())
     token = fields["authorization"].partition(" ")[2].strip()
     told = answer["headers"].get("Location", "") + str(answer.get("body"))
@@ -266,14 +266,8 @@ def test_what_is_announced_is_what_a_device_gets(name: str, by_query: bool) -> N
         return
     ready = downloads(f"assets/{name}")
     path, query = ("/assets", f"filename={quote(name, safe='')}") if by_query else (f"/assets/{quote(name)}", "")
-    scope = {
-        "method": "GET",
-        "path": unquote(path),
-        "query_string": query.encode(),
-        "headers": [(b"authorization", f"Bearer {GOOD[MAC][0]}".encode())],
-        "http_version": "1.1",
-    }
-    answer = check(download.respond(ready, api_gateway_event(scope), CONTEXT))
+    event = http_event(unquote(path), query=query, headers={"authorization": f"Bearer {GOOD[MAC][0]}"})
+    answer = check(respond(devices_router(ready), event))
     assert answer["statusCode"] == 307
     assert isinstance(ready.objects, Shelf)
     assert ready.objects.asked == [f"assets/{name}"]
@@ -291,10 +285,10 @@ def test_a_cursor_opens_only_what_it_was_given_for(data: st.DataObject, limit: i
             for name, value in {"limit": str(limit), "next": following, **more}.items()
         )
         event = http_event("/manifest", query=query, headers={"authorization": f"Bearer {token}"})
-        return check(download.respond(ready, event, CONTEXT))
+        return check(respond(devices_router(ready), event))
 
     first = http_event("/manifest", query=f"limit={limit}", headers={"authorization": f"Bearer {GOOD[MAC][0]}"})
-    given_one = json.loads(download.respond(ready, first, CONTEXT)["body"])["next"]
+    given_one = json.loads(respond(devices_router(ready), first)["body"])["next"]
     whole = page(GOOD[MAC][0], given_one)
     assert whole["statusCode"] == 200
     raw = base64.urlsafe_b64decode(given_one + "=" * (-len(given_one) % 4))
@@ -327,7 +321,7 @@ def administration(tmp_path_factory: pytest.TempPathFactory) -> Administration:
     upgrade(url)
     keys = {"DATABASE_URL": url, "ENCRYPTION_KEYS": new_key().get_secret_value(), "ADMIN_TOKENS": ADMIN}
     settings: Settings = load(keys | {"MQTT_TEST_ALLOWED_HOSTS": "192.0.2.1,::1"}).settings
-    return Administration(settings, ConfigStore.of(settings), Elsewhere())
+    return Administration(settings, ConfigStore.of(settings), NoLocalPublisher())
 
 
 PASSWORD = "p4ssw0rd-Kx7/canary+"
@@ -379,7 +373,7 @@ def test_no_request_of_an_administrator_fails(
     if len(body) % 2:
         event["body"], event["isBase64Encoded"] = base64.b64encode(body.encode(errors="replace")).decode(), True
     with strict_log() as said:
-        answer = check(broker.respond(administration, event, CONTEXT))
+        answer = check(respond(admin_router(administration), event))
     assert not leaks(PASSWORD, said.getvalue() + json.dumps(answer))
     if token != ADMIN:
         assert answer["statusCode"] == 401
@@ -389,7 +383,7 @@ def test_no_request_of_an_administrator_fails(
             if name in sent and name not in {"broker_host", "topic_prefix", "discovery_prefix"}:
                 assert value == sent[name]
         again = http_event(path, headers={"authorization": f"Bearer {ADMIN}"})
-        assert json.loads(broker.respond(administration, again, CONTEXT)["body"]) == json.loads(answer["body"])
+        assert json.loads(respond(admin_router(administration), again)["body"]) == json.loads(answer["body"])
 
 
 def test_the_searches_begin_with_what_is_good(administration: Administration) -> None:
@@ -404,4 +398,4 @@ def test_the_searches_begin_with_what_is_good(administration: Administration) ->
             headers={"authorization": f"Bearer {ADMIN}", "content-type": "application/json"},
         )
         event["body"] = json.dumps(document)
-        assert broker.respond(administration, event, CONTEXT)["statusCode"] == 200
+        assert respond(admin_router(administration), event)["statusCode"] == 200

@@ -15,12 +15,12 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from functions.admin.api import Elsewhere
 from functions.admin.operations import Administration
 from functions.cameras.reader import Documents
-from functions.download import Downloads
+from functions.devices.downloads import Downloads
 from functions.events.envelopes import ObjectCreated, parse
 from functions.events.routes import Notification, Routes
+from functions.integration import NoLocalPublisher
 from functions.mqtt.broker import Broker
 from functions.mqtt.client import Client
 from functions.mqtt.connection import Connection
@@ -68,6 +68,7 @@ EXAMPLES: dict[str, list[str]] = {
     "assets_prefix": ["assets/", "a/b/", "x" * 1100],
     "events_prefix": ["events/", "e" * 1020],
     "public_base_url": HTTP,
+    "event_retry_seconds": ["1", "604800", "0", "60.5"],
     "webhook_tokens": ["0123456789abcdef", "0123456789abcdef,fedcba9876543210", CANARY * 2],
     "device_token_keys": [f"k:{KEY}", f"e:ed25519:{ED25519},k:{KEY}", f"p:ed25519-public:{ED25519}", f"k:{CANARY}"],
     "device_tokens_revoked": ["a,b", ""],
@@ -208,7 +209,7 @@ def start(settings: Settings) -> None:
         if settings.events_prefix is not None:
             Documents.of(settings, objects=downloads.objects, keyring=downloads.keyring)
     with suppress(SettingsError, StoreUnavailable):
-        Administration(settings, ConfigStore.of(settings), Elsewhere())
+        Administration(settings, ConfigStore.of(settings), NoLocalPublisher())
     table = json.dumps({name: shown(getattr(settings, name)) for name in Settings.model_fields})
     table.encode()
 

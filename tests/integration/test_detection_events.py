@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from functions.cameras.detections import CameraTopics
 from functions.cameras.reader import Documents
-from functions.download import Downloads, respond
+from functions.devices.api import router
+from functions.devices.downloads import Downloads
 from functions.events.routes import Notification, Routes
 from functions.mqtt.broker import Broker
 from functions.notify import Notifier, PublishFailed, Settled, Step, plan
@@ -40,7 +41,7 @@ from infra.local.mosquitto import Mosquitto
 from infra.local.stores import Minio
 from infra.subscriber import Message, Subscriber
 from tests.fakes.proxy import TcpProxy
-from tests.gateway import CONTEXT, Answered, http_event
+from tests.gateway import Answered, http_event
 from tests.hosts import exactly, on_uvloop, record, until
 from tests.timing import SLACK_SECONDS
 
@@ -116,7 +117,7 @@ class Yard:
         assert url.startswith(f"{BASE_URL}/")
         parts = urlsplit(url.removeprefix(BASE_URL))
         event = http_event(unquote(parts.path), method=method, query=parts.query, headers=headers)
-        return Answered.of(respond(Downloads.of(self.settings), event, CONTEXT))
+        return Answered.by(router(Downloads.of(self.settings)), event)
 
 
 @pytest.fixture(scope="module")

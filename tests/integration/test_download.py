@@ -11,14 +11,15 @@ import httpx
 import pytest
 from botocore.awsrequest import AWSPreparedRequest
 
-from functions.download import Downloads, respond
+from functions.devices.api import router
+from functions.devices.downloads import Downloads
 from functions.s3.objects import S3_DEADLINE_SECONDS, Objects
 from functions.settings import load
 from functions.web.tokens import Keyring
 from infra.local.process import free_port
 from infra.local.stores import Minio
 from tests.fakes.proxy import TcpProxy
-from tests.gateway import CONTEXT, Answered, http_event
+from tests.gateway import Answered, http_event
 from tests.timing import SLACK_SECONDS
 
 BUCKET, MANY = "devices", "many"
@@ -56,7 +57,7 @@ def objects_at(endpoint_url: str, store: Minio, bucket: str = BUCKET, **more: An
 def ask(downloads: Downloads, path: str, *, token: str = TOKEN, **parts: Any) -> Answered:  # noqa: ANN401 - see `http_event`
     """Ask the handler as a device."""
     headers = {"authorization": f"Bearer {token}", **parts.pop("headers", {})}
-    return Answered.of(respond(downloads, http_event(path, headers=headers, **parts), CONTEXT))
+    return Answered.by(router(downloads), http_event(path, headers=headers, **parts))
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from functions.download import Downloads, respond
+from functions.devices.api import router
+from functions.devices.downloads import Downloads
 from functions.s3.objects import Objects
 from functions.settings import load
 from functions.web.tokens import Keyring
-from tests.gateway import CONTEXT, Answered, http_event
+from tests.gateway import Answered, http_event
 
 MAC = "aa-bb-cc-dd-ee-ff"
 RING = Keyring.parse(["k:" + "A" * 44])
@@ -73,7 +74,7 @@ def store(elements: dict[str, str], headers: dict[str, str], *, versions: bool =
 def ask(downloads: Downloads, path: str) -> Answered:
     """Ask as a device that wants JSON."""
     headers = {"authorization": f"Bearer {RING.mint(MAC)}", "accept": "application/json"}
-    return Answered.of(respond(downloads, http_event(path, headers=headers), CONTEXT))
+    return Answered.by(router(downloads), http_event(path, headers=headers))
 
 
 HEADED = {"Content-Length": "1", "Last-Modified": "Fri, 20 Nov 2026 12:00:00 GMT"}

@@ -458,7 +458,7 @@ def test_a_function_whose_secret_is_no_use_fails_its_start_and_says_why(vault: V
     assert answer.returncode == 1
     last = answer.stderr.splitlines()[-1]
     assert last.startswith(
-        "functions.settings.SettingsError: " + ("MQTT_URL" if isinstance(content, dict) else "SECRET_ID")
+        "functions.settings.model.SettingsError: " + ("MQTT_URL" if isinstance(content, dict) else "SECRET_ID")
     )
     assert CANARY not in answer.stderr + answer.stdout
 

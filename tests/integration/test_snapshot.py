@@ -159,11 +159,11 @@ DOWNLOAD = """
 import sys
 from functions import download
 from snapshot_restore_py import get_after_restore
-print("botocore.session" in sys.modules, "boto3" in sys.modules, download._downloads)
-before = download.downloads()
+print("botocore.session" in sys.modules, "boto3" in sys.modules, download._router)
+before = download._ready()
 for hook, arguments, keywords in get_after_restore():
     hook(*arguments, **keywords)
-print("boto3" in sys.modules, download._downloads is download.downloads() is not before)
+print("boto3" in sys.modules, download._router is download._ready() is not before)
 """
 
 

@@ -23,12 +23,12 @@ from tests.sam.artefact import ARCHITECTURES
 
 IMPORT_SECONDS = 60.0
 BOTO3_FOLDER = str(Path(boto3.__file__).parents[1])
-ENTRIES = ("functions.notify", "functions.download")
+ENTRIES = ("functions.notify", "functions.download", "functions.integration")
 
 # boto3 comes with the runtime; the others are for developing, testing, or the self-hosted process.
 FOREIGN = {
     "boto3", "botocore", "cryptography", "hypothesis", "infra", "moto", "mypy", "prometheus_client", "pytest", "rich",
-    "s3transfer", "samcli", "tests", "typer", "urllib3", "uvicorn",
+    "s3transfer", "samcli", "tests", "typer", "urllib3",
 }  # fmt: skip
 
 # Standard library only: the interpreter sees the artefact alone. Compiled code comes from the .pyc files, so that
@@ -98,9 +98,12 @@ def test_nothing_foreign_is_inside(artefact: Artefact) -> None:
 
 
 def test_our_modules_are_all_inside(artefact: Artefact) -> None:
-    """Each module of functions/ is there, as source, which tracebacks show."""
-    here = {path.name for path in Path("functions").glob("*.py")}
-    assert {path.name for path in (artefact.folders[0] / "functions").glob("*.py")} == here
+    """Each module of functions/ and its folders is there, as source, which tracebacks show."""
+    here, there = (
+        {path.relative_to(folder) for path in folder.rglob("*.py")}
+        for folder in (Path("functions"), artefact.folders[0] / "functions")
+    )
+    assert there == here
 
 
 def test_every_module_has_its_unchecked_pyc(artefact: Artefact) -> None:

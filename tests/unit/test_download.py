@@ -19,7 +19,8 @@ import jwt
 import pytest
 
 from functions import download
-from functions.download import Downloads, respond
+from functions.devices.api import router
+from functions.devices.downloads import Downloads
 from functions.s3.clients import NO_CREDENTIALS, UNREACHABLE, StorageError
 from functions.s3.objects import ObjectInfo, Objects, Page, Presigned
 from functions.settings import load
@@ -98,7 +99,7 @@ def downloads(shelf: Shelf) -> Downloads:
 def ask(downloads: Downloads, path: str, **parts: Any) -> Answered:  # noqa: ANN401 - what `http_event` takes
     """Ask as the device, unless there are other headers."""
     headers = {"authorization": f"Bearer {TOKEN}", **parts.pop("headers", {})}
-    return Answered.of(respond(downloads, http_event(path, headers=headers, **parts), CONTEXT))
+    return Answered.by(router(downloads), http_event(path, headers=headers, **parts))
 
 
 def printed(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -318,7 +319,7 @@ def test_without_a_good_token_nothing_is_answered_or_asked(
 
 def test_a_header_that_is_not_there_is_no_token(downloads: Downloads) -> None:
     """Nor does its absence raise."""
-    assert Answered.of(respond(downloads, http_event("/manifest"), CONTEXT)).status == 401
+    assert Answered.by(router(downloads), http_event("/manifest")).status == 401
 
 
 def test_a_revoked_token_is_logged_by_key_and_id(shelf: Shelf, caplog: pytest.LogCaptureFixture) -> None:
@@ -459,7 +460,7 @@ def test_no_header_of_a_proxy_reaches_a_link(downloads: Downloads) -> None:
 @pytest.mark.parametrize("event", [{}, {"requestContext": None}, {"version": "2.0", "rawPath": 7}, None, []])
 def test_an_event_that_no_gateway_sends_is_an_error_without_details(downloads: Downloads, event: Any) -> None:  # noqa: ANN401 - anything
     """500: no exception leaves the handler, and none is shown."""
-    detail = problem(Answered.of(respond(downloads, event, CONTEXT)), 500)
+    detail = problem(Answered.by(router(downloads), event), 500)
     assert detail == "Something went wrong here."
 
 
@@ -683,7 +684,9 @@ def test_the_entry_is_made_from_the_environment_once(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, value)
     answer = Answered.of(download.handler(http_event("/manifest"), CONTEXT))
     problem(answer, 401)
-    assert download.downloads() is download.downloads()
+    monkeypatch.setenv("MQTT_QOS", "seven")
+    problem(Answered.of(download.handler(http_event("/manifest"), CONTEXT)), 401)
+    monkeypatch.delenv("MQTT_QOS")
     made = Downloads.of(load().settings)
     assert made.keyring.verify(TOKEN).mac == MAC
     assert made.admin_tokens == (ADMIN,)

@@ -18,12 +18,13 @@ import pytest
 from openapi_schema_validator import OAS31Validator
 from pydantic import SecretStr
 
-from functions.admin import api as broker
+from functions import broker, integration
 from functions.admin import operations as module
-from functions.admin.api import MAX_BODY_BYTES, Elsewhere, respond
+from functions.admin.api import MAX_BODY_BYTES, router
 from functions.admin.openapi import BASE, OPERATIONS, document
 from functions.admin.operations import Administration, CannotPublish, TopicVerdict
 from functions.admin.probe import Verdict
+from functions.integration import NoLocalPublisher
 from functions.mqtt.broker import Broker
 from functions.settings import load
 from functions.settings.reach import Targets
@@ -93,7 +94,7 @@ class Shelf(ConfigStore):
             raise self.failure
 
 
-class Here(Elsewhere):
+class Here(NoLocalPublisher):
     """A process that publishes, and notes what it is asked for."""
 
     def __init__(self) -> None:
@@ -181,7 +182,7 @@ class Rig:
             event["body"], event["isBase64Encoded"] = base64.b64encode(raw).decode(), True
         elif raw is not None or body is not None:
             event["body"] = json.dumps(body) if raw is None else raw
-        answer = Answered.of(respond(self.api, event, CONTEXT))
+        answer = Answered.by(router(self.api), event)
         check_against_document(method, path, answer)
         assert CANARY not in json.dumps(answer.headers) + answer.body
         return answer
@@ -705,7 +706,7 @@ def test_a_camera_is_forgotten_once() -> None:
 def test_a_function_says_that_it_publishes_nothing() -> None:
     """409, and who could."""
     rig = Rig()
-    rig.api = Administration(load(ENVIRONMENT).settings, rig.store, Elsewhere())
+    rig.api = Administration(load(ENVIRONMENT).settings, rig.store, NoLocalPublisher())
     for asked in (("POST", "publish-discovery"), ("DELETE", "cameras/front-door")):
         refused = rig.ask(*asked)
         assert (refused.status, "host" in refused.document["detail"]) == (409, True)
@@ -724,7 +725,7 @@ def test_as_a_function_without_a_database_it_answers_and_imports_none() -> None:
     """From the environment, with a live probe of nothing; neither SQLAlchemy nor cryptography is loaded, nor boto3."""
     script = (
         "import json, sys\n"
-        "from functions.admin.api import handler\n"
+        "from functions.integration import handler\n"
         "from tests.gateway import CONTEXT, http_event\n"
         f"headers = {{'Authorization': 'Bearer {ADMIN}'}}\n"
         f"events = [http_event('{BASE}/' + what, headers=headers) for what in ('config', 'status')]\n"
@@ -733,7 +734,7 @@ def test_as_a_function_without_a_database_it_answers_and_imports_none() -> None:
         "print(json.dumps([[one['statusCode'] for one in answers], answers[0]['body'], sorted(heavy)]))"
     )
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MQTT_"))}
-    environ |= {"ADMIN_TOKENS": ADMIN, "AWS_LAMBDA_FUNCTION_NAME": "broker"}
+    environ |= {"ADMIN_TOKENS": ADMIN, "AWS_LAMBDA_FUNCTION_NAME": "integration"}
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=Path(__file__).parents[2],
@@ -749,17 +750,22 @@ def test_as_a_function_without_a_database_it_answers_and_imports_none() -> None:
 
 def test_as_a_function_with_wrong_settings_it_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
     """And goes well again once they are right; the log names the variable."""
-    monkeypatch.setattr(broker, "_administration", None)
-    monkeypatch.setattr(broker, "_renewal", None)
+    monkeypatch.setattr(integration, "_router", None)
+    monkeypatch.setattr(integration, "_renewal", None)
     monkeypatch.setenv("ADMIN_TOKENS", ADMIN)
     monkeypatch.setenv("MQTT_TEST_ALLOWED_HOSTS", "10.0.0.0/99")
     event = http_event(f"{BASE}/config", headers={"Authorization": f"Bearer {ADMIN}"})
-    assert Answered.of(broker.handler(event, CONTEXT)).status == 503
-    monkeypatch.setattr(broker, "_renewal", None)
+    assert Answered.of(integration.handler(event, CONTEXT)).status == 503
+    monkeypatch.setattr(integration, "_renewal", None)
     monkeypatch.setenv("MQTT_TEST_ALLOWED_HOSTS", "")
-    assert Answered.of(broker.handler(event, CONTEXT)).status == 200
+    assert Answered.of(integration.handler(event, CONTEXT)).status == 200
+
+
+def test_a_deployment_may_name_the_function_as_before() -> None:
+    """`functions.broker.handler` is the same one; it goes with the next release."""
+    assert broker.handler is integration.handler
 
 
 def test_an_event_that_no_gateway_sends_is_answered() -> None:
     """500, and no trace of it."""
-    assert Answered.of(respond(Rig().api, {}, CONTEXT)).status == 500
+    assert Answered.by(router(Rig().api), {}).status == 500
