@@ -16,7 +16,6 @@ from functions.admin.operations import CannotPublish, TopicVerdict
 from functions.cameras.detections import CameraTopics
 from functions.cameras.discovery import availability_topic
 from functions.events.names import is_event_id
-from functions.events.routes import is_event_id
 from functions.mqtt.connection import ConnectionFailure
 from functions.stored.in_force import GOES_ON, broker_in_force, still_known
 from functions.stored.store import CredentialsUnreadable, ProcessStatus, StoreUnavailable
