@@ -12,7 +12,8 @@ from functions.events.envelopes import Ignored, Malformed, Record, parse, parse_
 from functions.events.routes import Detection, Notification, Routes, Sighting, Skip, Unread
 from functions.lifecycle import Renewal, begin
 from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import InlinePublisher, Outcome, Status
+from functions.mqtt.outcome import Outcome, Status
+from functions.mqtt.publisher import InlinePublisher
 from functions.settings import SettingsError
 from functions.settings.secret import DEADLINE_SECONDS as SECRET_DEADLINE_SECONDS
 from functions.telemetry import EmfTelemetry, logger

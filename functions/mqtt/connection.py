@@ -13,7 +13,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from functions.mqtt.client import MAX_MID, MIN_REFUSAL, UNSUPPORTED_PROTOCOL, Client, Connack, ForbiddenAddressError
+from functions.mqtt.client import MAX_MID, UNSUPPORTED_PROTOCOL, Client, Connack, ForbiddenAddressError
+from functions.mqtt.outcome import MIN_REFUSAL
 from functions.mqtt.packets import publish_packet
 from functions.mqtt.tls import TlsFileError, client_context, incomplete
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from functions.mqtt.broker import Broker
 
 WINDOW = 20  # acknowledgements awaited at once, and fewer where the broker's Receive Maximum asks for it
-PACKET_TOO_LARGE = 0x95
 OFFLINE = b"offline"  # the last will's payload, in Home Assistant's words
 BAD_CREDENTIALS, NOT_AUTHORIZED = 0x86, 0x87  # MQTT 5 §3.2.2.2
 RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED = 0x9A, 0x9B

@@ -6,16 +6,14 @@ The host drives the same `Connection` from its event loop instead (`infra.host.m
 from __future__ import annotations
 
 import os
-import random
 import time
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from functions.events.routes import newest_of_each
-from functions.mqtt.audience import NO_MATCHING_SUBSCRIBERS, Audience
-from functions.mqtt.client import MIN_REFUSAL
-from functions.mqtt.connection import PACKET_TOO_LARGE, Connection, ConnectionFailure
+from functions.mqtt.attempts import MAX_BACKOFF_SECONDS, backoff_seconds, new_client_id
+from functions.mqtt.audience import Audience
+from functions.mqtt.connection import Connection, ConnectionFailure
+from functions.mqtt.outcome import Outcome, Status, acknowledged, not_sent, too_large
 from functions.mqtt.polling import read_waiting, wait
 from functions.mqtt.suspects import Suspects, likeliest_last
 
@@ -24,99 +22,11 @@ if TYPE_CHECKING:
 
     from functions.events.routes import Notification
     from functions.mqtt.broker import Broker
-    from functions.mqtt.suspects import Conviction
     from functions.telemetry import Telemetry
 
-MIN_BACKOFF_SECONDS = 1.0
-MAX_BACKOFF_SECONDS = 60.0
 WARM_UP_SECONDS = 1.0  # a broker that is away must not eat the start of a process
 CLOSE_SECONDS = 2.0
 MAX_KEEPALIVES = 1.5  # after so many of them a broker ends a silent connection (MQTT 5 §3.1.2.10)
-
-# Refusals that may pass with time: unspecified, implementation specific, packet identifier in use or not found,
-# quota exceeded.
-_PASSING_REFUSALS = frozenset({0x80, 0x83, 0x91, 0x92, 0x97})
-# Refusals that a person can end: not authorised, and ejabberd's word for it, topic name invalid (ours are valid).
-FORBIDDING_REFUSALS = frozenset({0x87, 0x90})
-
-
-class Status(StrEnum):
-    """What became of a notification."""
-
-    DELIVERED = "delivered"
-    NO_SUBSCRIBERS = "no_subscribers"
-    """Delivered, and the broker says that nobody listens."""
-    SENT = "sent"
-    """QoS 0: written to the socket; nobody will ever say more."""
-    REFUSED = "refused"
-    UNCONFIRMED = "unconfirmed"
-    """No answer in time: it may have arrived or not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One notification's fate, with the broker's reason code where it gave one, and the reason in words."""
-
-    status: Status
-    reason: str = ""
-    reason_code: int | None = None
-    convicted: bool = False
-    """Refused without a word: the broker closes the connection whenever it gets this message."""
-
-    @property
-    def success(self) -> bool:
-        """Whether nothing is left to do for it."""
-        return self.status in {Status.DELIVERED, Status.NO_SUBSCRIBERS, Status.SENT}
-
-    @property
-    def retriable(self) -> bool:
-        """Whether another try may succeed."""
-        return self.status is Status.UNCONFIRMED or (
-            self.status is Status.REFUSED and self.reason_code in _PASSING_REFUSALS
-        )
-
-    @property
-    def forbidden(self) -> bool:
-        """Whether the broker will not have this very message until time, or a person, changes that: maybe never."""
-        codes = _PASSING_REFUSALS | FORBIDDING_REFUSALS
-        return self.status is Status.REFUSED and (self.convicted or self.reason_code in codes)
-
-
-def acknowledged(reason_code: int, qos: int, said: str = "") -> Outcome:
-    """Read an acknowledgement (MQTT 5 §3.4.2.1, §3.5.2.1); `said` are the broker's own words."""
-    if reason_code >= MIN_REFUSAL:
-        words = f"the broker answered 0x{reason_code:02x}{': ' if said else ''}{said}"
-        return Outcome(Status.REFUSED, words, reason_code)
-    if qos == 0:
-        return Outcome(Status.SENT)
-    if reason_code == NO_MATCHING_SUBSCRIBERS:
-        return Outcome(Status.NO_SUBSCRIBERS, reason_code=reason_code)
-    return Outcome(Status.DELIVERED, reason_code=reason_code)
-
-
-def not_sent(conviction: Conviction) -> Outcome:
-    """Tell that a message is not sent now: whenever the broker gets it, it closes the connection."""
-    if conviction.reason_code is not None:
-        return acknowledged(conviction.reason_code, 1)
-    reason = "the broker closes the connection whenever it gets this message: may this user publish on this topic?"
-    return Outcome(Status.REFUSED, reason, convicted=True)
-
-
-def too_large(connection: Connection) -> Outcome:
-    """Tell that a message would break the broker's Maximum Packet Size: sending it would cost the connection."""
-    reason = f"larger than the broker's maximum packet size of {connection.maximum_packet_size} bytes"
-    return Outcome(Status.REFUSED, reason, PACKET_TOO_LARGE)
-
-
-def new_client_id(prefix: str) -> str:
-    """Return a client id of this process alone: two clients with one id would disconnect each other for ever."""
-    return f"{prefix}-{os.urandom(6).hex()}"
-
-
-def backoff_seconds(failures: int) -> float:
-    """Return how long to wait after `failures` (≥ 1) failed attempts: 1, 2, 4 … 60 s, less up to half by chance."""
-    ceiling = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16))
-    return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - spreads reconnects, guards nothing
 
 
 class InlinePublisher:
@@ -349,7 +259,7 @@ class _Batch:
                 message = waiting.pop()
                 mid = connection.send(message)
                 if mid is None:
-                    self.resolve(message, too_large(connection))
+                    self.resolve(message, too_large(connection.maximum_packet_size))
                 else:
                     self._begun_at.setdefault(message, time.monotonic())
                     self._in_flight[mid] = message

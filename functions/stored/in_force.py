@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
-    from functions.mqtt.publisher import Outcome
+    from functions.mqtt.outcome import Outcome
     from functions.settings import Settings
     from functions.stored.model import MqttConfig
     from functions.stored.store import Stored

@@ -18,7 +18,8 @@ from itertools import count
 
 from functions.events.routes import Routes
 from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import InlinePublisher, Status
+from functions.mqtt.outcome import Status
+from functions.mqtt.publisher import InlinePublisher
 from functions.notify import plan_body, to_publish
 from infra.bench.child import Child
 from infra.bench.events import minio_event, post

@@ -20,7 +20,7 @@ from paho.mqtt.properties import Properties
 
 from functions.events.routes import CONTENT_TYPE, Notification, Routes
 from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import Outcome, Status
+from functions.mqtt.outcome import Outcome, Status
 from functions.notify import Settled, Step, settle, to_publish
 from functions.web.messages import Reply, Request
 from functions.web.router import Route, Router, unforeseen

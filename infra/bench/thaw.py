@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 from functions.events.routes import Notification
 from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import InlinePublisher, Status
+from functions.mqtt.outcome import Status
+from functions.mqtt.publisher import InlinePublisher
 from functions.telemetry import EmfTelemetry
 from infra.bench.child import Child, obey
 from infra.bench.figures import Bench, Figure, NotMeasuredError, compared, milliseconds, percentile

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from functions.events.dialects import IgnoredReason
 from functions.events.envelopes import Malformed, ObjectCreated
 from functions.events.routes import Detection, Notification, Routes, Skip, SkipReason, Unread, UnreadLabel
-from functions.mqtt.publisher import Outcome, Status
+from functions.mqtt.outcome import Outcome, Status
 from functions.notify import Settled, Step, log, settle_one
 from functions.telemetry import Telemetry, logger
 from infra.host.causes import RETRY_SECONDS, Holdups, may_pass

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from functions.events.routes import Detection, Notification, Unread
-from functions.mqtt.publisher import FORBIDDING_REFUSALS, Outcome, Status
+from functions.mqtt.outcome import FORBIDDING_REFUSALS, Outcome, Status
 from functions.telemetry import logger
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functions.cameras.detections import CameraTopics
 from functions.cameras.reader import READERS, Documents, Read, outcome
 from functions.events.routes import Detection, Notification, Unread
-from functions.mqtt.publisher import Outcome, Status
+from functions.mqtt.outcome import Outcome, Status
 from infra.host.mqtt.publisher import HostPublisher, QueueFull
 from infra.host.pending import Pending
 from infra.host.threads import Daemons

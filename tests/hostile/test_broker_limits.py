@@ -15,7 +15,8 @@ from functions.events.routes import Notification
 from functions.mqtt.broker import Broker
 from functions.mqtt.client import MAX_PACKET_BYTES
 from functions.mqtt.connection import Connection
-from functions.mqtt.publisher import InlinePublisher, Status
+from functions.mqtt.outcome import Status
+from functions.mqtt.publisher import InlinePublisher
 from functions.telemetry import EmfTelemetry
 from tests.fakes.broker import FakeBroker
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS

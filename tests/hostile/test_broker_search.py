@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from functions.events.routes import Notification
 from functions.mqtt.broker import Broker
 from functions.mqtt.connection import WINDOW, Connection, ConnectionFailure
-from functions.mqtt.publisher import InlinePublisher, Status
+from functions.mqtt.outcome import Status
+from functions.mqtt.publisher import InlinePublisher
 from functions.telemetry import EmfTelemetry
 from tests.hostile.searching import Draw, damaged, tries
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from functions.events.envelopes import MAX_WRAPPERS, Ignored, Malformed, ObjectCreated, parse, parse_body, sqs_messages
 from functions.events.routes import Detection, Notification, Routes, Skip, Unread
+from functions.mqtt.outcome import Outcome, Status
 from functions.mqtt.packets import publish_packet
-from functions.mqtt.publisher import Outcome, Status
 from functions.notify import Settled, Step, log, plan, plan_body, settle, sqs_answer
 from tests.hostile.searching import (
     LEAVES,

@@ -28,9 +28,11 @@ from pydantic import SecretStr
 from functions.events.envelopes import ObjectCreated
 from functions.events.names import is_asset_path
 from functions.events.routes import Notification, Routes
+from functions.mqtt.attempts import new_client_id
 from functions.mqtt.broker import Broker
 from functions.mqtt.connection import WINDOW, Connection, ConnectionFailure
-from functions.mqtt.publisher import InlinePublisher, Status, new_client_id
+from functions.mqtt.outcome import Status
+from functions.mqtt.publisher import InlinePublisher
 from functions.settings.reach import Targets
 from functions.telemetry import EmfTelemetry
 from infra.local.certificates import Certificates, make_certificates

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from functions.events.routes import Notification
-from functions.mqtt.publisher import Status
+from functions.mqtt.outcome import Status
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt import greetings
 from infra.host.mqtt.greetings import RETRY_SECONDS, STRIKES, WILL

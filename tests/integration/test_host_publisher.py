@@ -20,11 +20,12 @@ import pytest
 
 from functions.events.envelopes import ObjectCreated
 from functions.events.routes import Notification, Routes
-from functions.mqtt import publisher as functions_publisher
+from functions.mqtt import attempts
 from functions.mqtt import suspects as suspects_module
+from functions.mqtt.attempts import MAX_BACKOFF_SECONDS, backoff_seconds
 from functions.mqtt.audience import EARLY_SECONDS, NO_MATCHING_SUBSCRIBERS
 from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import MAX_BACKOFF_SECONDS, Status, backoff_seconds
+from functions.mqtt.outcome import Status
 from functions.notify import Step
 from functions.settings import load
 from infra.host.bell import Bell
@@ -379,7 +380,7 @@ async def test_a_port_that_refuses_is_not_dialled_hot() -> None:
 async def test_demand_shortens_the_back_off_to_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """The link would sleep for 10 s at least; a message that waits wakes it."""
     with FakeBroker(script=[Behaviour(cut_at_publish=0)]) as broker:
-        monkeypatch.setattr(functions_publisher, "MIN_BACKOFF_SECONDS", 20.0)
+        monkeypatch.setattr(attempts, "MIN_BACKOFF_SECONDS", 20.0)
         async with publishing(broker.url, connected=False) as case:
             await until(lambda: broker.connects == 1 and len(case.changes) >= 2)
             broker.script = [HEALTHY]

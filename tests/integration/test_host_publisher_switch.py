@@ -10,7 +10,7 @@ import pytest
 
 from functions.events.routes import Notification
 from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import Status
+from functions.mqtt.outcome import Status
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.link import CHANGED
 from infra.host.mqtt.publisher import HostPublisher

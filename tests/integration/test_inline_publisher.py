@@ -22,7 +22,8 @@ from pydantic import SecretStr
 
 from functions.events.routes import Notification
 from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import CLOSE_SECONDS, WARM_UP_SECONDS, InlinePublisher, Outcome, Status
+from functions.mqtt.outcome import Outcome, Status
+from functions.mqtt.publisher import CLOSE_SECONDS, WARM_UP_SECONDS, InlinePublisher
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from infra.subscriber import Message, Subscriber

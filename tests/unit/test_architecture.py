@@ -33,6 +33,7 @@ PURE_AT_LEAST = {
     "functions.cameras.detections",
     "functions.cameras.discovery",
     "functions.mqtt.audience",
+    "functions.mqtt.outcome",
     "functions.mqtt.packets",
     "functions.mqtt.suspects",
     "functions.settings.addresses",

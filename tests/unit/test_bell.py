@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from functions.events.routes import Notification, Routes
-from functions.mqtt.publisher import Outcome, Status
+from functions.mqtt.outcome import Outcome, Status
 from functions.notify import Settled, Step, plan
 from infra.host import bell as bell_module
 from infra.host.bell import MEMORY_LIMIT, Bell, Memory

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functions.events.routes import Detection, Notification, Unread
-from functions.mqtt.publisher import Outcome, Status
+from functions.mqtt.outcome import Outcome, Status
 from infra.host import causes as module
 from infra.host.causes import FORBIDDEN, LAPSE_SECONDS, RETRY_SECONDS, TRY_SECONDS, Cause, Causes, cause_of
 

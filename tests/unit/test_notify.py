@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from functions.events.routes import Notification, Routes, Skip
-from functions.mqtt.publisher import Outcome, Status
+from functions.mqtt.outcome import Outcome, Status
 from functions.notify import (
     Notifier,
     PublishFailed,

@@ -7,16 +7,10 @@ import time
 import pytest
 
 from functions.events.routes import Notification, newest_of_each
+from functions.mqtt.attempts import MAX_BACKOFF_SECONDS, backoff_seconds, new_client_id
 from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import (
-    MAX_BACKOFF_SECONDS,
-    InlinePublisher,
-    Outcome,
-    Status,
-    acknowledged,
-    backoff_seconds,
-    new_client_id,
-)
+from functions.mqtt.outcome import Outcome, Status, acknowledged
+from functions.mqtt.publisher import InlinePublisher
 from functions.telemetry import EmfTelemetry
 
 NOWHERE = Broker("broker.invalid", 1883)

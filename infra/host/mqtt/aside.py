@@ -6,7 +6,7 @@ from collections import deque
 
 from functions.events.routes import Notification
 from functions.mqtt.audience import Audience
-from functions.mqtt.publisher import Outcome
+from functions.mqtt.outcome import Outcome
 from functions.mqtt.suspects import Conviction, Suspects, likeliest_last
 from infra.host.pending import Pending
 

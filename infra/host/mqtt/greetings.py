@@ -13,8 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from functions.admin.operations import TopicVerdict
-from functions.mqtt.connection import PACKET_TOO_LARGE
-from functions.mqtt.publisher import Outcome, Status
+from functions.mqtt.outcome import PACKET_TOO_LARGE, Outcome, Status
 from functions.telemetry import logger
 
 if TYPE_CHECKING:

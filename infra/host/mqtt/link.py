@@ -12,9 +12,9 @@ from typing import Protocol
 
 from functions.admin.probe import NO_RETAINED
 from functions.events.routes import Notification
+from functions.mqtt.attempts import backoff_seconds, new_client_id
 from functions.mqtt.broker import Broker
 from functions.mqtt.connection import RETAIN_NOT_SUPPORTED, Ack, Connection, ConnectionFailure
-from functions.mqtt.publisher import backoff_seconds, new_client_id
 from functions.telemetry import Telemetry, logger
 
 LASTING_SECONDS = 10.0  # a connection that held for this long ends a row of failures

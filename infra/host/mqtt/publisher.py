@@ -17,7 +17,7 @@ from functions.events.routes import Notification
 from functions.mqtt.audience import EARLY_SECONDS
 from functions.mqtt.broker import Broker
 from functions.mqtt.connection import Connection, ConnectionFailure
-from functions.mqtt.publisher import Outcome, Status, acknowledged, not_sent, too_large
+from functions.mqtt.outcome import Outcome, Status, acknowledged, not_sent, too_large
 from functions.mqtt.suspects import ALONE_SECONDS
 from functions.telemetry import Telemetry, logger
 from infra.host.mqtt.aside import Aside, Flight
@@ -342,7 +342,7 @@ class HostPublisher:
     def _hand_over(self, connection: Connection, flight: Flight, now: float) -> bool:
         mid = connection.send(flight.notification)
         if mid is None:
-            self._finish(flight, too_large(connection))
+            self._finish(flight, too_large(connection.maximum_packet_size))
             return False
         if not self._in_flight:
             self._progress_at = now

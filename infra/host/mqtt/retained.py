@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from functions.cameras.detections import LABEL, Latest, published_sighting
 from functions.cameras.discovery import MAX_CAMERAS, OBJECT_PREFIX, camera_topic, discovery_topic
 from functions.events.routes import Notification, Sighting
+from functions.mqtt.attempts import new_client_id
 from functions.mqtt.connection import Connection
-from functions.mqtt.publisher import new_client_id
 
 if TYPE_CHECKING:
     import threading
