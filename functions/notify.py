@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from functions import gc_pause as collector
+from functions.cameras.message import CameraMessage, Sighting
 from functions.events.envelopes import Ignored, Malformed, Record, parse, parse_body, sqs_messages
-from functions.events.routes import Detection, Notification, Routes, Sighting, Skip, Unread
+from functions.events.routes import Detection, Routes, Skip, Unread, Upload
 from functions.lifecycle import Renewal, begin
 from functions.mqtt.broker import Broker
 from functions.mqtt.outcome import Outcome, Status
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
     from functions.cameras.reader import Documents
+    from functions.mqtt.message import Message
     from functions.settings import Settings
     from functions.stored.in_force import Follower
 
@@ -36,7 +38,7 @@ class Step(NamedTuple):
     """One record of an event, and what is to be done about it: publish, or nothing for a reason."""
 
     record: Record
-    action: Notification | Detection | Skip
+    action: Upload | Detection | Skip
     message_id: str = ""
     """The SQS message that the record came in."""
 
@@ -71,15 +73,15 @@ def _steps(records: list[Record], routes: Routes, message_id: str = "") -> tuple
     return tuple(Step(record, _action(record, routes), message_id) for record in records)
 
 
-def _action(record: Record, routes: Routes) -> Notification | Detection | Skip:
+def _action(record: Record, routes: Routes) -> Upload | Detection | Skip:
     if isinstance(record, Malformed):
         return Skip("malformed")
     return Skip(record.reason) if isinstance(record, Ignored) else routes.route(record)
 
 
-def to_publish(steps: Sequence[Step]) -> list[Notification]:
-    """Return the notifications of `steps`, in order."""
-    return [step.action for step in steps if isinstance(step.action, Notification)]
+def to_publish(steps: Sequence[Step]) -> list[Message]:
+    """Return the messages of `steps`, in order."""
+    return [step.action.message for step in steps if isinstance(step.action, Upload)]
 
 
 def settle(steps: Sequence[Step], outcomes: Sequence[Outcome | Unread]) -> list[Settled]:
@@ -122,7 +124,7 @@ def log(settled: Settled) -> None:
             details["detection"] = {"object_key": action.object_key, "id": action.identity.hex()}
         else:
             details["notification"] = {
-                "topic": action.topic,
+                "topic": action.message.topic,
                 "filename": action.filename,
                 "id": action.identity.hex(),
             }
@@ -221,28 +223,25 @@ class Notifier:
         actions = [step.action for step in steps if not isinstance(step.action, Skip)]
         read = read_all(self._documents, [one for one in actions if isinstance(one, Detection)], until)
         found = [read[one.identity] if isinstance(one, Detection) else one for one in actions]
-        messages: list[Notification] = []
-        before: list[tuple[str, Notification]] = []
+        messages: list[Message] = []
+        before: list[tuple[str, Message]] = []
         for one in found:
-            if isinstance(one, Notification):
-                messages.append(one)
+            if isinstance(one, Upload):
+                messages.append(one.message)
             elif not isinstance(one, Unread):
                 announced = self._follower.before_event(one.camera_id, one.camera_name) if self._follower else ()
                 before += [(one.camera_id, message) for message in announced]
-                messages += [*announced, one.notification]
+                messages += [*announced, one.message]
         outcomes = dict(zip(messages, self._publish(messages, end), strict=True))
         for camera_id, message in before:
             if self._follower is not None and not outcomes[message].success:
                 self._follower.forget(camera_id)
-        return [
-            one if isinstance(one, Unread) else outcomes[one if isinstance(one, Notification) else one.notification]
-            for one in found
-        ]
+        return [one if isinstance(one, Unread) else outcomes[one.message] for one in found]
 
-    def _publish(self, notifications: Sequence[Notification], end: float) -> list[Outcome]:
+    def _publish(self, messages: Sequence[Message], end: float) -> list[Outcome]:
         """Publish by `end` (`time.monotonic`); what is not confirmed once more, if there is another secret by now."""
-        outcomes = self._try(notifications, end)
-        again = [one for one, outcome in zip(notifications, outcomes, strict=True) if _is_unconfirmed(outcome)]
+        outcomes = self._try(messages, end)
+        again = [one for one, outcome in zip(messages, outcomes, strict=True) if _is_unconfirmed(outcome)]
         before = self._routes.topics
         if not again or time.monotonic() + SECRET_DEADLINE_SECONDS > end or not self._renewed():
             return outcomes
@@ -250,17 +249,17 @@ class Notifier:
         retried = iter(self._try([replace(one, topic=topics.get(one.topic, one.topic)) for one in again], end))
         return [next(retried, outcome) if _is_unconfirmed(outcome) else outcome for outcome in outcomes]
 
-    def _try(self, notifications: Sequence[Notification], end: float) -> list[Outcome]:
+    def _try(self, messages: Sequence[Message], end: float) -> list[Outcome]:
         if self._problem:
-            return [Outcome(Status.UNCONFIRMED, self._problem)] * len(notifications)
+            return [Outcome(Status.UNCONFIRMED, self._problem)] * len(messages)
         patience_seconds = self._broker.publish_timeout_seconds if self._broker else 0.0
-        messages = [self._addressed(one) for one in notifications]
-        return self.publisher.publish(messages, min(end, time.monotonic() + patience_seconds))
+        addressed = [self._addressed(one) for one in messages]
+        return self.publisher.publish(addressed, min(end, time.monotonic() + patience_seconds))
 
-    def _addressed(self, message: Notification) -> Notification:
+    def _addressed(self, message: Message) -> Message:
         if self._follower is not None:
             return self._follower.addressed(message)
-        if isinstance(message.about, Sighting):
+        if isinstance(message, CameraMessage) and isinstance(message.about, Sighting):
             from functions.cameras.detections import CameraTopics, addressed  # noqa: PLC0415 - imported with its documents
 
             return addressed(message, message.about, CameraTopics.of(self._settings))

@@ -28,7 +28,7 @@ from infra.commands.mqtt import mqtt
 from infra.commands.tokens import token
 
 if TYPE_CHECKING:
-    from infra.subscriber import Message, Subscriber
+    from infra.subscriber import Received, Subscriber
 
 ENV_FILE = Path(".env")
 
@@ -182,7 +182,7 @@ def _subscriber(broker: Broker, topics: tuple[str, ...]) -> Subscriber:
 
 
 def _print_messages(
-    subscriber: Subscriber, count: int | None, seconds: float | None, shape: Callable[[Message], str]
+    subscriber: Subscriber, count: int | None, seconds: float | None, shape: Callable[[Received], str]
 ) -> int:
     """Print up to `count` messages for up to `seconds`, and say when the broker is lost; return how many came."""
     until = None if seconds is None else time.monotonic() + seconds
@@ -205,7 +205,7 @@ def _print_messages(
     return heard
 
 
-def _as_json(message: Message) -> str:
+def _as_json(message: Received) -> str:
     return json.dumps(
         {
             "topic": message.topic,
@@ -218,7 +218,7 @@ def _as_json(message: Message) -> str:
     )
 
 
-def _as_text(message: Message) -> str:
+def _as_text(message: Received) -> str:
     moment = time.strftime("%H:%M:%S", time.localtime(message.received_wall))
     # Anybody may have published it: no control character reaches the terminal.
     payload = "".join(

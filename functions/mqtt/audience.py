@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from functions.events.routes import Notification
+    from functions.mqtt.message import Message
 
 EARLY_SECONDS = 5.0
 MAX_TOPICS = 10_000
@@ -29,7 +29,7 @@ class Audience:
         """The broker has accepted us, perhaps again."""
         self._until = now + EARLY_SECONDS
 
-    def doubts(self, message: Notification, reason_code: int, now: float) -> bool:
+    def doubts(self, message: Message, reason_code: int, now: float) -> bool:
         """Take in an acknowledgement, and return whether it says nothing: the topic had a subscriber, and may again.
 
         A retained message waits at the broker for whoever subscribes.

@@ -9,10 +9,10 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from functions.events.routes import newest_of_each
 from functions.mqtt.attempts import MAX_BACKOFF_SECONDS, backoff_seconds, new_client_id
 from functions.mqtt.audience import Audience
 from functions.mqtt.connection import Connection, ConnectionFailure
+from functions.mqtt.message import newest_of_each
 from functions.mqtt.outcome import Outcome, Status, acknowledged, not_sent, too_large
 from functions.mqtt.polling import read_waiting, wait
 from functions.mqtt.suspects import Suspects, likeliest_last
@@ -20,8 +20,8 @@ from functions.mqtt.suspects import Suspects, likeliest_last
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from functions.events.routes import Notification
     from functions.mqtt.broker import Broker
+    from functions.mqtt.message import Message
     from functions.telemetry import Telemetry
 
 WARM_UP_SECONDS = 1.0  # a broker that is away must not eat the start of a process
@@ -74,17 +74,17 @@ class InlinePublisher:
         except ConnectionFailure:
             self._drop()
 
-    def publish(self, notifications: Sequence[Notification], deadline: float) -> list[Outcome]:
+    def publish(self, messages: Sequence[Message], deadline: float) -> list[Outcome]:
         """Publish all, pipelined, and return one outcome for each, in order, by `deadline` (`time.monotonic`).
 
         A connection lost on the way is replaced, and what was on its way goes out once more: alone and last, since it
         may be what the broker closes over. At the deadline the connection is discarded, so that nothing is sent later
         behind the source's retry.
         """
-        if self._broker is None or not notifications:
+        if self._broker is None or not messages:
             return []
-        messages = newest_of_each(notifications)
-        batch = _Batch(messages.values(), self._suspects, self._audience)
+        newest = newest_of_each(messages)
+        batch = _Batch(newest.values(), self._suspects, self._audience)
         failure = ConnectionFailure("shut down") if self._closed else self._deliver(batch, deadline)
         for message in batch.unresolved():
             reason = failure.reason if failure else "not acknowledged in time"
@@ -97,7 +97,7 @@ class InlinePublisher:
                 no_subscribers=outcome.status is Status.NO_SUBSCRIBERS,
                 duration_seconds=batch.durations[message],
             )
-        return [batch.outcomes[messages[n.topic, n.payload]] for n in notifications]
+        return [batch.outcomes[newest[one.topic, one.payload]] for one in messages]
 
     def close(self) -> None:
         """Disconnect for good. Idempotent, bounded by `CLOSE_SECONDS`, and nothing is in flight between calls."""
@@ -224,21 +224,21 @@ class InlinePublisher:
 class _Batch:
     """The messages of one call, and how far each has come."""
 
-    def __init__(self, messages: Iterable[Notification], suspects: Suspects, audience: Audience) -> None:
+    def __init__(self, messages: Iterable[Message], suspects: Suspects, audience: Audience) -> None:
         self._messages = tuple(messages)
         self._suspects = suspects
         self._audience = audience
-        self._begun_at: dict[Notification, float] = {}
+        self._begun_at: dict[Message, float] = {}
         self._call_at = time.monotonic()
-        self._in_flight: dict[int, Notification] = {}
-        self._lone: dict[Notification, bool] = {}  # the suspects, and whether they were lost in this call
-        self.outcomes: dict[Notification, Outcome] = {}
-        self.durations: dict[Notification, float] = {}
+        self._in_flight: dict[int, Message] = {}
+        self._lone: dict[Message, bool] = {}  # the suspects, and whether they were lost in this call
+        self.outcomes: dict[Message, Outcome] = {}
+        self.durations: dict[Message, float] = {}
 
-    def unresolved(self) -> list[Notification]:
+    def unresolved(self) -> list[Message]:
         return [message for message in self._messages if message not in self.outcomes]
 
-    def resolve(self, message: Notification, outcome: Outcome) -> None:
+    def resolve(self, message: Message, outcome: Outcome) -> None:
         self.outcomes[message] = outcome
         self.durations[message] = time.monotonic() - self._begun_at.get(message, self._call_at)
 
@@ -285,7 +285,7 @@ class _Batch:
             self._lone[message] = True
         return is_open
 
-    def _sorted(self) -> tuple[list[Notification], list[Notification]]:
+    def _sorted(self) -> tuple[list[Message], list[Message]]:
         """What may go together, and the suspects; the next one of either comes last."""
         for message in self.unresolved():
             if conviction := self._suspects.conviction(message, time.time()):

@@ -19,7 +19,7 @@ from functions.admin.operations import Administration
 from functions.cameras.reader import Documents
 from functions.devices.downloads import Downloads
 from functions.events.envelopes import ObjectCreated, parse
-from functions.events.routes import Notification, Routes
+from functions.events.routes import Routes, Upload
 from functions.integration import NoLocalPublisher
 from functions.mqtt.broker import Broker
 from functions.mqtt.client import Client
@@ -202,8 +202,8 @@ def start(settings: Settings) -> None:
     thing = {"bucket": {"name": settings.bucket or "b"}, "object": {"key": quote(f"{settings.assets_prefix}x.bin")}}
     (record,) = parse({"eventName": "ObjectCreated:Put", "s3": thing})
     routed = routes.route(record) if isinstance(record, ObjectCreated) else None
-    if isinstance(routed, Notification):
-        assert publish_packet(routed, 1, 1, properties=True)
+    if isinstance(routed, Upload):
+        assert publish_packet(routed.message, 1, 1, properties=True)
     with suppress(KeyringError):
         downloads = Downloads.of(settings)
         if settings.events_prefix is not None:

@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 
 from functions.events.envelopes import ObjectCreated
-from functions.events.routes import Notification, Routes
+from functions.events.routes import Routes
 from functions.mqtt import attempts
 from functions.mqtt import suspects as suspects_module
 from functions.mqtt.attempts import MAX_BACKOFF_SECONDS, backoff_seconds
 from functions.mqtt.audience import EARLY_SECONDS, NO_MATCHING_SUBSCRIBERS
 from functions.mqtt.broker import Broker
+from functions.mqtt.message import Message
 from functions.mqtt.outcome import Status
 from functions.notify import Step
 from functions.settings import load
@@ -45,10 +46,10 @@ from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 HEALTHY = Behaviour()
 
 
-def notification(name: str = "firmware.bin", payload: bytes | None = None) -> Notification:
+def notification(name: str = "firmware.bin", payload: bytes | None = None) -> Message:
     """One that no other equals."""
     body = json.dumps({"filename": name}).encode() if payload is None else payload
-    return Notification(TOPICS[1], name, body, os.urandom(16))
+    return Message(TOPICS[1], body)
 
 
 class Publishing:
@@ -71,7 +72,7 @@ class Publishing:
         """Whether the broker has accepted us."""
         return self.publisher.status.connected
 
-    async def publish(self, *notifications: Notification) -> list[Status]:
+    async def publish(self, *notifications: Message) -> list[Status]:
         """Submits all, and waits for every outcome."""
         flights = [self.publisher.submit(one) for one in notifications or (notification(),)]
         return [(await flight.done).status for flight in flights]
@@ -150,7 +151,7 @@ async def test_a_forbidden_topic_is_refused_and_costs_nobody_the_connection(
             flight = case.publisher.submit(notification())
             outcome = await flight.done
             assert (outcome.status, outcome.reason_code, outcome.retriable) == (Status.REFUSED, 0x87, False)
-            allowed = Notification(TOPICS[0], "x", b"{}", b"0" * 16)
+            allowed = Message(TOPICS[0], b"{}")
             assert await case.publish(allowed) == [Status.NO_SUBSCRIBERS]
             assert case.value("mqtt_publish_total", topic=TOPICS[1], status="failure") == 1
             assert case.value("mqtt_publish_errors_total") == 1
@@ -634,8 +635,8 @@ def _forbids_configs(packet: Packet) -> bool:
     return packet.topic == TOPICS[0]
 
 
-def _forbidden(name: str = "forbidden") -> Notification:
-    return Notification(TOPICS[0], name, name.encode(), os.urandom(16))
+def _forbidden(name: str = "forbidden") -> Message:
+    return Message(TOPICS[0], name.encode())
 
 
 @pytest.mark.parametrize(
@@ -731,9 +732,7 @@ async def test_what_nobody_was_back_to_hear_goes_out_again_by_itself() -> None:
             broker.disconnect_all()
             await until(lambda: not case.connected)
             flights = [case.publisher.submit(notification(str(number))) for number in range(5)]
-            await until(
-                lambda: {packet.payload for packet in broker.publishes} >= {f.notification.payload for f in flights}
-            )
+            await until(lambda: {packet.payload for packet in broker.publishes} >= {f.message.payload for f in flights})
             assert not any(flight.done.done() for flight in flights)
             broker.script = [HEALTHY]
             assert {(await flight.done).status for flight in flights} == {Status.DELIVERED}

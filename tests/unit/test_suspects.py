@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from functions.events.routes import Notification
 from functions.mqtt.audience import EARLY_SECONDS, MAX_TOPICS, Audience
+from functions.mqtt.message import Message
 from functions.mqtt.suspects import (
     CLOSES,
     MAX_SUSPECTS,
@@ -17,14 +17,14 @@ from functions.mqtt.suspects import (
 )
 
 
-def _message(name: str = "bad", topic: str = "forbidden") -> Notification:
-    return Notification(topic, name, name.encode(), bytes(16))
+def _message(name: str = "bad", topic: str = "forbidden") -> Message:
+    return Message(topic, name.encode())
 
 
 BAD, GOOD = _message(), _message("good", "allowed")
 
 
-def _convicted(*messages: Notification) -> Suspects:
+def _convicted(*messages: Message) -> Suspects:
     """Each of them closed the connection until it was convicted, and another message was acknowledged in between."""
     suspects = Suspects()
     for message in messages:
