@@ -17,7 +17,14 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from functions.devices.manifest import LISTED, Asked, Manifest, parse_limit
-from functions.events.routes import MAX_FILENAME_BYTES, is_asset_path, is_config_name, is_picture_path
+from functions.events.names import (
+    MAX_FILENAME_BYTES,
+    config_name,
+    is_asset_path,
+    is_config_name,
+    is_picture_path,
+    normalise_mac,
+)
 from functions.s3.clients import StorageError
 from functions.s3.objects import MAX_PAGE_OBJECTS, ObjectInfo, Objects
 from functions.web.messages import (
@@ -32,7 +39,7 @@ from functions.web.messages import (
     unauthorised,
     unavailable,
 )
-from functions.web.tokens import DeviceToken, Keyring, TokenError, config_name, normalise_mac
+from functions.web.tokens import DeviceToken, Keyring, TokenError
 
 if TYPE_CHECKING:
     from functions.settings import Settings

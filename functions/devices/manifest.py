@@ -8,10 +8,9 @@ import hmac
 from dataclasses import dataclass
 from typing import Any
 
-from functions.events.routes import is_asset_path, is_config_name
+from functions.events.names import config_name, is_asset_path, is_config_name
 from functions.s3.objects import MAX_PAGE_OBJECTS, ObjectInfo, Objects
 from functions.web.messages import Problem, iso, malformed
-from functions.web.tokens import config_name
 
 MAX_CURSOR_CHARACTERS = 2048
 CURSOR_MAC_BYTES = 16

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from functions.events.names import DOCUMENT_SUFFIX, PICTURE_SUFFIX, is_asset_path, is_config_name, is_event_id
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -13,33 +15,9 @@ if TYPE_CHECKING:
     from functions.events.envelopes import ObjectCreated
     from functions.settings import Settings
 
-MAX_FILENAME_BYTES = 1024  # S3: "The name for a key is a sequence of Unicode characters … at most 1,024 bytes"
 CONTENT_TYPE = "application/json"
 
-CONFIG_SUFFIX = ".json"
-MAC_PAIRS = 6
-DOCUMENT_SUFFIX, PICTURE_SUFFIX = ".json", ".jpg"
-MAX_EVENT_ID_BYTES = 128  # of a camera's id, and of an event's
-
 _OF_A_FILE = frozenset({"etag", "size", "versionid"})
-_DOTS = frozenset({".", ".."})
-_NOT_IN_AN_ID = frozenset("/\\+#")  # backslash: MinIO takes it for a slash; plus and hash: MQTT 5 §4.7.1
-_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
-# What MQTT 5 §1.5.4 forbids or advises against in a string, and Mosquitto answers by closing the connection: C0 and C1
-# controls, and the non-characters U+FDD0..U+FDEF and U+nFFFE, U+nFFFF. And U+FEFF: it is legal, but a device built on
-# paho closes its connection over it.
-_NOT_IN_A_STRING = frozenset(
-    map(
-        chr,
-        (
-            *range(0x20),
-            *range(0x7F, 0xA0),
-            *range(0xFDD0, 0xFDF0),
-            0xFEFF,
-            *(plane << 16 | low for plane in range(17) for low in (0xFFFE, 0xFFFF)),
-        ),
-    )
-)
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one each time
 
@@ -221,55 +199,6 @@ class Routes:
             time=created.event_time,
             user_properties=tuple(pair for pair in _cloud_event(created, identity) if pair[0] not in _OF_A_FILE),
         )
-
-
-def is_event_id(text: str) -> bool:
-    """Whether a camera or an event may be called this: one segment of a key, and one level of a topic.
-
-    Up to 128 bytes without `/`, `+`, `#`, controls, or dots alone.
-    """
-    try:
-        size_bytes = len(text.encode())
-    except UnicodeEncodeError:  # half a surrogate pair
-        return False
-    return (
-        0 < size_bytes <= MAX_EVENT_ID_BYTES
-        and text not in _DOTS
-        and _NOT_IN_AN_ID.isdisjoint(text)
-        and _NOT_IN_A_STRING.isdisjoint(text)
-    )
-
-
-def is_picture_path(path: str) -> bool:
-    """Whether this is `<camera>/<event>.jpg`: where a thumbnail is, below EVENTS_PREFIX."""
-    camera_id, _, event_id = path.removesuffix(PICTURE_SUFFIX).partition("/")
-    return path.endswith(PICTURE_SUFFIX) and is_event_id(camera_id) and is_event_id(event_id)
-
-
-def is_config_name(filename: str) -> bool:
-    """Whether this is `<mac>.json`: six hex pairs joined by dashes, any case."""
-    name, suffix = filename[: -len(CONFIG_SUFFIX)], filename[-len(CONFIG_SUFFIX) :]
-    pairs = name.split("-")
-    return (
-        suffix == CONFIG_SUFFIX
-        and len(pairs) == MAC_PAIRS
-        and all(len(pair) == len("ff") and _HEX_DIGITS.issuperset(pair) for pair in pairs)
-    )
-
-
-def is_asset_path(path: str) -> bool:
-    """Whether a device may join this path to a folder: relative, without empty, `.` or `..` segment or controls."""
-    try:
-        size_bytes = len(path.encode())
-    except UnicodeEncodeError:  # half a surrogate pair
-        return False
-    return (
-        size_bytes <= MAX_FILENAME_BYTES
-        and _NOT_IN_A_STRING.isdisjoint(path)
-        and "" not in path.split("/")
-        # Between backslashes too: they separate folders on some devices, and MinIO refuses such names.
-        and _DOTS.isdisjoint(path.replace("\\", "/").split("/"))
-    )
 
 
 def _cloud_event(created: ObjectCreated, identity: bytes) -> tuple[tuple[str, str], ...]:

@@ -26,6 +26,8 @@ from typing import Any
 import jwt
 from jwt.types import Options
 
+from functions.events.names import is_mac, normalise_mac
+
 VARIABLE = "DEVICE_TOKEN_KEYS"
 AUDIENCE = "bucketbell"
 OBJECT_AUDIENCE = "bucketbell/object"  # so that neither kind of token passes for the other
@@ -46,8 +48,6 @@ _CLAIMS_UNCHECKED: Options = {
     "verify_jti": False,
 }
 _KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_MAC = re.compile(r"([0-9A-Fa-f]{2})([:-]?)" + r"([0-9A-Fa-f]{2})\2" * 4 + r"([0-9A-Fa-f]{2})")
-_SUBJECT = re.compile(r"(?:[0-9A-Fa-f]{2}-){5}[0-9A-Fa-f]{2}")
 
 # Most special first. What is not here was not worth a word of its own.
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
@@ -204,7 +204,7 @@ class Keyring:
         if said is None:
             _check_form(token)
             said = self._claims(token, audience)
-            if audience == AUDIENCE and _SUBJECT.fullmatch(said.subject) is None:
+            if audience == AUDIENCE and not is_mac(said.subject):
                 raise TokenError("bad_subject", kid=said.kid, jti=said.jti)
             self._remembered.put(token, said)
         if said.audience != audience:
@@ -273,22 +273,6 @@ def _check_form(token: str) -> None:
         raise TokenError("too_long")
     if not token.isascii():
         raise TokenError("malformed")
-
-
-def normalise_mac(text: str) -> str:
-    """Six hex pairs joined by dashes, from `aa:bb:cc:dd:ee:ff`, `aa-bb-…` or `aabbcc…`; letters keep their case.
-
-    Raises ValueError.
-    """
-    found = _MAC.fullmatch(text.strip())
-    if found is None:
-        raise ValueError("a MAC address is six pairs of hex digits, e.g. aa:bb:cc:dd:ee:ff")
-    return "-".join(found.group(1, 3, 4, 5, 6, 7))
-
-
-def config_name(mac: str) -> str:
-    """The name of a device's config below CONFIGS_PREFIX."""
-    return f"{mac}.json"
 
 
 def _parse_key(entry: str, place: int) -> _Key:

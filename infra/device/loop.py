@@ -61,7 +61,7 @@ class Device:
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = _UNIFORM,
     ) -> None:
-        """`mac` is as `names.parse_mac` gives it. Nothing is asked or written yet."""
+        """`mac` is in lower case, its pairs joined by dashes. Nothing is asked or written yet."""
         self._mac = mac
         self._topics = topics
         self._web = web

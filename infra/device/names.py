@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from typing import Literal
 
-from functions.events.routes import is_asset_path, is_config_name
+from functions.events.names import config_name, is_asset_path, is_config_name
 
 Kind = Literal["config", "asset"]
 
 FOLDERS: dict[Kind, str] = {"config": "configs", "asset": "assets"}
 MAX_SEGMENT_BYTES = 255  # NAME_MAX of every common file system
 MAX_PAYLOAD_BYTES = 8 * 1024  # 1,024 bytes of name, each escaped as \u00XX, and room to spare
-
-_MAC = re.compile("[0-9a-f]{12}")
 
 
 class UnsafeName(ValueError):
@@ -44,14 +41,6 @@ class Name:
     def digest(self) -> str:
         """What the device's own notes about this file are called: hex, so that no name can collide with them."""
         return hashlib.sha256(self.path.encode()).hexdigest()[:40]
-
-
-def parse_mac(text: str) -> str:
-    """Six hex pairs, however they are joined, as `a1-b2-c3-d4-e5-f6`; ValueError otherwise."""
-    digits = text.strip().translate({ord(":"): None, ord("-"): None}).lower()
-    if _MAC.fullmatch(digits) is None:
-        raise ValueError("a MAC address is six hex pairs, e.g. a1-b2-c3-d4-e5-f6")
-    return "-".join(digits[at : at + 2] for at in range(0, len(digits), 2))
 
 
 def parse_payload(payload: bytes) -> str:
@@ -90,5 +79,5 @@ def safe(kind: Kind, filename: str) -> Name:
 
 
 def is_own(name: Name, mac: str) -> bool:
-    """Whether this is for the device of that MAC (as `parse_mac` gives it): any asset, no other's config."""
-    return name.kind == "asset" or name.filename.lower() == f"{mac}.json"
+    """Whether this is for the device of that MAC (in lower case): any asset, no other's config."""
+    return name.kind == "asset" or name.filename.lower() == config_name(mac)

@@ -24,7 +24,7 @@ from functions.admin.api import Elsewhere
 from functions.admin.openapi import OPERATIONS
 from functions.admin.operations import Administration
 from functions.download import Downloads
-from functions.events.routes import is_asset_path, is_config_name
+from functions.events.names import is_asset_path, is_config_name
 from functions.s3.objects import MAX_PAGE_OBJECTS, ObjectInfo, Objects, Page, Presigned
 from functions.settings import Settings, load
 from functions.stored.store import ConfigStore

@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from functions.events.envelopes import ObjectCreated
-from functions.events.routes import Notification, Routes, is_asset_path
+from functions.events.names import is_asset_path
+from functions.events.routes import Notification, Routes
 from functions.mqtt.broker import Broker
 from functions.mqtt.connection import WINDOW, Connection, ConnectionFailure
 from functions.mqtt.publisher import InlinePublisher, Status, new_client_id

@@ -25,15 +25,8 @@ from functions.cameras.detections import (
 from functions.cameras.discovery import camera_topic
 from functions.cameras.reader import thumbnail_path
 from functions.events.envelopes import ObjectCreated
-from functions.events.routes import (
-    MAX_EVENT_ID_BYTES,
-    Detection,
-    Notification,
-    Routes,
-    Skip,
-    SkipReason,
-    is_picture_path,
-)
+from functions.events.names import MAX_EVENT_ID_BYTES, is_picture_path
+from functions.events.routes import Detection, Notification, Routes, Skip, SkipReason
 from functions.settings import SettingsError, load
 
 EVENT_ID, CAMERA_ID = "0b9c2f9e-6f0a-4d55-8d5e-1f1de0a3f1aa", "front-door"

@@ -13,7 +13,6 @@ from infra.device.names import (
     Name,
     UnsafeName,
     is_own,
-    parse_mac,
     parse_payload,
     safe,
 )
@@ -100,19 +99,6 @@ def test_notes_cannot_collide(one: str, other: str) -> None:
         return
     assert (names[0].digest == names[1].digest) == (one == other)
     assert set(names[0].digest) <= set("0123456789abcdef")
-
-
-@pytest.mark.parametrize("text", ["A1:B2:C3:D4:E5:F6", "A1B2C3D4E5F6", " a1-b2-c3-d4-e5-f6\n", "a1-B2-c3-D4-e5-F6"])
-def test_a_mac_may_be_written_as_people_do(text: str) -> None:
-    """Colons, dashes or nothing between the pairs, any case."""
-    assert parse_mac(text) == MAC
-
-
-@pytest.mark.parametrize("text", ["", "a1-b2-c3-d4-e5", f"{MAC}-00", "g1-b2-c3-d4-e5-f6", "\u06611-b2-c3-d4-e5-f6"])
-def test_what_is_no_mac_is_refused(text: str) -> None:
-    """The message says what would be right."""
-    with pytest.raises(ValueError, match="six hex pairs"):
-        parse_mac(text)
 
 
 def test_a_device_wants_its_own_config_and_every_asset() -> None:

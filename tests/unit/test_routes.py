@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functions.events.envelopes import ObjectCreated
-from functions.events.routes import Detection, Notification, Routes, Skip, SkipReason, is_asset_path
+from functions.events.names import is_asset_path
+from functions.events.routes import Detection, Notification, Routes, Skip, SkipReason
 from functions.settings import load
 
 MAC = "aa-bb-cc-dd-ee-ff"

@@ -27,7 +27,6 @@ from functions.web.tokens import (
     Keyring,
     KeyringError,
     TokenError,
-    normalise_mac,
 )
 
 MAC = "aa-bb-cc-dd-ee-ff"
@@ -366,30 +365,6 @@ def test_inspecting_explains_a_token_without_its_signature() -> None:
     assert forged.rpartition(".")[2] not in repr(RING.inspect(forged))
     with pytest.raises(TokenError, match="malformed"):
         RING.inspect("nothing of the kind")
-
-
-@pytest.mark.parametrize(
-    ("text", "mac"),
-    [
-        ("aa:bb:cc:dd:ee:ff", MAC),
-        (MAC, MAC),
-        ("aabbccddeeff", MAC),
-        (" AA-BB-CC-DD-EE-ff ", "AA-BB-CC-DD-EE-ff"),
-    ],
-)
-def test_a_mac_is_read_in_three_spellings_and_keeps_its_case(text: str, mac: str) -> None:
-    """Colons, dashes or nothing between the pairs."""
-    assert normalise_mac(text) == mac
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "aa", "aa:bb-cc:dd-ee:ff", "aa-bb-cc-dd-ee-fg", "aa-bb-cc-dd-ee-ff-00", "\N{ARABIC-INDIC DIGIT ZERO}" * 12],
-)
-def test_what_is_no_mac_is_refused(text: str) -> None:
-    """Mixed separators, wrong digits, wrong length."""
-    with pytest.raises(ValueError, match="MAC"):
-        normalise_mac(text)
 
 
 # --- one object
