@@ -15,7 +15,7 @@ from functions.stored.database import VERSION_TABLE, Database
 from functions.stored.store import StoreUnavailable
 
 MIGRATION_DEADLINE_SECONDS = 30.0
-MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATIONS = Path(__file__).parent
 
 # Of the only release that kept its revision in Alembic's usual table, which another program may have overwritten since.
 FIRST_REVISION, FIRST_TABLES = "0001", ("mqtt_config", "mqtt_process_status")
