@@ -163,7 +163,7 @@ def test_the_reader_of_imports_sees_them_all() -> None:
     assert {"functions.settings", "functions.telemetry", "aws_lambda_powertools"} <= (
         imports(FUNCTIONS["functions.notify"]) | top_levels(FUNCTIONS["functions.notify"])
     )
-    assert "infra.host.server" in imports(INFRA["infra.cli"])  # inside a function
+    assert "infra.host.server" in imports(INFRA["infra.commands.host"])  # inside a function
     assert "functions.settings" in imports(FUNCTIONS["functions.events.routes"])
     assert "functions.settings" not in imports(FUNCTIONS["functions.events.routes"], types=False)
     assert len(FUNCTIONS) > 8
