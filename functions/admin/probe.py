@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from functions.mqtt.attempts import new_client_id
+from functions.mqtt.broker import new_client_id
 from functions.mqtt.client import UNSUPPORTED_PROTOCOL
 from functions.mqtt.connection import (
     BAD_CREDENTIALS,

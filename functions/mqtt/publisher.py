@@ -9,8 +9,9 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from functions.mqtt.attempts import MAX_BACKOFF_SECONDS, backoff_seconds, new_client_id
+from functions.backoff import LONGEST_SECONDS, backoff_seconds
 from functions.mqtt.audience import Audience
+from functions.mqtt.broker import new_client_id
 from functions.mqtt.connection import Connection, ConnectionFailure
 from functions.mqtt.message import newest_of_each
 from functions.mqtt.outcome import Outcome, Status, acknowledged, not_sent, too_large
@@ -152,7 +153,7 @@ class InlinePublisher:
                 self._drop()
                 connection = None
         if connection is None:
-            if self._refusal and 0 < self._refused_until - time.time() <= MAX_BACKOFF_SECONDS:
+            if self._refusal and 0 < self._refused_until - time.time() <= LONGEST_SECONDS:
                 raise self._refusal.with_traceback(None)  # each raise would add to it
             connect_seconds = self._broker.connect_timeout_seconds if self._broker else 0.0
             connection = self._open(min(connect_seconds, max(0.001, deadline - time.monotonic())))

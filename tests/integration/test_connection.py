@@ -28,8 +28,7 @@ from pydantic import SecretStr
 from functions.events.envelopes import ObjectCreated
 from functions.events.names import is_asset_path
 from functions.events.routes import Routes, Upload
-from functions.mqtt.attempts import new_client_id
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import Broker, new_client_id
 from functions.mqtt.connection import WINDOW, Connection, ConnectionFailure
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Status

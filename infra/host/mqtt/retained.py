@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from functions.cameras.detections import LABEL, Latest, published_sighting
 from functions.cameras.discovery import MAX_CAMERAS, OBJECT_PREFIX, camera_topic, discovery_topic
 from functions.cameras.message import Sighting
-from functions.mqtt.attempts import new_client_id
+from functions.mqtt.broker import new_client_id
 from functions.mqtt.connection import Connection
 from functions.mqtt.message import Message
 
