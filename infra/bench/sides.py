@@ -18,11 +18,11 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from functions.events.plan import Settled, Step, settle, to_publish
 from functions.events.routes import Routes
 from functions.mqtt.broker import Broker
 from functions.mqtt.message import CONTENT_TYPE, Message
 from functions.mqtt.outcome import Outcome, Status
-from functions.notify import Settled, Step, settle, to_publish
 from functions.web.messages import Reply, Request
 from functions.web.router import Route, Router, unforeseen
 from infra.bench.rig import BUCKET

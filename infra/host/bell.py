@@ -11,9 +11,10 @@ from typing import Any, get_args
 
 from functions.events.dialects import IgnoredReason
 from functions.events.envelopes import Malformed, ObjectCreated
+from functions.events.plan import Settled, Step, settle_one
 from functions.events.routes import Detection, Routes, Skip, SkipReason, Unread, UnreadLabel, Upload
+from functions.events_log import log
 from functions.mqtt.outcome import Outcome, Status
-from functions.notify import Settled, Step, log, settle_one
 from functions.telemetry import Telemetry, logger
 from infra.host.causes import RETRY_SECONDS, Holdups, may_pass
 from infra.host.detections import Reader, Reading

@@ -21,7 +21,7 @@ from functions.mqtt.outcome import FORBIDDING_REFUSALS, Outcome, Status
 from functions.telemetry import logger
 
 if TYPE_CHECKING:
-    from functions.notify import Step
+    from functions.events.plan import Step
 
 RETRY_SECONDS = 3600.0
 LAPSE_SECONDS = 600.0  # at least: a cause that no queue has met for so long stalls none, and has a new clock later

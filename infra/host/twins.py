@@ -10,7 +10,7 @@ from functions.events.dialects import ObjectCreated
 from functions.events.routes import Detection, Skip, Upload
 
 if TYPE_CHECKING:
-    from functions.notify import Step
+    from functions.events.plan import Step
 
 LIMIT = 5_000
 

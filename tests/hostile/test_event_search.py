@@ -15,11 +15,12 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 
 from functions.events.envelopes import MAX_WRAPPERS, Ignored, Malformed, ObjectCreated, parse, parse_body, sqs_messages
+from functions.events.plan import Settled, Step, plan, plan_body, settle, sqs_answer
 from functions.events.routes import Detection, Routes, Skip, Unread, Upload
+from functions.events_log import log
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status
 from functions.mqtt.packets import publish_packet
-from functions.notify import Settled, Step, log, plan, plan_body, settle, sqs_answer
 from tests.hostile.searching import (
     LEAVES,
     Draw,

@@ -26,10 +26,11 @@ from functions.cameras.detections import CameraTopics
 from functions.cameras.reader import Documents
 from functions.devices.api import router
 from functions.devices.downloads import Downloads
+from functions.events.plan import Settled, Step, plan
 from functions.events.routes import Routes
 from functions.mqtt.broker import Broker
 from functions.mqtt.message import Message
-from functions.notify import Notifier, PublishFailed, Settled, Step, plan
+from functions.notifier import Notifier, PublishFailed
 from functions.s3.clients import StorageError
 from functions.s3.objects import S3_DEADLINE_SECONDS, Objects
 from functions.settings import Settings, load

@@ -20,13 +20,13 @@ import pytest
 
 from functions.backoff import backoff_seconds
 from functions.events.envelopes import ObjectCreated
+from functions.events.plan import Step
 from functions.events.routes import Routes
 from functions.mqtt import suspects as suspects_module
 from functions.mqtt.audience import EARLY_SECONDS, NO_MATCHING_SUBSCRIBERS
 from functions.mqtt.broker import Broker
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Status
-from functions.notify import Step
 from functions.settings import load
 from infra.host.bell import Bell
 from infra.host.metrics import PrometheusTelemetry

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from functions.events.plan import plan, to_publish
 from functions.events.routes import Routes
-from functions.notify import ANSWER_MARGIN_SECONDS, Notifier, PublishFailed, plan, to_publish
+from functions.notifier import ANSWER_MARGIN_SECONDS, Notifier, PublishFailed
 from functions.settings import load
 from functions.telemetry import SERVICE, logger
 from infra.local.mosquitto import Mosquitto

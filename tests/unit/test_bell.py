@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import pytest
 
+from functions.events.plan import Settled, Step, plan
 from functions.events.routes import Routes, Upload
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status
-from functions.notify import Settled, Step, plan
 from infra.host import bell as bell_module
 from infra.host.bell import MEMORY_LIMIT, Bell, Memory
 from infra.host.causes import RETRY_SECONDS, TRY_SECONDS
@@ -420,7 +420,7 @@ async def test_a_dropped_event_is_logged_as_an_error(monkeypatch: pytest.MonkeyP
     case = Case()
     case.publisher.room = 0
     errors: list[dict[str, Any]] = []
-    monkeypatch.setattr("functions.notify.logger.error", lambda _text, extra: errors.append(extra))
+    monkeypatch.setattr("functions.events_log.logger.error", lambda _text, extra: errors.append(extra))
     case.bell.ring_soon(case.steps(record("assets/a.bin")), "fast")
     (error,) = errors
     assert (error["outcome"], error["reason"]) == ("dropped", "too many notifications wait already")

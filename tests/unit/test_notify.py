@@ -11,20 +11,11 @@ from typing import Any
 
 import pytest
 
+from functions.events.plan import Settled, plan, plan_body, settle, sqs_answer, to_publish
 from functions.events.routes import Routes, Skip, Upload
+from functions.events_log import log
 from functions.mqtt.outcome import Outcome, Status
-from functions.notify import (
-    Notifier,
-    PublishFailed,
-    Settled,
-    direct_answer,
-    log,
-    plan,
-    plan_body,
-    settle,
-    sqs_answer,
-    to_publish,
-)
+from functions.notifier import Notifier, PublishFailed, direct_answer
 from functions.settings import load
 from functions.telemetry import SERVICE, logger
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from functions.events.plan import Step, plan
 from functions.events.routes import Routes, Upload
-from functions.notify import Step, plan
 from infra.host.twins import Twins
 
 FULL: dict[str, Any] = {"versionId": "v1", "eTag": "e1", "sequencer": "01"}
