@@ -174,8 +174,9 @@ class Notifier:
 
 def _follower(settings: Settings) -> Follower:
     # It brings the database's packages, which nobody else need have.
+    from functions.stored.errors import StoreUnavailable  # noqa: PLC0415 - see above
     from functions.stored.in_force import Follower  # noqa: PLC0415 - see above
-    from functions.stored.store import ConfigStore, StoreUnavailable  # noqa: PLC0415 - see above
+    from functions.stored.store import ConfigStore  # noqa: PLC0415 - see above
 
     problem = "must be set"
     try:

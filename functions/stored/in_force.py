@@ -16,7 +16,8 @@ from functions.events.routes import Unread
 from functions.mqtt.broker import Broker
 from functions.mqtt.message import Message
 from functions.settings.reach import Targets
-from functions.stored.store import ConfigStore, CredentialsUnreadable, ProcessStatus, StoreUnavailable
+from functions.stored.errors import CredentialsUnreadable, StoreUnavailable
+from functions.stored.store import ConfigStore, ProcessStatus
 from functions.telemetry import logger
 
 if TYPE_CHECKING:

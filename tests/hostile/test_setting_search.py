@@ -29,7 +29,8 @@ from functions.s3.clients import StorageError
 from functions.s3.objects import Objects
 from functions.settings import Settings, SettingsError, load, sources
 from functions.settings.addresses import check_database_url, parse_endpoint, parse_http_url, parse_mqtt_url
-from functions.stored.store import ConfigStore, StoreUnavailable
+from functions.stored.errors import StoreUnavailable
+from functions.stored.store import ConfigStore
 from functions.web.tokens import KeyringError
 from infra.commands.config import shown
 from tests.hostile.searching import ODD_TEXTS, Draw, assert_discreet, leaks, tries

@@ -229,7 +229,7 @@ def test_shutdown_is_logged_not_raised(lines: list[dict[str, Any]], monkeypatch:
 
 PROGRAM = """
 import json, sys, threading, time
-from functions import notify
+from functions import notifier, notify
 
 class Context:
     def get_remaining_time_in_millis(self):
@@ -239,7 +239,7 @@ print(json.dumps({"imported": threading.active_count()}), flush=True)
 for line in sys.stdin:
     try:
         answer = notify.handler(json.loads(line), Context())
-    except notify.PublishFailed as error:
+    except notifier.PublishFailed as error:
         answer = str(error)
     print(json.dumps({"answer": answer}), flush=True)
 """
