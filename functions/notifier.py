@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from functions.cameras.message import CameraMessage, Sighting
-from functions.events.envelopes import sqs_messages
-from functions.events.plan import Settled, Step, plan, settle, sqs_answer, to_publish
+from functions.events.plan import Fate, Settled, Step, plan, settle, sqs_answer, to_publish
 from functions.events.routes import Detection, Routes, Skip, Unread, Upload
 from functions.events_log import log
 from functions.mqtt.broker import Broker
@@ -76,12 +75,12 @@ class Notifier:
         Raises `PublishFailed` for a direct invocation that another try may cure.
         """
         end = time.monotonic() + max(0.0, remaining_seconds - ANSWER_MARGIN_SECONDS)
-        is_batch = sqs_messages(event) is not None
         self._follow()
+        steps = plan(event, self._routes)
+        is_batch = any(step.message_id is not None for step in steps)
         if self._broker is None and not self._problem:
             self.telemetry.flush()
             return {"batchItemFailures": []} if is_batch else {"published": 0, "skipped": 0, "failed": 0}
-        steps = plan(event, self._routes)
         has_detections = any(isinstance(step.action, Detection) for step in steps)
         outcomes = self._detect(steps, end) if has_detections else self._publish(to_publish(steps), end)
         settled = settle(steps, outcomes)
@@ -187,9 +186,6 @@ def _follower(settings: Settings) -> Follower:
     raise SettingsError((("DATABASE_URL", problem),))
 
 
-_PUBLISHED = {Status.DELIVERED.value, Status.NO_SUBSCRIBERS.value, Status.SENT.value}
-
-
 def _is_unconfirmed(outcome: Outcome) -> bool:
     return outcome.status is Status.UNCONFIRMED
 
@@ -199,8 +195,8 @@ def direct_answer(settled: Sequence[Settled]) -> dict[str, Any]:
     retriable = [one for one in settled if one.retriable]
     if retriable:
         raise PublishFailed(f"{len(retriable)} of {len(settled)} records were not published: {retriable[0].reason}")
-    published = sum(one.label in _PUBLISHED for one in settled)
-    failed = [one for one in settled if one.hopeless]
+    published = sum(one.fate is Fate.PUBLISHED for one in settled)
+    failed = [one for one in settled if one.failed]
     summary: dict[str, Any] = {
         "published": published,
         "skipped": len(settled) - published - len(failed),

@@ -11,12 +11,12 @@ from typing import Any, get_args
 
 from functions.events.dialects import IgnoredReason
 from functions.events.envelopes import Malformed, ObjectCreated
-from functions.events.plan import Settled, Step, settle_one
+from functions.events.plan import Fate, Settled, Step, settle_one
 from functions.events.routes import Detection, Routes, Skip, SkipReason, Unread, UnreadLabel, Upload
 from functions.events_log import log
 from functions.mqtt.outcome import Outcome, Status
 from functions.telemetry import Telemetry, logger
-from infra.host.causes import RETRY_SECONDS, Holdups, may_pass
+from infra.host.causes import RETRY_SECONDS, Holdups
 from infra.host.detections import Reader, Reading
 from infra.host.mqtt.aside import Flight
 from infra.host.mqtt.publisher import HostPublisher, QueueFull
@@ -217,7 +217,7 @@ class Bell:
         self.holdups.landed(action, outcome)
         if outcome.success:
             self._memory.add(action.identity)
-        elif not may_pass(outcome):
+        elif not outcome.is_transient:
             self._refused.add(action.identity)
 
     def _verdict(self, step: Step, joined: _Joined, source: str) -> Settled:
@@ -227,19 +227,19 @@ class Bell:
         else:
             reason = self._publisher.status.reason or "not acknowledged in time"
             outcome = Outcome(Status.UNCONFIRMED, reason, self._publisher.status.reason_code)
-        if not outcome.success and may_pass(outcome):
+        if outcome.is_transient:
             return self._put_off(step, outcome, source)
         is_final = outcome.success or source != "sqs"
         return Settled(step, REPEATED) if is_final and not joined.began else settle_one(step, outcome)
 
     def _put_off(self, step: Step, outcome: Outcome | Unread, source: str) -> Settled:
         """Have its source bring it again. A store's queue not for ever: behind it waits whatever else is in there."""
-        settled = settle_one(step, outcome)._replace(retriable=True, hopeless=False)
+        settled = settle_one(step, outcome)._replace(fate=Fate.RETRIABLE)
         # SQS goes on with what is behind, and has its own way with what comes back too often.
         if source != "sure" or isinstance(step.action, Skip) or not self.holdups.gives_up(step, step.action, outcome):
             return settled
         self._refused.add(step.action.identity)
-        return settled._replace(label=GAVE_UP, retriable=False, hopeless=True)
+        return settled._replace(label=GAVE_UP, fate=Fate.PERMANENT)
 
     def _is_outage(self) -> bool:
         return self._publisher.away or (self._reader is not None and self._reader.store_away)

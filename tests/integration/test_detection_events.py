@@ -26,7 +26,7 @@ from functions.cameras.detections import CameraTopics
 from functions.cameras.reader import Documents
 from functions.devices.api import router
 from functions.devices.downloads import Downloads
-from functions.events.plan import Settled, Step, plan
+from functions.events.plan import Fate, Settled, Step, plan
 from functions.events.routes import Routes
 from functions.mqtt.broker import Broker
 from functions.mqtt.message import Message
@@ -382,7 +382,7 @@ async def test_a_document_that_is_gone_is_acknowledged_and_counted(yard: Yard, e
         version = {"VersionId": upload["s3"]["object"]["versionId"]} if "versionId" in upload["s3"]["object"] else {}
         yard.s3.delete_object(Bucket=yard.bucket, Key=f"{EVENTS}{CAMERA}/g1.json", **version)
         (settled,) = await host.bell.ring(host.steps(upload), "sure")
-        assert (settled.label, settled.retriable, settled.hopeless) == ("gone", False, False)
+        assert (settled.label, settled.fate) == ("gone", Fate.NOTHING_TO_DO)
         assert await host.ring(upload) == ["repeated"]
         with notifying(yard) as notifier:
             assert await asyncio.to_thread(notifier.handle, batch(upload), PLENTY_SECONDS) == failures()

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from functions.events.plan import Settled, Step, plan
+from functions.events.plan import Fate, Settled, Step, plan
 from functions.events.routes import Routes, Upload
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status
@@ -170,7 +170,7 @@ async def test_a_refusal_is_told_once_but_to_a_queue_always() -> None:
     await asyncio.sleep(0.01)
     case.answer(REFUSED)
     (settled,) = await polled
-    assert (settled.label, settled.hopeless) == ("refused", True)
+    assert (settled.label, settled.fate) == ("refused", Fate.PERMANENT)
 
 
 @on_uvloop
@@ -183,7 +183,7 @@ async def test_what_the_broker_forbids_is_tried_again_at_the_sure_door_until_the
     ringing = asyncio.create_task(case.bell.ring(case.steps(upload, upload), "sure"))
     await asyncio.sleep(0)
     case.answer(FORBIDDEN)
-    assert [(one.label, one.retriable, one.hopeless) for one in await ringing] == [("refused", True, False)] * 2
+    assert [(one.label, one.fate) for one in await ringing] == [("refused", Fate.RETRIABLE)] * 2
     assert await case.ring(upload, answer=DELIVERED) == ["delivered"]
     assert await case.ring(upload) == ["repeated"]
 
@@ -219,10 +219,10 @@ async def test_whatever_asks_for_a_retry_does_so_for_an_hour(outcome: Outcome) -
     """Then it is answered 200 and counted as given up, and so is the next one of that cause, at its first try."""
     case, upload, later, other = Case(), record("assets/a"), record("assets/b"), record()
     said = await _for_an_hour(case, upload, outcome)
-    assert [(one.label, one.retriable, one.hopeless) for one in said] == [
-        (outcome.status, True, False),
-        (outcome.status, True, False),
-        ("gave_up", False, True),
+    assert [(one.label, one.fate) for one in said] == [
+        (outcome.status, Fate.RETRIABLE),
+        (outcome.status, Fate.RETRIABLE),
+        ("gave_up", Fate.PERMANENT),
     ]
     assert said[-1].reason == outcome.reason
     assert await case.ring(later, answer=outcome) == ["gave_up"]
