@@ -49,12 +49,19 @@ class Broker:
         if settings.mqtt_url is None:
             return None
         tls, host, port = parse_mqtt_url(settings.mqtt_url)
+        return cls.at(host, port, settings, tls=tls, username=settings.mqtt_username, password=settings.mqtt_password)
+
+    @classmethod
+    def at(
+        cls, host: str, port: int, settings: Settings, *, tls: bool, username: str | None, password: SecretStr | None
+    ) -> Broker:
+        """The broker at this address; certificates, protocol and deadlines are those of the settings."""
         return cls(
             host=host,
             port=port,
             tls=tls,
-            username=settings.mqtt_username,
-            password=settings.mqtt_password,
+            username=username,
+            password=password,
             ca_file=settings.mqtt_ca_file,
             cert_file=settings.mqtt_cert_file,
             key_file=settings.mqtt_key_file,

@@ -37,10 +37,14 @@ GOES_ON = "the stored settings cannot be read; the last good ones stay"
 
 def broker_of(settings: Settings, config: MqttConfig, password: SecretStr | None) -> Broker:
     """The broker of `config`; certificates, protocol and deadlines are the environment's."""
-    url = Broker(config.broker_host, config.broker_port, tls=config.use_tls).url
-    changes = {"mqtt_url": url, "mqtt_username": config.username, "mqtt_password": password}
-    broker = Broker.of(settings.model_copy(update=changes))
-    assert broker is not None, "it has a URL"  # noqa: S101 - for the type checker
+    broker = Broker.at(
+        config.broker_host,
+        config.broker_port,
+        settings,
+        tls=config.use_tls,
+        username=config.username,
+        password=password,
+    )
     return replace(broker, targets=Targets.parse(settings.mqtt_test_allowed_hosts))
 
 
