@@ -10,7 +10,7 @@ from functions.cameras.message import CameraMessage, Sighting
 from functions.events.plan import Fate, Settled, Step, plan, settle, sqs_answer, to_publish
 from functions.events.routes import Detection, Routes, Skip, Unread, Upload
 from functions.events_log import log
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.outcome import Outcome, Status
 from functions.mqtt.publisher import InlinePublisher
 from functions.settings import SettingsError
@@ -47,9 +47,9 @@ class Notifier:
         self._documents: Documents | None = None
         self._routes = Routes.of(settings)
         self._follower = None if settings.database_url is None else _follower(settings)
-        self._publish_to(Broker.of(settings) if self._follower is None else None)
+        self._publish_to(BrokerConfig.of(settings) if self._follower is None else None)
 
-    def _publish_to(self, broker: Broker | None) -> None:
+    def _publish_to(self, broker: BrokerConfig | None) -> None:
         self._broker = broker
         self.publisher = InlinePublisher(broker, self.telemetry)
 

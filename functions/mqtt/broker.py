@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Broker:
+class BrokerConfig:
     """Where and how to publish: everything that a connection needs, nothing that it does not."""
 
     host: str
@@ -44,7 +44,7 @@ class Broker:
     """What may be connected to where an administrator named the broker; None where the environment did."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Broker | None:
+    def of(cls, settings: Settings) -> BrokerConfig | None:
         """The broker of the settings, or None where MQTT is not configured (then publishing is a silent no-op)."""
         if settings.mqtt_url is None:
             return None
@@ -54,7 +54,7 @@ class Broker:
     @classmethod
     def at(
         cls, host: str, port: int, settings: Settings, *, tls: bool, username: str | None, password: SecretStr | None
-    ) -> Broker:
+    ) -> BrokerConfig:
         """The broker at this address; certificates, protocol and deadlines are those of the settings."""
         return cls(
             host=host,

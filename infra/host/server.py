@@ -20,7 +20,7 @@ from functions.cameras.reader import Documents
 from functions.devices.api import router as devices_router
 from functions.devices.downloads import Downloads
 from functions.events.routes import Routes
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.settings import Settings, SettingsError
 from functions.stored.errors import StoreUnavailable
 from functions.stored.store import ConfigStore
@@ -53,7 +53,7 @@ class Host:
         telemetry = PrometheusTelemetry()
         store = _store(settings)
         downloads = _downloads(settings)
-        publisher = HostPublisher(Broker.of(settings), telemetry, on_change=LinkLog())
+        publisher = HostPublisher(BrokerConfig.of(settings), telemetry, on_change=LinkLog())
         integration = Integration(settings, publisher, store, port=port, prepare=lambda: _migrate(settings))
         reader = _reader(settings, downloads, publisher, integration)
         bell = Bell(

@@ -21,7 +21,7 @@ from functions.devices.downloads import Downloads
 from functions.events.envelopes import ObjectCreated, parse
 from functions.events.routes import Routes, Upload
 from functions.integration import NoLocalPublisher
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.client import Client
 from functions.mqtt.connection import Connection
 from functions.mqtt.packets import publish_packet
@@ -193,7 +193,7 @@ def test_any_environment_is_refused_by_name_or_starts_everything(environ: dict[s
 def start(settings: Settings) -> None:
     """Put together what the processes put together, and make what they would send."""
     assert not leaks(CANARY, f"{settings!r} {settings}") or not hides(settings)
-    broker = Broker.of(settings)
+    broker = BrokerConfig.of(settings)
     routes = Routes.of(settings)
     if broker is not None:
         assert broker.host in repr(broker)

@@ -28,7 +28,7 @@ from functions.devices.api import router
 from functions.devices.downloads import Downloads
 from functions.events.plan import Fate, Settled, Step, plan
 from functions.events.routes import Routes
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.message import Message
 from functions.notifier import Notifier, PublishFailed
 from functions.s3.clients import StorageError
@@ -156,7 +156,7 @@ class Host:
 
     def __init__(self, yard: Yard, on_camera: OnCamera) -> None:
         self.telemetry = PrometheusTelemetry()
-        self.publisher = HostPublisher(Broker.of(yard.settings), self.telemetry)
+        self.publisher = HostPublisher(BrokerConfig.of(yard.settings), self.telemetry)
         self.routes = Routes.of(yard.settings)
         self.reader = Reader(Documents.of(yard.settings), self.publisher, on_camera=on_camera)
         self.bell = Bell(self.publisher, self.routes, self.telemetry, patience_seconds=20.0, reader=self.reader)

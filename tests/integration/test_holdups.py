@@ -19,7 +19,7 @@ from botocore.compat import HTTPHeaders
 from functions.cameras.reader import Documents
 from functions.events.plan import plan_body
 from functions.events.routes import Routes
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.s3.objects import Objects
 from functions.settings import load
 from infra.host.bell import Bell
@@ -196,7 +196,7 @@ async def test_an_object_that_breaks_the_store_is_no_outage_but_a_store_that_is_
     hooks: Any = objects.client.meta.events
     for operation in ("GetObject", *([] if lists else ["ListObjectsV2"])):
         hooks.register(f"before-send.s3.{operation}", unavailable)
-    publisher, routes = HostPublisher(Broker.of(settings), telemetry), Routes.of(settings)
+    publisher, routes = HostPublisher(BrokerConfig.of(settings), telemetry), Routes.of(settings)
     reader = Reader(Documents.of(settings, objects=objects), publisher)
     bell = Bell(publisher, routes, telemetry, patience_seconds=PATIENCE_SECONDS, reader=reader)
     await publisher.start()

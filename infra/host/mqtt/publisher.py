@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from functions.mqtt.audience import EARLY_SECONDS
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.connection import Connection, ConnectionFailure
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status, acknowledged, not_sent, too_large
@@ -43,7 +43,7 @@ class HostPublisher:
 
     def __init__(
         self,
-        broker: Broker | None,
+        broker: BrokerConfig | None,
         telemetry: Telemetry,
         *,
         on_change: Callable[[LinkStatus], None] = lambda _status: None,
@@ -170,7 +170,7 @@ class HostPublisher:
         await self._will.stop()
         await self._link.stop()
 
-    def use(self, broker: Broker | None) -> None:
+    def use(self, broker: BrokerConfig | None) -> None:
         """Publish to `broker` from now on, and nothing more to the one before; None: publishing is switched off.
 
         What the one before has not acknowledged goes to the next, if it is still in time.
@@ -187,7 +187,7 @@ class HostPublisher:
             self.configured = True
             self._begin_housekeeping()
 
-    def _use(self, broker: Broker | None, otherwise: str) -> None:
+    def _use(self, broker: BrokerConfig | None, otherwise: str) -> None:
         self.configured = broker is not None
         if broker is not None:
             self.ack_seconds = broker.publish_timeout_seconds
