@@ -187,8 +187,8 @@ class Announcer:
                 self.retained.stays(message)
                 continue
             with contextlib.suppress(QueueFull):
-                flight = self._publisher.submit(message)
-                flight.done.add_done_callback(
+                pending = self._publisher.submit(message)
+                pending.done.add_done_callback(
                     lambda done, message=message: None if done.result().success else self.retained.stays(message)  # type: ignore[misc]  # the default binds this one
                 )
 

@@ -1,4 +1,4 @@
-"""What the doors and the poller share: one identity for each event, one flight for each identity, and a memory."""
+"""What the doors and the poller share: one identity for each event, published once, and a memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from functions.mqtt.outcome import Outcome, Status
 from functions.telemetry import Telemetry, logger
 from infra.host.causes import RETRY_SECONDS, Holdups
 from infra.host.detections import Reader, Reading
-from infra.host.mqtt.aside import Flight
+from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.publisher import HostPublisher, QueueFull
 from infra.host.pending import Pending
 from infra.host.twins import Twins
@@ -72,9 +72,9 @@ class Memory:
 
 @dataclass(slots=True)
 class _Joined:
-    """An arrival that waits for a flight; `began` it, or met it."""
+    """An arrival that waits for a message on its way; `began` it, or met it."""
 
-    flight: Flight | Reading
+    pending: PendingPublish | Reading
     began: bool
 
 
@@ -104,7 +104,7 @@ class Bell:
         self._memory = Memory()
         self._refused = Memory()
         self.holdups = Holdups(retry_seconds, is_outage=self._is_outage, try_again=self._try_again)
-        self._flights: dict[bytes, Flight | Reading] = {}
+        self._under_way: dict[bytes, PendingPublish | Reading] = {}
         self._log_counts: Counter[tuple[str, str, str]] = Counter()
         self._log_window_at = 0.0
 
@@ -123,7 +123,7 @@ class Bell:
         """As `ring`; `tell` is called with each step's fate as soon as that is known."""
         steps = [self._twins.known(step) for step in steps]
         arrivals = [self._begin(step, source) for step in steps]
-        waiting = [arrival.flight.done for arrival in arrivals if isinstance(arrival, _Joined)]
+        waiting = [arrival.pending.done for arrival in arrivals if isinstance(arrival, _Joined)]
         left = len(waiting)
 
         def settle() -> None:
@@ -163,7 +163,7 @@ class Bell:
                 # Nobody will ask again at this door: what found no room is gone here.
                 self._account(arrival._replace(label=DROPPED) if arrival.retriable else arrival, source)
             elif arrival.began:
-                arrival.flight.done.add_done_callback(
+                arrival.pending.done.add_done_callback(
                     lambda done, step=step: self._account(settle_one(step, done.result()), source)  # type: ignore[misc]  # the default binds this step
                 )
             else:
@@ -187,25 +187,25 @@ class Bell:
         if isinstance(action, Skip):
             self._memory.add(identity)
             return settle_one(step, None)
-        if (under_way := self._flights.get(identity)) is not None:
+        if (under_way := self._under_way.get(identity)) is not None:
             return _Joined(under_way, began=False)
-        flight = self._take_off(action)
-        if isinstance(flight, Outcome):
-            return self._put_off(step, flight, source)
-        return _Joined(flight, began=True)
+        pending = self._take_off(action)
+        if isinstance(pending, Outcome):
+            return self._put_off(step, pending, source)
+        return _Joined(pending, began=True)
 
-    def _take_off(self, action: Upload | Detection) -> Flight | Reading | Outcome:
+    def _take_off(self, action: Upload | Detection) -> PendingPublish | Reading | Outcome:
         """Put one on its way; an outcome says why that cannot be."""
         try:
-            flight = self._read(action) if isinstance(action, Detection) else self._publisher.submit(action.message)
+            pending = self._read(action) if isinstance(action, Detection) else self._publisher.submit(action.message)
         except QueueFull:
             return Outcome(Status.UNCONFIRMED, "too many notifications wait already")
         except Exception as error:  # noqa: BLE001 - whatever it is, a store's queue must not stand still over it
             logger.exception("an event cannot be put on its way")
             return Outcome(Status.UNCONFIRMED, f"internal error: {type(error).__name__}")
-        self._flights[action.identity] = flight
-        flight.done.add_done_callback(lambda done: self._landed(action, done.result()))
-        return flight
+        self._under_way[action.identity] = pending
+        pending.done.add_done_callback(lambda done: self._landed(action, done.result()))
+        return pending
 
     def _read(self, detection: Detection) -> Reading:
         if self._reader is None:
@@ -213,7 +213,7 @@ class Bell:
         return self._reader.submit(detection)
 
     def _landed(self, action: Upload | Detection, outcome: Outcome | Unread) -> None:
-        self._flights.pop(action.identity, None)
+        self._under_way.pop(action.identity, None)
         self.holdups.landed(action, outcome)
         if outcome.success:
             self._memory.add(action.identity)
@@ -221,7 +221,7 @@ class Bell:
             self._refused.add(action.identity)
 
     def _verdict(self, step: Step, joined: _Joined, source: str) -> Settled:
-        done = joined.flight.done
+        done = joined.pending.done
         if done.done():
             outcome = done.result()
         else:
@@ -247,11 +247,11 @@ class Bell:
     def _try_again(self, step: Step) -> None:
         """Announce what was given up, if it can be."""
         action = step.action
-        if isinstance(action, Skip) or action.identity in self._flights:
+        if isinstance(action, Skip) or action.identity in self._under_way:
             return
-        flight = self._take_off(action)
-        if not isinstance(flight, Outcome):
-            flight.done.add_done_callback(lambda done: self._tried_again(step, done.result()))
+        pending = self._take_off(action)
+        if not isinstance(pending, Outcome):
+            pending.done.add_done_callback(lambda done: self._tried_again(step, done.result()))
 
     def _tried_again(self, step: Step, outcome: Outcome | Unread) -> None:
         if isinstance(step.action, Skip) or self.holdups.lasts(step.action, outcome):

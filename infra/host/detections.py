@@ -122,14 +122,14 @@ class Reader:
         self._waiting -= 1
         try:
             before = [self._publisher.submit(one) for one in self._on_camera(found.camera_id, found.camera_name)]
-            flight = self._publisher.submit(found.message)
+            pending = self._publisher.submit(found.message)
         except QueueFull:
             self._on_camera_failed(found.camera_id)
             reading.done.set_result(Outcome(Status.UNCONFIRMED, "too many notifications wait already"))
             return
         for one in before:
             one.done.add_done_callback(lambda done: self._has_announced(found.camera_id, done.result()))
-        flight.done.add_done_callback(lambda done: reading.done.set_result(done.result()))
+        pending.done.add_done_callback(lambda done: reading.done.set_result(done.result()))
 
     def _ask_store(self) -> asyncio.Future[bool]:
         """Have `store_away` tell the truth; one call at a time is enough."""

@@ -18,7 +18,7 @@ from infra.host import bell as bell_module
 from infra.host.bell import MEMORY_LIMIT, Bell, Memory
 from infra.host.causes import RETRY_SECONDS, TRY_SECONDS
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.mqtt.aside import Flight
+from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.link import LinkStatus
 from infra.host.mqtt.publisher import HostPublisher, QueueFull
 from tests.hosts import on_uvloop, record
@@ -37,18 +37,18 @@ class Publisher:
     status = LinkStatus("mqtt://broker", connected=False, since=0.0, reason="nobody there", reason_code=0x88)
 
     def __init__(self) -> None:
-        self.flights: list[Flight] = []
+        self.flights: list[PendingPublish] = []
         self.room = 1_000_000
         self.away = False
 
     def withdraw_late(self) -> None:
         """As `HostPublisher.withdraw_late`: nothing here is unsent."""
 
-    def submit(self, message: Message) -> Flight:
+    def submit(self, message: Message) -> PendingPublish:
         """As `HostPublisher.submit`."""
         if len(self.flights) >= self.room:
             raise QueueFull
-        flight = Flight(message, 0.0, 0.0)
+        flight = PendingPublish(message, 0.0, 0.0)
         self.flights.append(flight)
         return flight
 
@@ -475,7 +475,7 @@ async def test_nothing_is_kept_of_a_flight_that_has_landed() -> None:
     for outcome in (DELIVERED, UNCONFIRMED, REFUSED):
         await case.ring(record(), answer=outcome)
     await asyncio.sleep(0)
-    assert not case.bell._flights  # noqa: SLF001 - a leak shows nowhere else
+    assert not case.bell._under_way  # noqa: SLF001 - a leak shows nowhere else
 
 
 def test_the_memory_forgets_the_oldest_beyond_its_limit() -> None:

@@ -552,7 +552,8 @@ def test_secrets_do_not_show() -> None:
             "ENCRYPTION_KEYS": f"{CANARY:k<43}=",
         }
     )
-    shown = f"{loaded} {loaded.settings} {loaded.settings!r} {BrokerConfig.of(loaded.settings)} {loaded.settings.model_dump()}"
+    broker = BrokerConfig.of(loaded.settings)
+    shown = f"{loaded} {loaded.settings} {loaded.settings!r} {broker} {loaded.settings.model_dump()}"
     assert CANARY not in shown + loaded.settings.model_dump_json()
 
 
