@@ -23,8 +23,8 @@ from infra.host.mqtt.publisher import HostPublisher, QueueFull
 from infra.host.pending import Pending
 from infra.host.twins import Twins
 
-MEMORY_LIMIT = 50_000
-MEMORY_SECONDS = 24 * 3600.0
+SEEN_LIMIT = 50_000
+SEEN_SECONDS = 24 * 3600.0
 REPEATED, DROPPED, UNAUTHORISED, GAVE_UP = "repeated", "dropped", "unauthorised", "gave_up"
 AGAIN = "again"  # the source of what was given up and is tried anew
 OUTCOMES = (*Status, *get_args(SkipReason), *get_args(IgnoredReason), *get_args(UnreadLabel), REPEATED)
@@ -40,10 +40,10 @@ LOG_WINDOW_SECONDS = 60.0
 MAX_LOG_KINDS = 1_000
 
 
-class Memory:
+class SeenEvents:
     """Settled identities, bounded in number and age: after that a repeat can ring again, with the same `id`."""
 
-    def __init__(self, limit: int = MEMORY_LIMIT, seconds: float = MEMORY_SECONDS) -> None:
+    def __init__(self, limit: int = SEEN_LIMIT, seconds: float = SEEN_SECONDS) -> None:
         """Begin empty, as after every restart."""
         self._limit = limit
         self._seconds = seconds
@@ -101,8 +101,8 @@ class Bell:
         self._telemetry = telemetry
         self._patience_seconds = patience_seconds
         self._twins = Twins()
-        self._memory = Memory()
-        self._refused = Memory()
+        self._seen = SeenEvents()
+        self._refused = SeenEvents()
         self.holdups = Holdups(retry_seconds, is_outage=self._is_outage, try_again=self._try_again)
         self._under_way: dict[bytes, PendingPublish | Reading] = {}
         self._log_counts: Counter[tuple[str, str, str]] = Counter()
@@ -182,10 +182,10 @@ class Bell:
             return settle_one(step, None)
         identity = record.identity if isinstance(action, Skip) else action.identity
         # A queue asks again on purpose, perhaps after a person has corrected the broker's rules.
-        if identity in self._memory or (identity in self._refused and source != "sqs"):
+        if identity in self._seen or (identity in self._refused and source != "sqs"):
             return Settled(step, REPEATED)
         if isinstance(action, Skip):
-            self._memory.add(identity)
+            self._seen.add(identity)
             return settle_one(step, None)
         if (under_way := self._under_way.get(identity)) is not None:
             return _Joined(under_way, began=False)
@@ -216,7 +216,7 @@ class Bell:
         self._under_way.pop(action.identity, None)
         self.holdups.landed(action, outcome)
         if outcome.success:
-            self._memory.add(action.identity)
+            self._seen.add(action.identity)
         elif not outcome.is_transient:
             self._refused.add(action.identity)
 

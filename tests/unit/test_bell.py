@@ -15,7 +15,7 @@ from functions.events.routes import Routes, Upload
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status
 from infra.host import bell as bell_module
-from infra.host.bell import MEMORY_LIMIT, Bell, Memory
+from infra.host.bell import SEEN_LIMIT, Bell, SeenEvents
 from infra.host.causes import RETRY_SECONDS, TRY_SECONDS
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.aside import PendingPublish
@@ -480,7 +480,7 @@ async def test_nothing_is_kept_of_a_flight_that_has_landed() -> None:
 
 def test_the_memory_forgets_the_oldest_beyond_its_limit() -> None:
     """Eviction follows the order in which events were settled."""
-    memory = Memory(limit=3)
+    memory = SeenEvents(limit=3)
     for name in (b"a", b"b", b"c", b"a", b"d"):
         memory.add(name)
     assert [name in memory for name in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
@@ -491,7 +491,7 @@ def test_the_memory_forgets_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> 
     """After its time an identity is new again."""
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    memory = Memory(seconds=60.0)
+    memory = SeenEvents(seconds=60.0)
     memory.add(b"a")
     now[0] += 59.9
     assert b"a" in memory
@@ -503,15 +503,15 @@ def test_the_memory_forgets_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_full_memory_takes_at_most_20_megabytes() -> None:
     """50,000 settled identities, measured."""
-    memory = Memory()
+    memory = SeenEvents()
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        for number in range(MEMORY_LIMIT + 1000):
+        for number in range(SEEN_LIMIT + 1000):
             memory.add(number.to_bytes(16, "big"))
         taken_bytes = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert len(memory) == MEMORY_LIMIT == 50_000
+    assert len(memory) == SEEN_LIMIT == 50_000
     print(f"{taken_bytes / 1e6:.1f} MB")  # noqa: T201 - the figure, with `pytest -s`
     assert taken_bytes <= 20_000_000
