@@ -20,7 +20,7 @@ from functions.telemetry import EmfTelemetry, logger
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from functions.cameras.reader import Documents
+    from functions.cameras.reader import DetectionReader
     from functions.lifecycle import Renewal
     from functions.mqtt.message import Message
     from functions.settings import Settings
@@ -44,7 +44,7 @@ class Notifier:
 
     def _use(self, settings: Settings) -> None:
         self._settings = settings
-        self._documents: Documents | None = None
+        self._reader: DetectionReader | None = None
         self._routes = Routes.of(settings)
         self._follower = None if settings.database_url is None else _follower(settings)
         self._publish_to(BrokerConfig.of(settings) if self._follower is None else None)
@@ -96,17 +96,17 @@ class Notifier:
     def _detect(self, steps: Sequence[Step], end: float) -> list[Outcome | Unread]:
         """Read what has to be read first, then publish all, in order."""
         # It brings boto3, half a second that nobody else need pay for.
-        from functions.cameras.reader import Documents, read_all  # noqa: PLC0415 - see above
+        from functions.cameras.reader import DetectionReader, read_all  # noqa: PLC0415 - see above
 
-        if self._documents is None:
-            self._documents = Documents.of(self._settings)
+        if self._reader is None:
+            self._reader = DetectionReader.of(self._settings)
         if self._follower is not None:
-            self._documents.topics = self._follower.topics  # for what it warns of: all are addressed when they are sent
+            self._reader.topics = self._follower.topics  # for what it warns of: all are addressed when they are sent
         now = time.monotonic()
         patience_seconds = self._broker.publish_timeout_seconds if self._broker else 0.0
         until = max(end - patience_seconds, now + (end - now) / 2)
         actions = [step.action for step in steps if not isinstance(step.action, Skip)]
-        read = read_all(self._documents, [one for one in actions if isinstance(one, Detection)], until)
+        read = read_all(self._reader, [one for one in actions if isinstance(one, Detection)], until)
         found = [read[one.identity] if isinstance(one, Detection) else one for one in actions]
         messages: list[Message] = []
         before: list[tuple[str, Message]] = []

@@ -38,7 +38,7 @@ LIVE_PROBE_SECONDS = 2.5  # within a status: its reader waits
 PROBE_KEPT_SECONDS = 5.0
 
 Password = Literal["given", "stored", "none"]
-Loaded = TypeVar("Loaded")
+T = TypeVar("T")
 
 
 class CannotPublish(Exception):
@@ -79,10 +79,10 @@ class TopicVerdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Read(Generic[Loaded]):
+class Read(Generic[T]):
     """Something out of the database, perhaps of before. `stale`: when that was, "never", or "" where it is fresh."""
 
-    value: Loaded
+    value: T
     stale: str = ""
 
 
@@ -163,7 +163,7 @@ class Administration:
         if not self._publish(lambda: self._publishing.forget_camera(camera_id)):
             raise Problem(HTTPStatus.NOT_FOUND, "no_such_camera", "There is no such camera.")
 
-    def _publish(self, call: Callable[[], Loaded]) -> Loaded:
+    def _publish(self, call: Callable[[], T]) -> T:
         try:
             return call()
         except CannotPublish as error:
@@ -263,17 +263,17 @@ class Administration:
             return answer
 
 
-class _Memory(Generic[Loaded]):
+class _Memory(Generic[T]):
     """The last that the database said."""
 
     def __init__(self) -> None:
-        self._last: tuple[Loaded, datetime] | None = None
+        self._last: tuple[T, datetime] | None = None
         self._told = False
 
-    def keep(self, value: Loaded) -> None:
+    def keep(self, value: T) -> None:
         self._last, self._told = (value, datetime.now(UTC)), False
 
-    def read(self, load: Callable[[], Loaded]) -> Read[Loaded]:
+    def read(self, load: Callable[[], T]) -> Read[T]:
         """Raises StoreUnavailable where the database has never answered."""
         try:
             value = load()

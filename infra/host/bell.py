@@ -17,7 +17,7 @@ from functions.events_log import log
 from functions.mqtt.outcome import Outcome, Status
 from functions.telemetry import Telemetry, logger
 from infra.host.causes import RETRY_SECONDS, Holdups
-from infra.host.detections import Reader, Reading
+from infra.host.detections import HostReader, Reading
 from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.publisher import HostPublisher, QueueFull
 from infra.host.pending import Pending
@@ -89,7 +89,7 @@ class Bell:
         *,
         patience_seconds: float,
         retry_seconds: float = RETRY_SECONDS,
-        reader: Reader | None = None,
+        reader: HostReader | None = None,
     ) -> None:
         """`patience_seconds`: how long `ring` waits for the broker's word. `reader` is for routes with detections.
 

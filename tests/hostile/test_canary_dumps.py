@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from functions.admin.operations import Administration
-from functions.cameras.reader import Documents
+from functions.cameras.reader import DetectionReader
 from functions.devices.downloads import Downloads
 from functions.integration import NoLocalPublisher
 from functions.mqtt.broker import BrokerConfig
@@ -110,7 +110,7 @@ def objects_with_secrets(tmp_path: Path) -> list[object]:
         Notifier(kept),
         Downloads.of(settings),
         Downloads.of(settings).keyring,
-        Documents.of(settings),
+        DetectionReader.of(settings),
         Administration(settings, store, NoLocalPublisher()),
         store,
         vars(store),

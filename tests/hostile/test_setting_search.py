@@ -16,7 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from functions.admin.operations import Administration
-from functions.cameras.reader import Documents
+from functions.cameras.reader import DetectionReader
 from functions.devices.downloads import Downloads
 from functions.events.envelopes import ObjectCreated, parse
 from functions.events.routes import Routes, Upload
@@ -208,7 +208,7 @@ def start(settings: Settings) -> None:
     with suppress(KeyringError):
         downloads = Downloads.of(settings)
         if settings.events_prefix is not None:
-            Documents.of(settings, objects=downloads.objects, keyring=downloads.keyring)
+            DetectionReader.of(settings, objects=downloads.objects, keyring=downloads.keyring)
     with suppress(SettingsError, StoreUnavailable):
         Administration(settings, ConfigStore.of(settings), NoLocalPublisher())
     table = json.dumps({name: shown(getattr(settings, name)) for name in Settings.model_fields})

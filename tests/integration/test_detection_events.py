@@ -23,7 +23,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from functions.cameras.detections import CameraTopics
-from functions.cameras.reader import Documents
+from functions.cameras.reader import DetectionReader
 from functions.devices.api import router
 from functions.devices.downloads import Downloads
 from functions.events.plan import Fate, Settled, Step, plan
@@ -36,7 +36,7 @@ from functions.s3.objects import S3_DEADLINE_SECONDS, Objects
 from functions.settings import Settings, load
 from infra.host import detections as documents_module
 from infra.host.bell import Bell
-from infra.host.detections import Reader
+from infra.host.detections import HostReader
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
 from infra.local.mosquitto import Mosquitto
@@ -158,7 +158,7 @@ class Host:
         self.telemetry = PrometheusTelemetry()
         self.publisher = HostPublisher(BrokerConfig.of(yard.settings), self.telemetry)
         self.routes = Routes.of(yard.settings)
-        self.reader = Reader(Documents.of(yard.settings), self.publisher, on_camera=on_camera)
+        self.reader = HostReader(DetectionReader.of(yard.settings), self.publisher, on_camera=on_camera)
         self.bell = Bell(self.publisher, self.routes, self.telemetry, patience_seconds=20.0, reader=self.reader)
 
     def steps(self, *records: object) -> tuple[Step, ...]:
@@ -632,7 +632,7 @@ def test_without_a_base_url_or_a_key_links_are_presigned_and_retaining_is_warned
     with notifying(yard) as notifier:
         assert notifier.handle(batch(yard.upload("z1")), PLENTY_SECONDS) == failures()
         assert not [one for one in caplog.records if one.levelname == "WARNING"]
-        documents = notifier._documents  # noqa: SLF001 - stored settings do so, see test_follower
+        documents = notifier._reader  # noqa: SLF001 - stored settings do so, see test_follower
         assert documents is not None
         documents.topics = CameraTopics("iotsupport", retain=True)
         assert notifier.handle(batch(yard.upload("z1"), yard.upload("z2")), PLENTY_SECONDS) == failures()

@@ -16,7 +16,7 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 
-from functions.cameras.reader import Documents
+from functions.cameras.reader import DetectionReader
 from functions.events.plan import plan_body
 from functions.events.routes import Routes
 from functions.mqtt.broker import BrokerConfig
@@ -25,7 +25,7 @@ from functions.settings import load
 from infra.host.bell import Bell
 from infra.host.camera_search import look
 from infra.host.causes import TICK_SECONDS
-from infra.host.detections import Reader
+from infra.host.detections import HostReader
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
 from infra.local.mosquitto import Mosquitto
@@ -197,7 +197,7 @@ async def test_an_object_that_breaks_the_store_is_no_outage_but_a_store_that_is_
     for operation in ("GetObject", *([] if lists else ["ListObjectsV2"])):
         hooks.register(f"before-send.s3.{operation}", unavailable)
     publisher, routes = HostPublisher(BrokerConfig.of(settings), telemetry), Routes.of(settings)
-    reader = Reader(Documents.of(settings, objects=objects), publisher)
+    reader = HostReader(DetectionReader.of(settings, objects=objects), publisher)
     bell = Bell(publisher, routes, telemetry, patience_seconds=PATIENCE_SECONDS, reader=reader)
     await publisher.start()
     try:
