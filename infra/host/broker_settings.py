@@ -166,7 +166,7 @@ class Integration:
             logger.info("broker settings in force", extra={"broker": broker.url if broker else None})
         elif self._publisher.status.connected:
             announcer.tidy_up()  # first, while Home Assistant still reads it as before
-            self._publisher.greet(announcer.greetings())
+            self._publisher.say(announcer.birth_messages())
             self._begin_to_learn()
         self._tell_topics()
 
@@ -270,7 +270,7 @@ class Integration:
 
     def topics(self) -> tuple[TopicVerdict, ...]:
         """What the broker last said to each topic, as far as anything was published there."""
-        return self._publisher.greeted.verdicts()
+        return self._publisher.births.verdicts()
 
     def availability_topic(self, config: MqttConfig) -> str | None:
         """Where this host's last will would be, under these settings."""

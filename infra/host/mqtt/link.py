@@ -70,7 +70,7 @@ class LinkUser(Protocol):
     def waiting(self) -> bool:
         """Whether something waits to be sent."""
 
-    def last_words(self) -> Sequence[Message]:
+    def goodbye_messages(self) -> Sequence[Message]:
         """What to say before DISCONNECT."""
 
 
@@ -177,7 +177,7 @@ class Link:
             return False
         if self._opened.connected:
             with contextlib.suppress(ConnectionFailure):
-                for message in self._user.last_words():
+                for message in self._user.goodbye_messages():
                     self._opened.send(message)
                 self._opened.flush()
         self._opened.close()

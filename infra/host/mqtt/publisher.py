@@ -21,7 +21,7 @@ from functions.mqtt.outcome import Outcome, Status, acknowledged, not_sent, too_
 from functions.mqtt.suspects import ALONE_SECONDS
 from functions.telemetry import Telemetry, logger
 from infra.host.mqtt.aside import Aside, PendingPublish
-from infra.host.mqtt.greetings import WILL, Greetings
+from infra.host.mqtt.birth_messages import WILL, BirthMessages
 from infra.host.mqtt.link import CHANGED, NO_TROUBLE, Link, LinkStatus
 from infra.host.mqtt.will import WillTrial
 
@@ -52,10 +52,10 @@ class HostPublisher:
         """`on_change` hears of every connect, disconnect and failed attempt. Nothing is connected before `start`."""
         self.configured = broker is not None
         self.messages_published = 0
-        self.greetings: Callable[[], Iterable[Message]] = tuple
+        self.birth_messages: Callable[[], Iterable[Message]] = tuple
         """What to say on each connect, after what waits for it."""
-        self.greeted = Greetings()
-        self.farewells: Callable[[], Sequence[Message]] = tuple
+        self.births = BirthMessages()
+        self.goodbye_messages: Callable[[], Sequence[Message]] = tuple
         """What to send before each DISCONNECT."""
         self.on_connected: Callable[[], object] = lambda: None
         """Hears of each connect, before anything is sent."""
@@ -77,7 +77,7 @@ class HostPublisher:
         self._silent_until = 0.0
         self._pumping = False
         self._stopping = False
-        self._will = WillTrial(self._link, lambda: self.greeted)
+        self._will = WillTrial(self._link, lambda: self.births)
         self._housekeeping: asyncio.Task[None] | None = None
 
     @property
@@ -135,10 +135,10 @@ class HostPublisher:
         """Somebody waits for the broker, and has not submitted anything yet."""
         self._link.demand()
 
-    def greet(self, messages: Iterable[Message]) -> None:
-        """Say these in the way of greetings; nothing where the broker is not connected."""
+    def say(self, messages: Iterable[Message]) -> None:
+        """Say these in the way of birth messages; nothing where the broker is not connected."""
         if self.status.connected and not self._stopping:
-            self.greeted.add(messages, time.monotonic())
+            self.births.add(messages, time.monotonic())
             self._pump()
 
     def withdraw_late(self) -> None:
@@ -194,7 +194,7 @@ class HostPublisher:
         self._link.use(broker, otherwise=otherwise)
         self._queue.extend(self._aside.take_all())
         self._aside = Aside()
-        self.greeted = Greetings()
+        self.births = BirthMessages()
         self._begin_housekeeping()
 
     # What the link asks and tells.
@@ -204,16 +204,12 @@ class HostPublisher:
         now = self._made_at = time.monotonic()
         self._aside.audience.connected(now)
         self.on_connected()
-        self.greeted.begin(self.greetings(), now)
+        self.births.begin(self.birth_messages(), now)
         self._pump()
 
     def will_refused(self, failure: ConnectionFailure) -> None:
         """See `LinkUser.will_refused`."""
-        self.greeted.suspect_will(failure.reason, time.monotonic())
-
-    def last_words(self) -> Sequence[Message]:
-        """See `LinkUser.last_words`."""
-        return self.farewells()
+        self.births.suspect_will(failure.reason, time.monotonic())
 
     def link_moved(self) -> None:
         """See `LinkUser.link_moved`."""
@@ -223,16 +219,16 @@ class HostPublisher:
     def link_lost(self, failure: ConnectionFailure) -> None:
         """See `LinkUser.link_lost`: what is still in time waits again, suspects apart from the others."""
         now = time.monotonic()
-        greeting = self.greeted.pending if failure.reason in NO_TROUBLE else self.greeted.lost(failure, now)
-        in_flight, self._in_flight = [one for one in self._in_flight.values() if one is not greeting], {}
-        if greeting is not None:  # the next connection has its own
-            self._finish(greeting, Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
+        birth = self.births.pending if failure.reason in NO_TROUBLE else self.births.lost(failure, now)
+        in_flight, self._in_flight = [one for one in self._in_flight.values() if one is not birth], {}
+        if birth is not None:  # the next connection has its own
+            self._finish(birth, Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
         lone, self._lone = self._lone, None
         # Not to blame: what the broker had for long, what was beside a suspect, and nothing when the end was ours.
         is_ours = self._gave_up or failure.reason in NO_TROUBLE
         is_old = all(now - pending.sent_at > self.ack_seconds for pending in in_flight)
         is_beside = lone is not None and len(in_flight) > 1
-        blames = not (greeting or is_ours or is_old or is_beside)
+        blames = not (birth or is_ours or is_old or is_beside)
         self._gave_up = False
         publishes, conviction = self._aside.lost(in_flight, blames=blames, age_seconds=now - self._made_at, now=now)
         again = []
@@ -273,32 +269,32 @@ class HostPublisher:
             self._finish(pending, outcome)
 
     def _pump(self) -> None:
-        """Send what waits, and greetings in the gaps."""
+        """Send what waits, and birth messages in the gaps."""
         self._pumping = False
         connection = self._link.connection
         now = time.monotonic()
         lone = self._lone
-        is_held_up = self.greeted.alone(now) or (lone is not None and now - lone.sent_at < ALONE_SECONDS)
+        is_held_up = self.births.alone(now) or (lone is not None and now - lone.sent_at < ALONE_SECONDS)
         if connection is None or is_held_up:
             return
-        hurries = self.greeted.hurries(now)
+        hurries = self.births.hurries(now)
         if not hurries:
             self._fill_by_turns(connection, now)
         self._link.flush()
         self._take_acks()  # at QoS 0 sending was all
         if hurries or not self._queue:
-            self._greet()
+            self._send_birth_messages()
 
-    def _greet(self) -> None:
-        """Send the next greeting, where nothing else is on its way."""
+    def _send_birth_messages(self) -> None:
+        """Send the next birth message, where nothing else is on its way."""
         while (
             not self._in_flight
             and (connection := self._link.connection) is not None
-            and (message := self.greeted.next()) is not None
+            and (message := self.births.next()) is not None
         ):
             now = time.monotonic()
             pending = PendingPublish(self.addressed(message), now, now + self.ack_seconds)
-            self.greeted.sent(pending)
+            self.births.sent(pending)
             if self._hand_over(connection, pending, now):
                 self._link.flush()
                 self._take_acks()
@@ -353,7 +349,7 @@ class HostPublisher:
     def _finish(self, pending: PendingPublish, outcome: Outcome) -> None:
         if pending.done.done():
             return
-        self.greeted.hear(pending, outcome)
+        self.births.hear(pending, outcome)
         self.messages_published += outcome.success
         self._telemetry.published(
             pending.message.metric_topic,
@@ -385,10 +381,10 @@ class HostPublisher:
         self._link.tick()
         if self._link.connection is not None:
             self._queue.extend(self._aside.take_unheard(now))
-            again = self.greeted.tick(now)
+            again = self.births.tick(now)
             if again and (WILL not in again or not self._will.begin()):
-                self.greeted.begin(self.greetings(), now)
-            self._pump()  # also what waited for a greeting that is not answered
+                self.births.begin(self.birth_messages(), now)
+            self._pump()  # also what waited for a birth message that is not answered
         oldest = next(iter(self._in_flight.values()), None)
         is_silent = oldest is not None and now - self._progress_at > self.ack_seconds
         if is_silent:
