@@ -9,7 +9,7 @@ from functions.admin.api import described, explain, router
 from functions.admin.operations import Administration, CannotPublish
 from functions.lifecycle import Renewal, begin
 from functions.settings import SettingsError
-from functions.stored.errors import StoreUnavailable
+from functions.stored.errors import StoreUnavailableError
 from functions.stored.store import ConfigStore
 from functions.telemetry import logger
 from functions.web.api_gateway import answer_of, respond
@@ -79,7 +79,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     del context
     try:
         ready = _ready()
-    except (SettingsError, StoreUnavailable) as error:
+    except (SettingsError, StoreUnavailableError) as error:
         return answer_of(explain(error).reply)
     return respond(ready, event)
 

@@ -25,7 +25,7 @@ from functions.admin.schemas import (
 from functions.mqtt.broker import BrokerConfig
 from functions.settings.reach import Targets
 from functions.stored.effective import broker_of
-from functions.stored.errors import NoEncryptionKey, StoreUnavailable
+from functions.stored.errors import NoEncryptionKeyError, StoreUnavailableError
 from functions.stored.model import MqttConfig, MqttConfigChange
 from functions.telemetry import logger
 from functions.web.messages import Problem
@@ -115,7 +115,7 @@ class Administration:
             raise Problem(HTTPStatus.FORBIDDEN, "forbidden_target", WORDS["forbidden"])
         try:
             stored = self._store.save(change, expected_version=expected_version)
-        except NoEncryptionKey as error:
+        except NoEncryptionKeyError as error:
             raise Problem(HTTPStatus.CONFLICT, "no_encryption_key", f"{error}.") from None
         self._stored.keep(stored)
         logger.info(
@@ -180,7 +180,7 @@ class Administration:
             return Read(())
         try:
             return self._recorded.read(self._store.recorded)
-        except StoreUnavailable:  # this process knows its own status all the same
+        except StoreUnavailableError:  # this process knows its own status all the same
             return Read((), "never")
 
     def _shown(self, stored: Stored | None) -> ConfigAnswer:
@@ -229,7 +229,7 @@ class Administration:
             return change.password, "none" if change.password is None else "given"
         try:
             stored = self._load().value
-        except StoreUnavailable:
+        except StoreUnavailableError:
             return None, "none"
         if stored is None:
             known, password = BrokerConfig.of(self._settings), self._settings.mqtt_password
@@ -248,7 +248,7 @@ class Administration:
         """Try the settings in force, or tell what came of it a moment ago."""
         try:
             broker, readable = self._effective()
-        except StoreUnavailable:
+        except StoreUnavailableError:
             return None
         if broker is None or not readable:
             return None
@@ -277,7 +277,7 @@ class _Memory(Generic[T]):
         """Raises StoreUnavailable where the database has never answered."""
         try:
             value = load()
-        except StoreUnavailable as error:
+        except StoreUnavailableError as error:
             if self._last is None:
                 raise
             if not self._told:

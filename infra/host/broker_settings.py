@@ -18,7 +18,7 @@ from functions.cameras.discovery import availability_topic
 from functions.events.names import is_event_id
 from functions.mqtt.connection import ConnectionFailure
 from functions.stored.effective import GOES_ON, effective_broker, still_known
-from functions.stored.errors import CredentialsUnreadable, StoreUnavailable
+from functions.stored.errors import CredentialsUnreadableError, StoreUnavailableError
 from functions.stored.store import ProcessStatus
 from functions.telemetry import logger
 from infra.host.announcer import ONLINE, Announcer
@@ -114,7 +114,7 @@ class Integration:
         await asyncio.gather(*tasks, return_exceptions=True)
         store = self._store
         if store is not None:
-            with contextlib.suppress(TimeoutError, StoreUnavailable):
+            with contextlib.suppress(TimeoutError, StoreUnavailableError):
                 await asyncio.wait_for(in_thread(lambda: store.record(self.status())), LAST_WORD_SECONDS)
 
     async def _keep_up(self, store: ConfigStore) -> None:
@@ -135,8 +135,8 @@ class Integration:
                 ready = True
                 await in_thread(lambda: store.record(self.status()))
                 self._meet(await in_thread(store.recorded))
-                self._trouble("" if stored == read else str(CredentialsUnreadable()))
-            except StoreUnavailable as error:
+                self._trouble("" if stored == read else str(CredentialsUnreadableError()))
+            except StoreUnavailableError as error:
                 if ready or self._stored is not None:
                     self._trouble(str(error))
                 else:
@@ -153,7 +153,7 @@ class Integration:
             self._is_learned = False
         try:
             broker = effective_broker(self._settings, stored)
-        except CredentialsUnreadable as error:
+        except CredentialsUnreadableError as error:
             self._publisher.hold(str(error))
             announcer.broker = None
             self._tell_topics()
@@ -289,7 +289,7 @@ class Integration:
         return self._on_loop(self.announcer.say_again)
 
     def forget_camera(self, camera_id: str) -> bool:
-        """Remove a camera from Home Assistant; False: there is none. Raises `CannotPublish`, `StoreUnavailable`."""
+        """Remove a camera from Home Assistant; False: there is none. Raises `CannotPublish`, `StoreUnavailableError`."""
         if self._stored is None or self._store is None:
             raise CannotPublish(_DISCOVERY_IS_OFF)
         self._check_connected()
