@@ -16,7 +16,7 @@ from functions.admin.operations import CannotPublish, TopicVerdict
 from functions.cameras.detections import CameraTopics
 from functions.cameras.discovery import availability_topic
 from functions.events.names import is_event_id
-from functions.mqtt.connection import ConnectionFailure
+from functions.mqtt.connection import BrokerConnectionError
 from functions.stored.effective import GOES_ON, effective_broker, still_known
 from functions.stored.errors import CredentialsUnreadableError, StoreUnavailableError
 from functions.stored.store import ProcessStatus
@@ -214,7 +214,7 @@ class Integration:
             announcer.tidy_up()
             try:
                 heard = await in_thread(lambda: listen(broker, stored.config, stopped=self._stopped))
-            except ConnectionFailure as failure:
+            except BrokerConnectionError as failure:
                 if not self._publisher.status.connected:
                     return  # the next connect asks again
                 logger.info("what the broker keeps is not known", extra={"reason": failure.reason})

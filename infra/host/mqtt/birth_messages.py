@@ -17,7 +17,7 @@ from functions.mqtt.outcome import PACKET_TOO_LARGE, Outcome, Status
 from functions.telemetry import logger
 
 if TYPE_CHECKING:
-    from functions.mqtt.connection import ConnectionFailure
+    from functions.mqtt.connection import BrokerConnectionError
     from functions.mqtt.message import Message
     from infra.host.mqtt.aside import PendingPublish
 
@@ -120,7 +120,7 @@ class BirthMessages:
             self._in_doubt = None if was_birth else self._in_doubt
             self.take_in(label)
 
-    def lost(self, failure: ConnectionFailure, now: float) -> PendingPublish | None:
+    def lost(self, failure: BrokerConnectionError, now: float) -> PendingPublish | None:
         """The connection is over, not by our will, perhaps over a birth message. Returns what was on its way."""
         pending, doubt = self.pending, self._in_doubt
         self._quit()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from functions.mqtt.audience import EARLY_SECONDS
 from functions.mqtt.broker import BrokerConfig
-from functions.mqtt.connection import Connection, ConnectionFailure
+from functions.mqtt.connection import BrokerConnectionError, Connection
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status, acknowledged, not_sent, too_large
 from functions.mqtt.suspects import ALONE_SECONDS
@@ -207,7 +207,7 @@ class HostPublisher:
         self.births.begin(self.birth_messages(), now)
         self._pump()
 
-    def will_refused(self, failure: ConnectionFailure) -> None:
+    def will_refused(self, failure: BrokerConnectionError) -> None:
         """See `LinkUser.will_refused`."""
         self.births.suspect_will(failure.reason, time.monotonic())
 
@@ -216,7 +216,7 @@ class HostPublisher:
         self._take_acks()
         self._pump()
 
-    def link_lost(self, failure: ConnectionFailure) -> None:
+    def link_lost(self, failure: BrokerConnectionError) -> None:
         """See `LinkUser.link_lost`: what is still in time waits again, suspects apart from the others."""
         now = time.monotonic()
         birth = self.births.pending if failure.reason in NO_TROUBLE else self.births.lost(failure, now)
