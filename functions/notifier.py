@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ANSWER_MARGIN_SECONDS = 0.5  # kept of the invocation's time, to answer and to log
 
 
-class PublishFailed(Exception):
+class PublishFailed(Exception):  # noqa: N818 - Lambda reports the name as the type of the error
     """Raised to Lambda for an asynchronous invocation, so that it invokes again."""
 
 

@@ -41,7 +41,7 @@ Password = Literal["given", "stored", "none"]
 T = TypeVar("T")
 
 
-class CannotPublish(Exception):
+class CannotPublishError(Exception):
     """Something cannot be published here or now; the message says why, and what to do."""
 
 
@@ -61,7 +61,10 @@ class Publishing(Protocol):
         """Bring these settings in force in this process, at once: blocks, within a few seconds."""
 
     def publish_discovery(self) -> int:
-        """Publish every known camera's discovery again; return how many. Raises CannotPublish, StoreUnavailable."""
+        """Publish every known camera's discovery again; return how many.
+
+        Raises `CannotPublishError`, `StoreUnavailableError`.
+        """
 
     def forget_camera(self, camera_id: str) -> bool:
         """Take a camera out of Home Assistant; False where it is not known. Raises as `publish_discovery`."""
@@ -87,7 +90,10 @@ class Read(Generic[T]):
 
 
 class Administration:
-    """What `functions.admin.openapi` lists. Thread-safe. Methods raise Problem, StoreUnavailable, VersionConflict."""
+    """What `functions.admin.openapi` lists. Thread-safe.
+
+    Methods raise `Problem`, `StoreUnavailableError`, `VersionConflictError`.
+    """
 
     def __init__(self, settings: Settings, store: ConfigStore | None, publishing: Publishing) -> None:
         """`store` is None where DATABASE_URL is unset: the environment alone is in force then. Raises SettingsError."""
@@ -166,7 +172,7 @@ class Administration:
     def _publish(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except CannotPublish as error:
+        except CannotPublishError as error:
             raise Problem(HTTPStatus.CONFLICT, "cannot_publish", str(error)) from None
 
     def _topics(self) -> tuple[TopicAnswer, ...]:
@@ -274,7 +280,7 @@ class _Memory(Generic[T]):
         self._last, self._told = (value, datetime.now(UTC)), False
 
     def read(self, load: Callable[[], T]) -> Read[T]:
-        """Raises StoreUnavailable where the database has never answered."""
+        """Raises StoreUnavailableError where the database has never answered."""
         try:
             value = load()
         except StoreUnavailableError as error:

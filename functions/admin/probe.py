@@ -150,7 +150,7 @@ def probe(broker: BrokerConfig, targets: Targets | None = None, *, timeout_secon
 
 
 def _connect_as_host(broker: BrokerConfig, address: Address, deadline: float) -> tuple[Connection, str]:
-    """Connect, without the last will where the broker does not accept it, and tell why. Raises `BrokerConnectionError`."""
+    """Connect, without the last will where the broker refuses it, and tell why. Raises `BrokerConnectionError`."""
     try:
         accepted = _connect(broker, address, deadline)
     except BrokerConnectionError as failure:

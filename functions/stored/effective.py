@@ -49,7 +49,7 @@ def broker_of(settings: Settings, config: MqttConfig, password: SecretStr | None
 
 
 def effective_broker(settings: Settings, stored: Stored | None) -> BrokerConfig | None:
-    """The broker to publish to, None where nothing is to be published. Raises CredentialsUnreadable."""
+    """The broker to publish to, None where nothing is to be published. Raises CredentialsUnreadableError."""
     if stored is None:
         return BrokerConfig.of(settings)
     if not stored.config.enabled:

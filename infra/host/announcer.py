@@ -21,7 +21,7 @@ from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.message import Message
 from functions.stored.effective import announcement, camera_topics
 from infra.host.mqtt.birth_messages import WILL
-from infra.host.mqtt.publisher import HostPublisher, QueueFull
+from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.host.mqtt.retained import Retained, nothing_of
 from infra.host.replicas import Replicas
 
@@ -186,7 +186,7 @@ class Announcer:
             if message.label != LABEL and self._publisher.births.leaves_out(message.label):
                 self.retained.stays(message)
                 continue
-            with contextlib.suppress(QueueFull):
+            with contextlib.suppress(QueueFullError):
                 pending = self._publisher.submit(message)
                 pending.done.add_done_callback(
                     lambda done, message=message: None if done.result().success else self.retained.stays(message)  # type: ignore[misc]  # the default binds this one

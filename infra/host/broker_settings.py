@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from functions.admin.operations import CannotPublish, TopicVerdict
+from functions.admin.operations import CannotPublishError, TopicVerdict
 from functions.cameras.detections import CameraTopics
 from functions.cameras.discovery import availability_topic
 from functions.events.names import is_event_id
@@ -282,16 +282,19 @@ class Integration:
             self._on_loop(self._apply, stored)
 
     def publish_discovery(self) -> int:
-        """Publish every camera's discovery message again; return how many. Raises `CannotPublish`."""
+        """Publish every camera's discovery message again; return how many. Raises `CannotPublishError`."""
         if not self.announcer.announces:
-            raise CannotPublish(_DISCOVERY_IS_OFF)
+            raise CannotPublishError(_DISCOVERY_IS_OFF)
         self._check_connected()
         return self._on_loop(self.announcer.say_again)
 
     def forget_camera(self, camera_id: str) -> bool:
-        """Remove a camera from Home Assistant; False: there is none. Raises `CannotPublish`, `StoreUnavailableError`."""
+        """Remove a camera from Home Assistant; False: there is none.
+
+        Raises `CannotPublishError`, `StoreUnavailableError`.
+        """
         if self._stored is None or self._store is None:
-            raise CannotPublish(_DISCOVERY_IS_OFF)
+            raise CannotPublishError(_DISCOVERY_IS_OFF)
         self._check_connected()
         if not is_event_id(camera_id):
             return False
@@ -307,7 +310,9 @@ class Integration:
 
     def _check_connected(self) -> None:
         if not self._publisher.status.connected:
-            raise CannotPublish(f"The broker is not connected: {self._publisher.status.reason or 'try again soon'}.")
+            raise CannotPublishError(
+                f"The broker is not connected: {self._publisher.status.reason or 'try again soon'}."
+            )
 
     def _on_loop(self, call: Callable[..., T], *arguments: object) -> T:
         if self._loop is None:

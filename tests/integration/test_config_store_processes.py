@@ -26,7 +26,7 @@ EXIT_SECONDS = 60.0
 # Each says that it is ready, then does one thing for each line that it is given, and says what came of it.
 EDITOR = """
 import sys
-from functions.stored.errors import VersionConflict
+from functions.stored.errors import VersionConflictError
 from functions.stored.model import MqttConfigChange
 from tests.databases import store_of
 store = store_of(sys.argv[1])
@@ -35,7 +35,7 @@ for line in sys.stdin:
     change = MqttConfigChange(broker_host="b", topic_prefix=sys.argv[2])
     try:
         print("stored", store.save(change, expected_version=int(line)).version, flush=True)
-    except VersionConflict as conflict:
+    except VersionConflictError as conflict:
         print("conflict", conflict.current, flush=True)
 """
 REPLICA = """

@@ -22,7 +22,7 @@ from functions import broker, integration
 from functions.admin import operations as module
 from functions.admin.api import MAX_BODY_BYTES, router
 from functions.admin.openapi import BASE, OPERATIONS, document
-from functions.admin.operations import Administration, CannotPublish, TopicVerdict
+from functions.admin.operations import Administration, CannotPublishError, TopicVerdict
 from functions.admin.probe import Verdict
 from functions.integration import NoLocalPublisher
 from functions.mqtt.broker import BrokerConfig
@@ -686,7 +686,7 @@ def test_discovery_is_published_again() -> None:
     """With the number of cameras; where that cannot be done, 409 and why."""
     rig = Rig()
     assert rig.ask("POST", "publish-discovery").document == {"cameras": 1}
-    rig.here.failure = CannotPublish("Discovery is off.")
+    rig.here.failure = CannotPublishError("Discovery is off.")
     refused = rig.ask("POST", "publish-discovery")
     assert (refused.status, refused.document["detail"]) == (409, "Discovery is off.")
 

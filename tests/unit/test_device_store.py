@@ -99,7 +99,7 @@ def test_a_spoilt_note_is_no_note(tmp_path: Path, note: bytes) -> None:
     store.close()
 
 
-class Killed(BaseException):
+class Killed(BaseException):  # noqa: N818 - the end of a process is no error
     """The process is no more."""
 
 

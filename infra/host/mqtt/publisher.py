@@ -34,7 +34,7 @@ UNKNOWN_ACK_SECONDS = 5.0  # how long a message waits while there is no broker y
 CLOCK_SLACK_SECONDS = 0.005  # the loop's timers count whole milliseconds
 
 
-class QueueFull(Exception):
+class QueueFullError(Exception):
     """More messages wait than `QUEUE_LIMIT`."""
 
 
@@ -111,7 +111,7 @@ class HostPublisher:
     def submit(self, message: Message) -> PendingPublish:
         """Put one message on its way: at once when nothing else is, else with all others of this turn of the loop.
 
-        Raises `QueueFull`. While shutting down its outcome is *unconfirmed* at once.
+        Raises `QueueFullError`. While shutting down its outcome is *unconfirmed* at once.
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()  # not the loop's clock: uvloop's counts whole milliseconds
@@ -119,7 +119,7 @@ class HostPublisher:
         if self._stopping:
             self._finish(pending, Outcome(Status.UNCONFIRMED, "shutting down"))
         elif self._full:
-            raise QueueFull
+            raise QueueFullError
         else:
             if not self._aside.takes(pending):
                 self._queue.append(pending)
