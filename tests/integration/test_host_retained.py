@@ -220,7 +220,7 @@ def test_a_camera_that_one_host_removed_no_other_host_brings_back(
         ({"topic_prefix": "house"}, {DISCOVERY}),
         ({"retain_messages": False}, {DISCOVERY}),
     ],
-    ids=str,
+    ids=["another discovery prefix", "no discovery", "another topic prefix", "nothing retained"],
 )
 def test_what_was_retained_under_other_settings_is_taken_away(
     tmp_path: Path, lasting: Mosquitto, yard: Yard, change: dict[str, Any], left: set[str], *, down: bool
