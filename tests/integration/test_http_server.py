@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from infra.host.web import protocol
 from infra.host.web import server as server_module
 from infra.host.web.door import Answer, Door
 from infra.host.web.server import Server
+from infra.local.certificates import Certificates, make_certificates
 from infra.local.process import free_port
 from tests.hosts import on_uvloop, until
 from tests.timing import PATIENCE_SECONDS
@@ -64,11 +67,20 @@ class Rooms:
 
 
 @asynccontextmanager
-async def serving(rooms: Rooms) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Server]]:
+async def serving(
+    rooms: Rooms, certificates: Certificates | None = None
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Server]]:
     """A server, and one connection to it."""
     server, port = Server(rooms), free_port()
-    await server.start("127.0.0.1", port)
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    ours = theirs = None
+    if certificates is not None:
+        ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        ours.load_cert_chain(certificates.server_cert, certificates.server_key)
+        theirs = ssl.create_default_context(cafile=str(certificates.ca_file))
+    await server.start("127.0.0.1", port, ours)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=theirs, server_hostname=theirs and "localhost"
+    )
     try:
         yield reader, writer, server
     finally:
@@ -277,7 +289,7 @@ async def slowly(reader: asyncio.StreamReader, size_bytes: int) -> None:
 async def test_a_header_has_its_bound_however_much_is_read_at_once() -> None:
     """431, before a further byte comes."""
     async with serving(Rooms()) as (reader, writer, _):
-        writer.write(b"GET /now HTTP/1.1\r\nHost: bell\r\nX: " + b"x" * 200_000)  # nobody reads meanwhile
+        writer.write(b"GET /now HTTP/1.1\r\nHost: bell\r\nX: " + b"x" * 60_000)  # which loopback brings at once
         assert (await heard(reader))[0] == 431
         assert await reader.read() == b""
 
@@ -326,3 +338,21 @@ async def test_nobody_is_told_to_go_on_who_has_an_answer() -> None:
         await asyncio.sleep(0.1)
         writer.write(b"hello\r\n0\r\n\r\n" + GET % b"/now?2")
         assert await heard(reader) == (200, "2")
+
+
+@on_uvloop
+async def test_all_of_it_is_the_same_over_tls(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Kept connections, large answers, and the end; nothing is logged that any client could cause."""
+    async with serving(Rooms(), make_certificates(tmp_path)) as (reader, writer, server):
+        for number in range(5):
+            writer.write(GET % (b"/now?%d" % number) + GET % b"/now?next")
+            assert await heard(reader) == (200, f"{number}")
+            assert await heard(reader) == (200, "next")
+        writer.write(GET % b"/large" + GET % b"/now?after")
+        assert len((await heard(reader))[1]) == LARGE_BYTES
+        assert await heard(reader) == (200, "after")
+        writer.write(b"nonsense\r\n\r\n")
+        assert (await heard(reader))[0] == 400
+        assert await reader.read() == b""
+        await until(lambda: not server.connections)
+    assert caplog.records == []
