@@ -1,1 +1,1 @@
-"""The self-hosted process: an ASGI application on uvicorn, one event loop, one MQTT connection."""
+"""The self-hosted process: one event loop, an HTTP server on it, one MQTT connection."""

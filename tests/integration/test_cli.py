@@ -34,11 +34,11 @@ NOT_FOR_HELP = {
     "alembic",
     "boto3",
     "botocore",
+    "httptools",
     "paho",
     "prometheus_client",
     "psycopg",
     "sqlalchemy",
-    "uvicorn",
     "uvloop",
 }
 CANARY = "canary-5f3a-0123456789"

@@ -356,3 +356,13 @@ async def test_all_of_it_is_the_same_over_tls(tmp_path: Path, caplog: pytest.Log
         assert await reader.read() == b""
         await until(lambda: not server.connections)
     assert caplog.records == []
+
+
+@on_uvloop
+async def test_a_client_of_before_is_not_told_to_go_on() -> None:
+    """HTTP/1.0 knows no 100 (RFC 9110 §10.1.1): it would be taken for the answer."""
+    async with serving(Rooms()) as (reader, writer, _):
+        writer.write(b"POST /echo HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        await asyncio.sleep(0.1)
+        writer.write(b"hi")
+        assert await heard(reader) == (200, "hi")

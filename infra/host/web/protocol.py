@@ -188,7 +188,7 @@ class HttpProtocol(asyncio.Protocol):
             self._refuse(problem)
         except httptools.HttpParserError as error:
             cause = error.__context__  # what a callback has raised
-            not_http = malformed("bad_http", "The request is no valid HTTP (RFC 9112).")
+            not_http = malformed("bad_http", "The request is not valid HTTP (RFC 9112).")
             self._refuse(cause if isinstance(cause, Problem) else not_http)
         self._advance()
 
@@ -254,7 +254,7 @@ class HttpProtocol(asyncio.Protocol):
         door = door_for(request, self._server.site)
         self._in_header, self._began = False, True
         self._server.unfinished.release(self)
-        held_back = request.header("expect").lower() == "100-continue"
+        held_back = request.header("expect").lower() == "100-continue" and parser.get_http_version() != "1.0"
         self._arriving = _Exchange(request, door, closes=not parser.should_keep_alive(), held_back=held_back)
         self._queue.append(self._arriving)
 
