@@ -67,6 +67,7 @@ class Server:
         deadline = self.loop.time() + GRACE_SECONDS
         while self.connections and self.loop.time() < deadline:  # noqa: ASYNC110 - once in a process's life
             await asyncio.sleep(0.01)
-        for connection in tuple(self.connections):
-            connection.abort()
-        await asyncio.sleep(0)  # for them to hear of it
+        for end in (HttpProtocol.give_up, HttpProtocol.abort):
+            for connection in tuple(self.connections):
+                end(connection)
+            await asyncio.sleep(0)  # for them to hear of it
