@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from functions.events.names import normalise_mac
 from functions.events.routes import Routes
 from functions.mqtt.broker import Broker
 from functions.mqtt.tls import TlsFileError
 from functions.settings import Settings, SettingsError, load
 from infra.commands.common import http_url, subscriber_arguments
-from infra.device.names import Kind, parse_mac
+from infra.device.names import Kind
 
 if TYPE_CHECKING:
     from infra.device.loop import Device
@@ -39,7 +40,7 @@ EPILOG = (
 
 def _mac(text: str) -> str:
     try:
-        return parse_mac(text)
+        return normalise_mac(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
