@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import ssl
 import threading
 import time
@@ -21,6 +20,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from functions.backoff import backoff_seconds
+
 START_TIMEOUT_SECONDS = 5.0
 MESSAGE_TIMEOUT_SECONDS = 20.0
 KEEPALIVE_SECONDS = 30
@@ -36,7 +37,6 @@ _PROTOCOLS = {
     "3.1.1": MQTTProtocolVersion.MQTTv311,
 }
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
-_UNIFORM = random.SystemRandom().uniform
 
 
 class SubscriberError(Exception):
@@ -235,7 +235,7 @@ class Subscriber:
     # bounded time (its connect blocks), and forgets why a connection failed.
 
     def _run(self) -> None:
-        retry_seconds = FIRST_RETRY_SECONDS
+        failures = 0
         while not self._stopping.is_set():
             try:
                 self._client.reconnect()
@@ -244,14 +244,14 @@ class Subscriber:
             else:
                 while self._client.loop(LOOP_SECONDS) is MQTTErrorCode.MQTT_ERR_SUCCESS:
                     if self._subscribed:
-                        retry_seconds = FIRST_RETRY_SECONDS
+                        failures = 0
                     if self._stopping.is_set():
                         break
                 else:
                     self._lost()
-            # Jitter: when a broker comes back, its clients must not come back at once.
-            self._stopping.wait(_UNIFORM(retry_seconds / 2, retry_seconds))
-            retry_seconds = min(2 * retry_seconds, LONGEST_RETRY_SECONDS)
+            failures += 1
+            pause = backoff_seconds(failures, first_seconds=FIRST_RETRY_SECONDS, longest_seconds=LONGEST_RETRY_SECONDS)
+            self._stopping.wait(pause)
         if self._presence_topic is not None and self._subscribed:
             self._client.publish(self._presence_topic, b"offline", retain=True)  # DISCONNECT annuls the will
         self._client.disconnect()

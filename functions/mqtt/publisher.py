@@ -6,12 +6,12 @@ The host drives the same `Connection` from its event loop instead (`infra.host.m
 from __future__ import annotations
 
 import os
-import random
 import time
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from functions.backoff import LONGEST_SECONDS, backoff_seconds
 from functions.events.routes import newest_of_each
 from functions.mqtt.audience import NO_MATCHING_SUBSCRIBERS, Audience
 from functions.mqtt.client import MIN_REFUSAL
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from functions.mqtt.suspects import Conviction
     from functions.telemetry import Telemetry
 
-MIN_BACKOFF_SECONDS = 1.0
-MAX_BACKOFF_SECONDS = 60.0
 WARM_UP_SECONDS = 1.0  # a broker that is away must not eat the start of a process
 CLOSE_SECONDS = 2.0
 MAX_KEEPALIVES = 1.5  # after so many of them a broker ends a silent connection (MQTT 5 §3.1.2.10)
@@ -111,12 +109,6 @@ def too_large(connection: Connection) -> Outcome:
 def new_client_id(prefix: str) -> str:
     """Return a client id of this process alone: two clients with one id would disconnect each other for ever."""
     return f"{prefix}-{os.urandom(6).hex()}"
-
-
-def backoff_seconds(failures: int) -> float:
-    """Return how long to wait after `failures` (≥ 1) failed attempts: 1, 2, 4 … 60 s, less up to half by chance."""
-    ceiling = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16))
-    return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - spreads reconnects, guards nothing
 
 
 class InlinePublisher:
@@ -242,7 +234,7 @@ class InlinePublisher:
                 self._drop()
                 connection = None
         if connection is None:
-            if self._refusal and 0 < self._refused_until - time.time() <= MAX_BACKOFF_SECONDS:
+            if self._refusal and 0 < self._refused_until - time.time() <= LONGEST_SECONDS:
                 raise self._refusal.with_traceback(None)  # each raise would add to it
             connect_seconds = self._broker.connect_timeout_seconds if self._broker else 0.0
             connection = self._open(min(connect_seconds, max(0.001, deadline - time.monotonic())))

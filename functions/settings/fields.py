@@ -29,10 +29,14 @@ def _split(value: object) -> object:
     return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
 
 
+def is_one_word(token: str) -> bool:
+    """Whether this can be a bearer token. MinIO sends a token of two words verbatim, and none at all of more."""
+    return bool(token) and token.isascii() and token.isprintable() and " " not in token
+
+
 def _tokens(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-    # One word: MinIO sends a token of two words verbatim and none at all for anything else (FACTS: webhook).
     for token in (secret.get_secret_value() for secret in secrets):
-        if len(token) < MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable() or " " in token:
+        if len(token) < MIN_TOKEN_CHARACTERS or not is_one_word(token):
             raise ValueError(
                 f"each token must be one word of at least {MIN_TOKEN_CHARACTERS} ASCII characters, "
                 "e.g. from `openssl rand -hex 24`"

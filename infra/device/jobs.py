@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import count
 
+from functions.backoff import backoff_seconds
 from infra.device.names import Name
 from infra.device.server import Ticket
 from infra.device.store import Version
@@ -36,7 +37,6 @@ _SELDOM = _NEEDS_A_PERSON | {"corrupt", "replaced"}
 _HOPELESS: set[Reason] = {"conflict"}
 _HOPELESS_ONCE = _NEEDS_A_PERSON | {"disk_full", "cannot_store"}
 MAX_STALE_ENTRIES = 64
-_MAX_GROWTHS = 16  # 2.0 ** failures would overflow after a week of them
 
 
 @dataclass(slots=True)
@@ -99,9 +99,10 @@ def _pause(
     factor: float = 2.0,
     longest_seconds: float = LONGEST_RETRY_SECONDS,
 ) -> float:
-    """What was asked for, and a random part of a time that grows with `number`."""
-    most = min(longest_seconds, FIRST_RETRY_SECONDS * factor ** min(number - 1, _MAX_GROWTHS))
-    return (trouble.after_seconds or 0.0) + uniform(most / 2, most)
+    """What was asked for, and a time that grows with `number`."""
+    return (trouble.after_seconds or 0.0) + backoff_seconds(
+        number, first_seconds=FIRST_RETRY_SECONDS, longest_seconds=longest_seconds, factor=factor, uniform=uniform
+    )
 
 
 class Jobs:

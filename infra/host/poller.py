@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from functions.mqtt.publisher import backoff_seconds
+from functions.backoff import backoff_seconds
 from functions.notify import plan, sqs_answer
 from functions.telemetry import logger
 from infra.host.bell import Bell

@@ -31,7 +31,7 @@ from functions.settings import Settings, SettingsError, load, sources
 from functions.settings.addresses import check_database_url, parse_endpoint, parse_http_url, parse_mqtt_url
 from functions.stored.store import ConfigStore, StoreUnavailable
 from functions.web.tokens import KeyringError
-from infra.cli import shown
+from infra.commands.config import shown
 from tests.hostile.searching import ODD_TEXTS, Draw, assert_discreet, leaks, tries
 
 CANARY = "c4n4ry-Zq7/x+9=w"

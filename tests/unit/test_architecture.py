@@ -24,7 +24,7 @@ ALIAS = "functions.broker"  # the former name of the integration's entry
 ENTRIES = {"functions.notify", "functions.download", "functions.integration", ALIAS}
 SETTINGS = "functions.settings"
 # They stand beside the folders, because every folder may need them.
-SHARED = {"functions.telemetry", "functions.lifecycle", "functions.gc_pause"}
+SHARED = {"functions.backoff", "functions.gc_pause", "functions.lifecycle", "functions.telemetry"}
 # All of this folder is pure, and so is a module whose docstring begins with this word: these at least.
 PURE_FOLDER, PURE_WORD = "functions.events", "Pure:"
 PURE_AT_LEAST = {

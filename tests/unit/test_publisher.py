@@ -9,12 +9,10 @@ import pytest
 from functions.events.routes import Notification, newest_of_each
 from functions.mqtt.broker import Broker
 from functions.mqtt.publisher import (
-    MAX_BACKOFF_SECONDS,
     InlinePublisher,
     Outcome,
     Status,
     acknowledged,
-    backoff_seconds,
     new_client_id,
 )
 from functions.telemetry import EmfTelemetry
@@ -88,14 +86,6 @@ def test_no_two_client_ids_are_alike() -> None:
     ids = {new_client_id("bucketbell") for _ in range(1000)}
     assert len(ids) == 1000
     assert all(len(one) == len("bucketbell-") + 12 for one in ids)
-
-
-@pytest.mark.parametrize(("failures", "ceiling"), [(1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (8, 60), (10_000, 60)])
-def test_back_off_grows_from_one_to_sixty_seconds_with_jitter(failures: int, ceiling: float) -> None:
-    """Doubling, between half of its ceiling and all of it, and never the same twice in a row of many."""
-    delays = {backoff_seconds(failures) for _ in range(200)}
-    assert all(ceiling / 2 <= delay <= ceiling <= MAX_BACKOFF_SECONDS for delay in delays)
-    assert len(delays) > 100
 
 
 def test_without_a_broker_everything_is_a_silent_no_op(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from functions.admin.probe import NO_RETAINED
+from functions.backoff import backoff_seconds
 from functions.events.routes import Notification
 from functions.mqtt.broker import Broker
 from functions.mqtt.connection import RETAIN_NOT_SUPPORTED, Ack, Connection, ConnectionFailure
-from functions.mqtt.publisher import backoff_seconds, new_client_id
+from functions.mqtt.publisher import new_client_id
 from functions.telemetry import Telemetry, logger
+from infra.host.threads import in_thread
 
 LASTING_SECONDS = 10.0  # a connection that held for this long ends a row of failures
 DEMAND_SECONDS = 1.0  # somebody waits for the broker: try this soon, whatever the back-off says
@@ -262,16 +263,8 @@ class Link:
         if self._without_will is not None:
             broker = replace(broker, availability_topic=None)
         connection = Connection(broker, self._client_id, before_close=lambda: self._unregister(connection))
-        opening = asyncio.get_running_loop().create_future()
         # paho's connect blocks for as long as TCP and TLS take: a thread for that, and for nothing after it.
-        # A daemon, since a resolver that hangs must not hold up the end of the process.
-        threading.Thread(
-            target=_open,
-            args=(connection, broker.connect_timeout_seconds, asyncio.get_running_loop(), opening),
-            name="mqtt-open",
-            daemon=True,
-        ).start()
-        self._opening = opening
+        self._opening = opening = in_thread(lambda: _open(connection, broker.connect_timeout_seconds), "mqtt-open")
         try:
             await asyncio.wait([opening], timeout=deadline - time.monotonic() + OPENING_MARGIN_SECONDS)
         finally:
@@ -342,18 +335,12 @@ class Link:
             self._fd = -1
 
 
-def _open(
-    connection: Connection, timeout_seconds: float, loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]
-) -> None:
-    """Thread: connect, and tell the loop; the failure stays in `connection`."""
+def _open(connection: Connection, timeout_seconds: float) -> None:
+    """Thread: connect; the failure stays in `connection`."""
     try:
         connection.open(timeout_seconds)
     except ConnectionFailure:
         pass  # it is in connection.failure
     except Exception as error:  # noqa: BLE001 - nobody else could see it
         connection.failure = ConnectionFailure(repr(error))
-        connection.discard()
-    try:
-        loop.call_soon_threadsafe(done.set_result, None)
-    except RuntimeError:  # the loop has ended meanwhile
         connection.discard()
