@@ -195,7 +195,7 @@ def test_keys_that_are_rotated_before_a_host_has_the_new_one_cost_it_nothing(
         assert "Bring back the key" in str(told)
         assert broker.log_text().count("New client connected") == 1
         # Other settings with a password that nobody here can read are another matter.
-        change = MqttConfigChange.model_validate(settings_of(broker.port, username="another"))
+        change = MqttConfigChange.model_validate(settings_of(broker.port, username="another", password=PASSWORD))
         store_of(database_url, new).save(change, expected_version=1)
         eventually(lambda: "credentials_unreadable" in readiness(host)[1]["reason"])
 
