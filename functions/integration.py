@@ -9,7 +9,8 @@ from functions.admin.api import described, explain, router
 from functions.admin.operations import Administration, CannotPublish
 from functions.lifecycle import Renewal, begin
 from functions.settings import SettingsError
-from functions.stored.store import ConfigStore, StoreUnavailable
+from functions.stored.errors import StoreUnavailable
+from functions.stored.store import ConfigStore
 from functions.telemetry import logger
 from functions.web.api_gateway import answer_of, respond
 

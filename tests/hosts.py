@@ -23,7 +23,7 @@ import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
 from infra.local.process import free_port
-from infra.subscriber import Message, Subscriber
+from infra.subscriber import Received, Subscriber
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 TOKEN, NEXT_TOKEN = "t0ken-of-this-quarter", "t0ken-of-next-quarter"
@@ -100,7 +100,7 @@ def eventually(truth: Callable[[], object], timeout_seconds: float = PATIENCE_SE
         time.sleep(0.02)
 
 
-def exactly(count: int, listener: Subscriber, settle_seconds: float = 0.3) -> list[Message]:
+def exactly(count: int, listener: Subscriber, settle_seconds: float = 0.3) -> list[Received]:
     """The next messages: so many, and for a while no more."""
     messages = listener.wait_for(count)
     assert listener.silence(settle_seconds) == []

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from functions.admin import openapi
 from functions.admin.openapi import OPERATIONS, STALE, Operation
 from functions.settings import SettingsError
+from functions.stored.errors import PasswordNeeded, StoreUnavailable, VersionConflict
 from functions.stored.model import PASSWORD_NEEDED, MqttConfigChange, problems
-from functions.stored.store import PasswordNeeded, StoreUnavailable, VersionConflict
 from functions.telemetry import logger
 from functions.web.messages import Problem, Reply, Request, as_json, internal, malformed, unavailable
 from functions.web.router import Route, Router

@@ -24,9 +24,9 @@ from functions.admin.schemas import (
 )
 from functions.mqtt.broker import Broker
 from functions.settings.reach import Targets
+from functions.stored.errors import NoEncryptionKey, StoreUnavailable
 from functions.stored.in_force import broker_of
 from functions.stored.model import MqttConfig, MqttConfigChange
-from functions.stored.store import NoEncryptionKey, StoreUnavailable
 from functions.telemetry import logger
 from functions.web.messages import Problem
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from functions.mqtt.broker import new_client_id
 from functions.mqtt.client import UNSUPPORTED_PROTOCOL
 from functions.mqtt.connection import (
     BAD_CREDENTIALS,
@@ -19,7 +20,6 @@ from functions.mqtt.connection import (
     ConnectionFailure,
     knows_by_certificate,
 )
-from functions.mqtt.publisher import new_client_id
 from functions.settings.reach import Address, Targets, as_address
 
 if TYPE_CHECKING:

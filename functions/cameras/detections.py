@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
 from functions.cameras.discovery import MAX_CAMERAS, camera_topic
-from functions.events.routes import Detection, Notification, Sighting
+from functions.cameras.message import CameraMessage, Sighting
+from functions.events.routes import Detection
 
 if TYPE_CHECKING:
     from functions.settings import Settings
@@ -132,16 +133,13 @@ def parse(document: bytes, detection: Detection) -> DetectionEvent:
     return DetectionEvent(**read, extra=fields)
 
 
-def notification(
+def event_message(
     detection: Detection, event: DetectionEvent, topics: CameraTopics, thumbnail_url: str | None
-) -> Notification:
+) -> CameraMessage:
     """What is published of `event`. Raises BadDetection."""
-    return Notification(
+    return CameraMessage(
         topic=camera_topic(topics.topic_prefix, detection.camera_id),
-        filename=f"{detection.camera_id}/{detection.event_id}",
         payload=event.payload(thumbnail_url),
-        identity=detection.identity,
-        time=detection.time,
         user_properties=detection.user_properties,
         qos=topics.qos,
         retain=topics.retain,
@@ -150,7 +148,9 @@ def notification(
     )
 
 
-def addressed(message: Notification, sighting: Sighting, topics: CameraTopics, *, retain: bool = True) -> Notification:
+def addressed(
+    message: CameraMessage, sighting: Sighting, topics: CameraTopics, *, retain: bool = True
+) -> CameraMessage:
     """`message`, which tells of `sighting`, as it is sent under these `topics`; not `retain`: whatever they say."""
     topic = camera_topic(topics.topic_prefix, sighting.camera_id)
     return replace(message, topic=topic, qos=topics.qos, retain=topics.retain and retain)

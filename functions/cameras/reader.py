@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
-from functions.cameras.detections import MAX_DOCUMENT_BYTES, BadDetection, CameraTopics, notification, parse
+from functions.cameras.detections import MAX_DOCUMENT_BYTES, BadDetection, CameraTopics, event_message, parse
 from functions.cameras.discovery import MAX_CAMERAS
 from functions.events.routes import Unread
 from functions.s3.clients import StorageError
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from functions.cameras.detections import DetectionEvent
-    from functions.events.routes import Detection, Notification
+    from functions.events.routes import Detection
+    from functions.mqtt.message import Message
     from functions.settings import Settings
 
 READERS = 10  # as many as SQS hands over at once, by default
@@ -36,7 +37,7 @@ class Read:
 
     camera_id: str
     camera_name: str
-    notification: Notification
+    message: Message
 
 
 class Documents:
@@ -105,7 +106,7 @@ class Documents:
                 return Unread("gone")
             event = parse(document, detection)
             self._check_clock(event)
-            message = notification(detection, event, topics, self._thumbnail_url(detection, retain=topics.retain))
+            message = event_message(detection, event, topics, self._thumbnail_url(detection, retain=topics.retain))
         except StorageError as error:
             return Unread("store_failed", str(error), error.code, error.answered)
         except BadDetection as error:

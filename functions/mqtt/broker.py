@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -74,3 +75,8 @@ class Broker:
         """`mqtt(s)://host:port`, without credentials: safe to show."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+
+
+def new_client_id(prefix: str) -> str:
+    """Return a client id of this process alone: two clients with one id would disconnect each other for ever."""
+    return f"{prefix}-{os.urandom(6).hex()}"

@@ -13,18 +13,18 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from functions.mqtt.client import MAX_MID, MIN_REFUSAL, UNSUPPORTED_PROTOCOL, Client, Connack, ForbiddenAddressError
+from functions.mqtt.client import MAX_MID, UNSUPPORTED_PROTOCOL, Client, Connack, ForbiddenAddressError
+from functions.mqtt.outcome import MIN_REFUSAL
 from functions.mqtt.packets import publish_packet
 from functions.mqtt.tls import TlsFileError, client_context, incomplete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from functions.events.routes import Notification
     from functions.mqtt.broker import Broker
+    from functions.mqtt.message import Message
 
 WINDOW = 20  # acknowledgements awaited at once, and fewer where the broker's Receive Maximum asks for it
-PACKET_TOO_LARGE = 0x95
 OFFLINE = b"offline"  # the last will's payload, in Home Assistant's words
 BAD_CREDENTIALS, NOT_AUTHORIZED = 0x86, 0x87  # MQTT 5 §3.2.2.2
 RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED = 0x9A, 0x9B
@@ -217,17 +217,17 @@ class Connection:
         """Send PINGREQ: `ping_unanswered` until its answer is read."""
         self._guard(self._client.ping)
 
-    def send(self, notification: Notification) -> int | None:
+    def send(self, message: Message) -> int | None:
         """Put one message into the outbox for `flush`, and return its packet identifier.
 
         None: it is larger than the broker's Maximum Packet Size (MQTT 5 §3.2.2.3.6), and sending it would cost the
         connection. The owner keeps at most `window` unacknowledged.
         """
-        if notification.retain and not self.retain_available:  # MQTT 5 §3.2.2.3.5: it would cost the connection too
-            notification = replace(notification, retain=False)
+        if message.retain and not self.retain_available:  # MQTT 5 §3.2.2.3.5: it would cost the connection too
+            message = replace(message, retain=False)
         mid = self._new_mid()
-        qos = self.qos if notification.qos is None else min(notification.qos, self.maximum_qos)
-        packet = publish_packet(notification, mid, qos, properties=self._broker.protocol == "5")
+        qos = self.qos if message.qos is None else min(message.qos, self.maximum_qos)
+        packet = publish_packet(message, mid, qos, properties=self._broker.protocol == "5")
         if self.maximum_packet_size is not None and len(packet) > self.maximum_packet_size:
             return None
         self._outbox += packet

@@ -7,108 +7,27 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from functions.backoff import LONGEST_SECONDS, backoff_seconds
-from functions.events.routes import newest_of_each
-from functions.mqtt.audience import NO_MATCHING_SUBSCRIBERS, Audience
-from functions.mqtt.client import MIN_REFUSAL
-from functions.mqtt.connection import PACKET_TOO_LARGE, Connection, ConnectionFailure
+from functions.mqtt.audience import Audience
+from functions.mqtt.broker import new_client_id
+from functions.mqtt.connection import Connection, ConnectionFailure
+from functions.mqtt.message import newest_of_each
+from functions.mqtt.outcome import Outcome, Status, acknowledged, not_sent, too_large
 from functions.mqtt.polling import read_waiting, wait
 from functions.mqtt.suspects import Suspects, likeliest_last
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from functions.events.routes import Notification
     from functions.mqtt.broker import Broker
-    from functions.mqtt.suspects import Conviction
+    from functions.mqtt.message import Message
     from functions.telemetry import Telemetry
 
 WARM_UP_SECONDS = 1.0  # a broker that is away must not eat the start of a process
 CLOSE_SECONDS = 2.0
 MAX_KEEPALIVES = 1.5  # after so many of them a broker ends a silent connection (MQTT 5 §3.1.2.10)
-
-# Refusals that may pass with time: unspecified, implementation specific, packet identifier in use or not found,
-# quota exceeded.
-_PASSING_REFUSALS = frozenset({0x80, 0x83, 0x91, 0x92, 0x97})
-# Refusals that a person can end: not authorised, and ejabberd's word for it, topic name invalid (ours are valid).
-FORBIDDING_REFUSALS = frozenset({0x87, 0x90})
-
-
-class Status(StrEnum):
-    """What became of a notification."""
-
-    DELIVERED = "delivered"
-    NO_SUBSCRIBERS = "no_subscribers"
-    """Delivered, and the broker says that nobody listens."""
-    SENT = "sent"
-    """QoS 0: written to the socket; nobody will ever say more."""
-    REFUSED = "refused"
-    UNCONFIRMED = "unconfirmed"
-    """No answer in time: it may have arrived or not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One notification's fate, with the broker's reason code where it gave one, and the reason in words."""
-
-    status: Status
-    reason: str = ""
-    reason_code: int | None = None
-    convicted: bool = False
-    """Refused without a word: the broker closes the connection whenever it gets this message."""
-
-    @property
-    def success(self) -> bool:
-        """Whether nothing is left to do for it."""
-        return self.status in {Status.DELIVERED, Status.NO_SUBSCRIBERS, Status.SENT}
-
-    @property
-    def retriable(self) -> bool:
-        """Whether another try may succeed."""
-        return self.status is Status.UNCONFIRMED or (
-            self.status is Status.REFUSED and self.reason_code in _PASSING_REFUSALS
-        )
-
-    @property
-    def forbidden(self) -> bool:
-        """Whether the broker will not have this very message until time, or a person, changes that: maybe never."""
-        codes = _PASSING_REFUSALS | FORBIDDING_REFUSALS
-        return self.status is Status.REFUSED and (self.convicted or self.reason_code in codes)
-
-
-def acknowledged(reason_code: int, qos: int, said: str = "") -> Outcome:
-    """Read an acknowledgement (MQTT 5 §3.4.2.1, §3.5.2.1); `said` are the broker's own words."""
-    if reason_code >= MIN_REFUSAL:
-        words = f"the broker answered 0x{reason_code:02x}{': ' if said else ''}{said}"
-        return Outcome(Status.REFUSED, words, reason_code)
-    if qos == 0:
-        return Outcome(Status.SENT)
-    if reason_code == NO_MATCHING_SUBSCRIBERS:
-        return Outcome(Status.NO_SUBSCRIBERS, reason_code=reason_code)
-    return Outcome(Status.DELIVERED, reason_code=reason_code)
-
-
-def not_sent(conviction: Conviction) -> Outcome:
-    """Tell that a message is not sent now: whenever the broker gets it, it closes the connection."""
-    if conviction.reason_code is not None:
-        return acknowledged(conviction.reason_code, 1)
-    reason = "the broker closes the connection whenever it gets this message: may this user publish on this topic?"
-    return Outcome(Status.REFUSED, reason, convicted=True)
-
-
-def too_large(connection: Connection) -> Outcome:
-    """Tell that a message would break the broker's Maximum Packet Size: sending it would cost the connection."""
-    reason = f"larger than the broker's maximum packet size of {connection.maximum_packet_size} bytes"
-    return Outcome(Status.REFUSED, reason, PACKET_TOO_LARGE)
-
-
-def new_client_id(prefix: str) -> str:
-    """Return a client id of this process alone: two clients with one id would disconnect each other for ever."""
-    return f"{prefix}-{os.urandom(6).hex()}"
 
 
 class InlinePublisher:
@@ -156,17 +75,17 @@ class InlinePublisher:
         except ConnectionFailure:
             self._drop()
 
-    def publish(self, notifications: Sequence[Notification], deadline: float) -> list[Outcome]:
+    def publish(self, messages: Sequence[Message], deadline: float) -> list[Outcome]:
         """Publish all, pipelined, and return one outcome for each, in order, by `deadline` (`time.monotonic`).
 
         A connection lost on the way is replaced, and what was on its way goes out once more: alone and last, since it
         may be what the broker closes over. At the deadline the connection is discarded, so that nothing is sent later
         behind the source's retry.
         """
-        if self._broker is None or not notifications:
+        if self._broker is None or not messages:
             return []
-        messages = newest_of_each(notifications)
-        batch = _Batch(messages.values(), self._suspects, self._audience)
+        newest = newest_of_each(messages)
+        batch = _Batch(newest.values(), self._suspects, self._audience)
         failure = ConnectionFailure("shut down") if self._closed else self._deliver(batch, deadline)
         for message in batch.unresolved():
             reason = failure.reason if failure else "not acknowledged in time"
@@ -179,7 +98,7 @@ class InlinePublisher:
                 no_subscribers=outcome.status is Status.NO_SUBSCRIBERS,
                 duration_seconds=batch.durations[message],
             )
-        return [batch.outcomes[messages[n.topic, n.payload]] for n in notifications]
+        return [batch.outcomes[newest[one.topic, one.payload]] for one in messages]
 
     def close(self) -> None:
         """Disconnect for good. Idempotent, bounded by `CLOSE_SECONDS`, and nothing is in flight between calls."""
@@ -306,21 +225,21 @@ class InlinePublisher:
 class _Batch:
     """The messages of one call, and how far each has come."""
 
-    def __init__(self, messages: Iterable[Notification], suspects: Suspects, audience: Audience) -> None:
+    def __init__(self, messages: Iterable[Message], suspects: Suspects, audience: Audience) -> None:
         self._messages = tuple(messages)
         self._suspects = suspects
         self._audience = audience
-        self._begun_at: dict[Notification, float] = {}
+        self._begun_at: dict[Message, float] = {}
         self._call_at = time.monotonic()
-        self._in_flight: dict[int, Notification] = {}
-        self._lone: dict[Notification, bool] = {}  # the suspects, and whether they were lost in this call
-        self.outcomes: dict[Notification, Outcome] = {}
-        self.durations: dict[Notification, float] = {}
+        self._in_flight: dict[int, Message] = {}
+        self._lone: dict[Message, bool] = {}  # the suspects, and whether they were lost in this call
+        self.outcomes: dict[Message, Outcome] = {}
+        self.durations: dict[Message, float] = {}
 
-    def unresolved(self) -> list[Notification]:
+    def unresolved(self) -> list[Message]:
         return [message for message in self._messages if message not in self.outcomes]
 
-    def resolve(self, message: Notification, outcome: Outcome) -> None:
+    def resolve(self, message: Message, outcome: Outcome) -> None:
         self.outcomes[message] = outcome
         self.durations[message] = time.monotonic() - self._begun_at.get(message, self._call_at)
 
@@ -341,7 +260,7 @@ class _Batch:
                 message = waiting.pop()
                 mid = connection.send(message)
                 if mid is None:
-                    self.resolve(message, too_large(connection))
+                    self.resolve(message, too_large(connection.maximum_packet_size))
                 else:
                     self._begun_at.setdefault(message, time.monotonic())
                     self._in_flight[mid] = message
@@ -367,7 +286,7 @@ class _Batch:
             self._lone[message] = True
         return is_open
 
-    def _sorted(self) -> tuple[list[Notification], list[Notification]]:
+    def _sorted(self) -> tuple[list[Message], list[Message]]:
         """What may go together, and the suspects; the next one of either comes last."""
         for message in self.unresolved():
             if conviction := self._suspects.conviction(message, time.time()):

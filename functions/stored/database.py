@@ -47,7 +47,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from functions.stored.store import StoreUnavailable
+from functions.stored.errors import StoreUnavailable
 
 DEADLINE_SECONDS = 3.0
 GRACE_SECONDS = 0.5  # for the server to say itself that the time is over

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 from functions.cameras.detections import CameraTopics, addressed
 from functions.cameras.discovery import Cameras, discovery, removed
-from functions.events.routes import Camera, Notification, Sighting, Unread
+from functions.cameras.message import Camera, CameraMessage, Sighting
+from functions.events.routes import Unread
 from functions.mqtt.broker import Broker
+from functions.mqtt.message import Message
 from functions.settings.reach import Targets
-from functions.stored.store import ConfigStore, CredentialsUnreadable, ProcessStatus, StoreUnavailable
+from functions.stored.errors import CredentialsUnreadable, StoreUnavailable
+from functions.stored.store import ConfigStore, ProcessStatus
 from functions.telemetry import logger
 
 if TYPE_CHECKING:
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
-    from functions.mqtt.publisher import Outcome
+    from functions.mqtt.outcome import Outcome
     from functions.settings import Settings
     from functions.stored.model import MqttConfig
     from functions.stored.store import Stored
@@ -70,7 +73,7 @@ def still_known(stored: Stored | None, known: Stored | None) -> Stored | None:
     return again if again == known else stored
 
 
-def announcement(config: MqttConfig, camera: Camera, availability_topics: Sequence[str] = ()) -> Notification:
+def announcement(config: MqttConfig, camera: Camera, availability_topics: Sequence[str] = ()) -> Message:
     """What Home Assistant is told of `camera`: where discovery is off, that there is none."""
     if not config.discovery_enabled:
         return removed(camera.camera_id, config.discovery_prefix, qos=config.qos)
@@ -132,7 +135,7 @@ class Follower:
                 self.problem = str(error)
         return self.broker != before
 
-    def before_event(self, camera_id: str, name: str) -> tuple[Notification, ...]:
+    def before_event(self, camera_id: str, name: str) -> tuple[Message, ...]:
         """What goes before this camera's event: its discovery message, once for each process."""
         camera = Camera(camera_id, name)
         config = self._stored.config if self._stored is not None else None
@@ -140,13 +143,13 @@ class Follower:
             return ()
         return (announcement(config, camera),)
 
-    def addressed(self, message: Notification) -> Notification:
+    def addressed(self, message: Message) -> Message:
         """`message` as it is sent now: what it was made for may have changed meanwhile."""
+        if not isinstance(message, CameraMessage):
+            return message
         if isinstance(message.about, Sighting):
             return addressed(message, message.about, self.topics)
-        if isinstance(message.about, Camera) and self._stored is not None:
-            return announcement(self._stored.config, message.about)
-        return message
+        return message if self._stored is None else announcement(self._stored.config, message.about)
 
     def forget(self, camera_id: str) -> None:
         """Announce this camera again before its next event."""

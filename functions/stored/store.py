@@ -7,12 +7,20 @@ imported by `ConfigStore.of` and only where DATABASE_URL is set.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import SecretStr, ValidationError
 
+from functions.stored.errors import (
+    CredentialsUnreadable,
+    NoEncryptionKey,
+    PasswordNeeded,
+    StoreUnavailable,
+    VersionConflict,
+)
 from functions.stored.model import MqttConfig, MqttConfigChange, problems
 
 if TYPE_CHECKING:
@@ -22,43 +30,6 @@ if TYPE_CHECKING:
 
 STATUS_KEPT = timedelta(days=1)
 MAX_ERROR_CHARACTERS = 500
-
-
-class StoreUnavailable(Exception):
-    """The database cannot be used now. The message says why and what to do, and holds no credentials."""
-
-
-class VersionConflict(Exception):
-    """Somebody else stored settings in between."""
-
-    def __init__(self, current: int) -> None:
-        """Keep the version that is stored now; 0 where nothing is."""
-        self.current = current
-        super().__init__(f"the stored settings have version {current} by now")
-
-
-class NoEncryptionKey(Exception):
-    """There is a password to encrypt, and no key."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "ENCRYPTION_KEYS must be set before a password can be stored, e.g. from "
-            "`openssl rand -base64 32 | tr '+/' '-_'`"
-        )
-
-
-class PasswordNeeded(Exception):
-    """No password was sent along, and the stored one belongs to another broker, port, TLS or user name."""
-
-
-class CredentialsUnreadable(Exception):
-    """None of ENCRYPTION_KEYS decrypts the stored password."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "credentials_unreadable: none of ENCRYPTION_KEYS decrypts the stored password. Bring back the key that "
-            "encrypted it, or store the password again"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,24 +163,16 @@ class ConfigStore:
 
         Raises `NoEncryptionKey` and `CredentialsUnreadable` where there is a secret that this concerns.
         """
-        from functions.stored.encryption import Unreadable  # noqa: PLC0415 - see the module's docstring
-
         with self._database.writing() as rows:
             row = rows.config()
             if row is None or row["password_encrypted"] is None:
                 return 0
             if self._vault is None:
                 raise NoEncryptionKey
-            try:
-                encrypted = self._vault.rotate(row["password_encrypted"])
-            except Unreadable:
-                raise CredentialsUnreadable from None
-            rows.put_config({**row, "password_encrypted": encrypted})
+            rows.put_config({**row, "password_encrypted": self._vault.rotate(row["password_encrypted"])})
         return 1
 
     def _stored(self, row: Mapping[str, Any]) -> Stored:
-        from functions.stored.encryption import Unreadable  # noqa: PLC0415 - see the module's docstring
-
         try:
             config = MqttConfig(**{name: row[name] for name in MqttConfig.model_fields})
         except ValidationError as error:
@@ -217,10 +180,8 @@ class ConfigStore:
         else:
             encrypted, password = row["password_encrypted"], None
             if encrypted is not None and self._vault is not None:
-                try:
+                with suppress(CredentialsUnreadable):
                     password = self._vault.decrypt(encrypted)
-                except Unreadable:
-                    password = None
             return Stored(
                 config=config,
                 password=password,

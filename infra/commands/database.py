@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 
 from functions.settings import Settings
-from functions.stored.store import ConfigStore, CredentialsUnreadable, NoEncryptionKey, StoreUnavailable
+from functions.stored.errors import CredentialsUnreadable, NoEncryptionKey, StoreUnavailable
+from functions.stored.store import ConfigStore
 from infra.commands.common import fail, load_or_exit
 
 MIGRATE_EPILOG = "Example: `DATABASE_URL=sqlite:////var/lib/bucketbell/settings.db bucketbell migrate`"

@@ -16,7 +16,7 @@ from functions.settings import SettingsError
 from infra.commands.common import fail, load_or_exit, plain, refuse, subscriber_arguments
 
 if TYPE_CHECKING:
-    from infra.subscriber import Message, Subscriber
+    from infra.subscriber import Received, Subscriber
 
 POLL_SECONDS = 0.5
 
@@ -67,7 +67,7 @@ def listen(
 
 
 def _print_messages(
-    subscriber: Subscriber, count: int | None, seconds: float | None, shape: Callable[[Message], str]
+    subscriber: Subscriber, count: int | None, seconds: float | None, shape: Callable[[Received], str]
 ) -> int:
     """Print up to `count` messages for up to `seconds`, and say when the broker is lost; return how many came."""
     until = None if seconds is None else time.monotonic() + seconds
@@ -90,7 +90,7 @@ def _print_messages(
     return heard
 
 
-def _as_json(message: Message) -> str:
+def _as_json(message: Received) -> str:
     return json.dumps(
         {
             "topic": message.topic,
@@ -103,6 +103,6 @@ def _as_json(message: Message) -> str:
     )
 
 
-def _as_text(message: Message) -> str:
+def _as_text(message: Received) -> str:
     moment = time.strftime("%H:%M:%S", time.localtime(message.received_wall))
     return f"{moment}  {message.topic}  {plain(message.payload.decode(errors='replace'))}"

@@ -21,7 +21,7 @@ from infra.device.server import Server
 from infra.device.store import Store
 from infra.device.trouble import Reason, Trouble
 from infra.http_client import Web
-from infra.subscriber import Message
+from infra.subscriber import Received
 
 FIRST_CATCH_UP_SECONDS = 5.0  # the broker's time to confirm the subscription; without it we catch up all the same
 REMEMBERED_IDS = 1024
@@ -78,7 +78,7 @@ class Device:
         self._seen_ids: OrderedDict[str, None] = OrderedDict()
         self._stopping = False
 
-    def hear(self, message: Message) -> None:
+    def hear(self, message: Received) -> None:
         """Take a notification: due after a random part of the spread, unless there is no need for it."""
         kind = self._topics.get(message.topic)
         if kind is None:

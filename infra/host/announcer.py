@@ -16,8 +16,9 @@ from functions.cameras.discovery import (
     discovery_topic,
     removed,
 )
-from functions.events.routes import Camera, Notification, Sighting
+from functions.cameras.message import Camera, CameraMessage, Sighting
 from functions.mqtt.broker import Broker
+from functions.mqtt.message import Message
 from functions.stored.in_force import announcement, camera_topics
 from infra.host.mqtt.greetings import WILL
 from infra.host.mqtt.publisher import HostPublisher, QueueFull
@@ -74,20 +75,20 @@ class Announcer:
 
     # What is said.
 
-    def greetings(self) -> Iterator[Notification]:
+    def greetings(self) -> Iterator[Message]:
         """What a camera's discovery says of availability hangs on what the broker has said to `online` by then."""
         yield from self.available(ONLINE)
         for camera in self.cameras.all():
             yield from self._discoveries((camera,))
 
-    def available(self, payload: bytes) -> tuple[Notification, ...]:
+    def available(self, payload: bytes) -> tuple[Message, ...]:
         """`ONLINE` or `OFFLINE`, where that is said at all."""
         topic = None if self.broker is None else self.broker.availability_topic
         if topic is None or self._leaves_out_availability:
             return ()
         return (self._availability_of(topic, payload),)
 
-    def heard(self, camera_id: str, name: str) -> tuple[Notification, ...]:
+    def heard(self, camera_id: str, name: str) -> tuple[Message, ...]:
         """What goes before this camera's event: its discovery message, where that is due."""
         camera = Camera(camera_id, name)
         self.removed.pop(camera_id, None)
@@ -99,12 +100,12 @@ class Announcer:
         """Say which cameras there are, as far as that is news."""
         self.say(self._discoveries(self.cameras.found(cameras)))
 
-    def say(self, notifications: Sequence[Notification]) -> int:
+    def say(self, messages: Sequence[Message]) -> int:
         """Say these as greetings are said; return how many."""
         if not self._publisher.status.connected:
             return 0  # they are among the greetings
-        self._publisher.greet(notifications)
-        return len(notifications)
+        self._publisher.greet(messages)
+        return len(messages)
 
     def say_all(self) -> int:
         """Say of every camera that it is there; return how many."""
@@ -115,26 +116,27 @@ class Announcer:
         self._publisher.greeted.retry()
         return self.say_all()
 
-    def _discoveries(self, cameras: Sequence[Camera]) -> tuple[Notification, ...]:
+    def _discoveries(self, cameras: Sequence[Camera]) -> tuple[Message, ...]:
         stored = self.stored
         if stored is None or not stored.config.discovery_enabled:
             return ()
         return tuple(self._announcement(stored, camera) for camera in cameras)
 
-    def _announcement(self, stored: Stored, camera: Camera) -> Notification:
+    def _announcement(self, stored: Stored, camera: Camera) -> Message:
         config = stored.config
         if self._is_gone(camera.camera_id):
             return removed(camera.camera_id, config.discovery_prefix, qos=config.qos)
         replicas = () if self._leaves_out_availability else self.replicas.there
         return announcement(config, camera, [availability_topic(config.topic_prefix, replica) for replica in replicas])
 
-    def _addressed(self, message: Notification) -> Notification:
+    def _addressed(self, message: Message) -> Message:
         """`message` as it is sent now: what it was made for may have changed meanwhile."""
-        if isinstance(message.about, Sighting):
-            is_latest = self.retained.take(message.about)
-            message = addressed(message, message.about, self.topics, retain=is_latest)
-        elif isinstance(message.about, Camera) and self.stored is not None:
-            message = self._announcement(self.stored, message.about)
+        if isinstance(message, CameraMessage):
+            if isinstance(message.about, Sighting):
+                is_latest = self.retained.take(message.about)
+                message = addressed(message, message.about, self.topics, retain=is_latest)
+            elif self.stored is not None:
+                message = self._announcement(self.stored, message.about)
         self.retained.sent(message)
         return message
 
@@ -183,7 +185,7 @@ class Announcer:
         topic = "" if self.stored is None else discovery_topic(self.stored.config.discovery_prefix, camera_id)
         return topic in self.retained or camera_id in self.cameras
 
-    def _take_away(self, messages: Sequence[Notification]) -> None:
+    def _take_away(self, messages: Sequence[Message]) -> None:
         """Not as greetings: a camera's next event may follow at once, and what that brings must come after."""
         for message in messages:
             if message.label != LABEL and self._publisher.greeted.leaves_out(message.label):
@@ -195,8 +197,8 @@ class Announcer:
                     lambda done, message=message: None if done.result().success else self.retained.stays(message)  # type: ignore[misc]  # the default binds this one
                 )
 
-    def _availability_of(self, topic: str, payload: bytes) -> Notification:
-        return Notification(topic, "", payload, b"", qos=1, retain=True, label=self._availability_label)
+    def _availability_of(self, topic: str, payload: bytes) -> Message:
+        return Message(topic, payload, qos=1, retain=True, label=self._availability_label)
 
     @property
     def _availability_label(self) -> str:

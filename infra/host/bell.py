@@ -11,9 +11,10 @@ from typing import Any, get_args
 
 from functions.events.dialects import IgnoredReason
 from functions.events.envelopes import Malformed, ObjectCreated
-from functions.events.routes import Detection, Notification, Routes, Skip, SkipReason, Unread, UnreadLabel
-from functions.mqtt.publisher import Outcome, Status
-from functions.notify import Settled, Step, log, settle_one
+from functions.events.plan import Settled, Step, settle_one
+from functions.events.routes import Detection, Routes, Skip, SkipReason, Unread, UnreadLabel, Upload
+from functions.events_log import log
+from functions.mqtt.outcome import Outcome, Status
 from functions.telemetry import Telemetry, logger
 from infra.host.causes import RETRY_SECONDS, Holdups, may_pass
 from infra.host.detections import Reader, Reading
@@ -193,10 +194,10 @@ class Bell:
             return self._put_off(step, flight, source)
         return _Joined(flight, began=True)
 
-    def _take_off(self, action: Notification | Detection) -> Flight | Reading | Outcome:
+    def _take_off(self, action: Upload | Detection) -> Flight | Reading | Outcome:
         """Put one on its way; an outcome says why that cannot be."""
         try:
-            flight = self._read(action) if isinstance(action, Detection) else self._publisher.submit(action)
+            flight = self._read(action) if isinstance(action, Detection) else self._publisher.submit(action.message)
         except QueueFull:
             return Outcome(Status.UNCONFIRMED, "too many notifications wait already")
         except Exception as error:  # noqa: BLE001 - whatever it is, a store's queue must not stand still over it
@@ -211,7 +212,7 @@ class Bell:
             raise RuntimeError("routes with detections need a reader")
         return self._reader.submit(detection)
 
-    def _landed(self, action: Notification | Detection, outcome: Outcome | Unread) -> None:
+    def _landed(self, action: Upload | Detection, outcome: Outcome | Unread) -> None:
         self._flights.pop(action.identity, None)
         self.holdups.landed(action, outcome)
         if outcome.success:

@@ -17,8 +17,9 @@ from functions.cameras.detections import CameraTopics
 from functions.cameras.discovery import availability_topic
 from functions.events.names import is_event_id
 from functions.mqtt.connection import ConnectionFailure
+from functions.stored.errors import CredentialsUnreadable, StoreUnavailable
 from functions.stored.in_force import GOES_ON, broker_in_force, still_known
-from functions.stored.store import CredentialsUnreadable, ProcessStatus, StoreUnavailable
+from functions.stored.store import ProcessStatus
 from functions.telemetry import logger
 from infra.host.announcer import ONLINE, Announcer
 from infra.host.camera_search import look

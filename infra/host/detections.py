@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 
 from functions.cameras.detections import CameraTopics
 from functions.cameras.reader import READERS, Documents, Read, outcome
-from functions.events.routes import Detection, Notification, Unread
-from functions.mqtt.publisher import Outcome, Status
+from functions.events.routes import Detection, Unread
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Outcome, Status
 from infra.host.mqtt.publisher import HostPublisher, QueueFull
 from infra.host.pending import Pending
 from infra.host.threads import Daemons
@@ -36,7 +37,7 @@ class Reader:
         documents: Documents,
         publisher: HostPublisher,
         *,
-        on_camera: Callable[[str, str], Sequence[Notification]] = lambda _camera_id, _name: (),
+        on_camera: Callable[[str, str], Sequence[Message]] = lambda _camera_id, _name: (),
         on_camera_failed: Callable[[str], object] = lambda _camera_id: None,
     ) -> None:
         """`on_camera` says what goes before an event of this camera (its id, and its name as the event has it).
@@ -121,7 +122,7 @@ class Reader:
         self._waiting -= 1
         try:
             before = [self._publisher.submit(one) for one in self._on_camera(found.camera_id, found.camera_name)]
-            flight = self._publisher.submit(found.notification)
+            flight = self._publisher.submit(found.message)
         except QueueFull:
             self._on_camera_failed(found.camera_id)
             reading.done.set_result(Outcome(Status.UNCONFIRMED, "too many notifications wait already"))

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from functions.backoff import backoff_seconds
-from functions.notify import plan, sqs_answer
+from functions.events.plan import plan, sqs_answer
 from functions.telemetry import logger
 from infra.host.bell import Bell
 from infra.host.threads import in_thread

@@ -22,7 +22,8 @@ from functions.devices.downloads import Downloads
 from functions.events.routes import Routes
 from functions.mqtt.broker import Broker
 from functions.settings import Settings, SettingsError
-from functions.stored.store import ConfigStore, StoreUnavailable
+from functions.stored.errors import StoreUnavailable
+from functions.stored.store import ConfigStore
 from functions.telemetry import logger
 from functions.web.tokens import KeyringError
 from infra.host.bell import DOORS, QUEUE, Bell

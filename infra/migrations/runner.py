@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from alembic.util import CommandError
 
 from functions.stored.database import VERSION_TABLE, Database
-from functions.stored.store import StoreUnavailable
+from functions.stored.errors import StoreUnavailable
 
 MIGRATION_DEADLINE_SECONDS = 30.0
 MIGRATIONS = Path(__file__).parent

@@ -11,17 +11,18 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from functions.events.routes import Notification
 from functions.mqtt.broker import Broker
 from functions.mqtt.client import MAX_PACKET_BYTES
 from functions.mqtt.connection import Connection
-from functions.mqtt.publisher import InlinePublisher, Status
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Status
+from functions.mqtt.publisher import InlinePublisher
 from functions.telemetry import EmfTelemetry
 from tests.fakes.broker import FakeBroker
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 ACCEPTED = {"5": b"\x20\x03\x00\x00\x00", "3.1.1": b"\x20\x02\x00\x00"}
-MESSAGE = Notification("iotsupport/updates/assets", "a.bin", b"{}", bytes(16))
+MESSAGE = Message("iotsupport/updates/assets", b"{}")
 DEADLINE_SECONDS = 1.0
 FLOOD_BYTES = 1 << 16
 GIANT = b"\x30\xff\xff\xff\x7f"  # a PUBLISH of 256 MB: the most that a length can say (MQTT 5 §1.5.5)

@@ -13,16 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.events.routes import Notification
 from functions.mqtt.broker import Broker
 from functions.mqtt.connection import WINDOW, Connection, ConnectionFailure
-from functions.mqtt.publisher import InlinePublisher, Status
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Status
+from functions.mqtt.publisher import InlinePublisher
 from functions.telemetry import EmfTelemetry
 from tests.hostile.searching import Draw, damaged, tries
 
 PATIENCE_SECONDS = 5.0
 CONNACK, PUBLISH, PUBACK, PUBREC, PUBCOMP, DISCONNECT = 2, 3, 4, 5, 7, 14
-MESSAGES = [Notification("iotsupport/updates/assets", f"{n}.bin", b'"%d"' % n, bytes([n] * 16)) for n in range(1, 8)]
+MESSAGES = [Message("iotsupport/updates/assets", b'"%d"' % n) for n in range(1, 8)]
 ACCEPTED = {"5": b"\x20\x03\x00\x00\x00", "3.1.1": b"\x20\x02\x00\x00"}
 
 

@@ -19,7 +19,7 @@ from functions.mqtt.broker import Broker
 from functions.mqtt.connection import Connection
 from functions.mqtt.publisher import InlinePublisher
 from functions.mqtt.tls import client_context
-from functions.notify import Notifier
+from functions.notifier import Notifier
 from functions.settings import Settings, load, sources
 from functions.settings.secret import Access
 from functions.stored.database import Database

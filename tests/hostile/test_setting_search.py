@@ -19,7 +19,7 @@ from functions.admin.operations import Administration
 from functions.cameras.reader import Documents
 from functions.devices.downloads import Downloads
 from functions.events.envelopes import ObjectCreated, parse
-from functions.events.routes import Notification, Routes
+from functions.events.routes import Routes, Upload
 from functions.integration import NoLocalPublisher
 from functions.mqtt.broker import Broker
 from functions.mqtt.client import Client
@@ -29,7 +29,8 @@ from functions.s3.clients import StorageError
 from functions.s3.objects import Objects
 from functions.settings import Settings, SettingsError, load, sources
 from functions.settings.addresses import check_database_url, parse_endpoint, parse_http_url, parse_mqtt_url
-from functions.stored.store import ConfigStore, StoreUnavailable
+from functions.stored.errors import StoreUnavailable
+from functions.stored.store import ConfigStore
 from functions.web.tokens import KeyringError
 from infra.commands.config import shown
 from tests.hostile.searching import ODD_TEXTS, Draw, assert_discreet, leaks, tries
@@ -202,8 +203,8 @@ def start(settings: Settings) -> None:
     thing = {"bucket": {"name": settings.bucket or "b"}, "object": {"key": quote(f"{settings.assets_prefix}x.bin")}}
     (record,) = parse({"eventName": "ObjectCreated:Put", "s3": thing})
     routed = routes.route(record) if isinstance(record, ObjectCreated) else None
-    if isinstance(routed, Notification):
-        assert publish_packet(routed, 1, 1, properties=True)
+    if isinstance(routed, Upload):
+        assert publish_packet(routed.message, 1, 1, properties=True)
     with suppress(KeyringError):
         downloads = Downloads.of(settings)
         if settings.events_prefix is not None:

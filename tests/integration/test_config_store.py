@@ -11,16 +11,15 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from functions.stored.model import MqttConfig, MqttConfigChange
-from functions.stored.store import (
-    ConfigStore,
+from functions.stored.errors import (
     CredentialsUnreadable,
     NoEncryptionKey,
     PasswordNeeded,
-    ProcessStatus,
     StoreUnavailable,
     VersionConflict,
 )
+from functions.stored.model import MqttConfig, MqttConfigChange
+from functions.stored.store import ConfigStore, ProcessStatus
 from tests.databases import execute, new_key, store_of
 
 CANARY = "canary-5f3a-\N{SNOWMAN}"

@@ -12,8 +12,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, make_url
 
 from functions.stored.database import METADATA, VERSION_TABLE
+from functions.stored.errors import StoreUnavailable
 from functions.stored.model import MqttConfigChange
-from functions.stored.store import StoreUnavailable
 from infra.migrations.runner import FIRST_REVISION, downgrade, upgrade
 from tests.databases import execute, store_of
 
@@ -26,7 +26,7 @@ EXIT_SECONDS = 60.0
 # Each says that it is ready, then does one thing for each line that it is given, and says what came of it.
 EDITOR = """
 import sys
-from functions.stored.store import VersionConflict
+from functions.stored.errors import VersionConflict
 from functions.stored.model import MqttConfigChange
 from tests.databases import store_of
 store = store_of(sys.argv[1])

@@ -22,8 +22,9 @@ from pydantic import SecretStr
 from sqlalchemy import Pool, event
 
 from functions.stored.database import GRACE_SECONDS, Database
+from functions.stored.errors import StoreUnavailable
 from functions.stored.model import MqttConfigChange
-from functions.stored.store import ConfigStore, StoreUnavailable
+from functions.stored.store import ConfigStore
 from infra.local.postgres import Postgres
 from infra.local.process import free_port
 from infra.migrations.runner import upgrade

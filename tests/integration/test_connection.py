@@ -27,10 +27,12 @@ from pydantic import SecretStr
 
 from functions.events.envelopes import ObjectCreated
 from functions.events.names import is_asset_path
-from functions.events.routes import Notification, Routes
-from functions.mqtt.broker import Broker
+from functions.events.routes import Routes, Upload
+from functions.mqtt.broker import Broker, new_client_id
 from functions.mqtt.connection import WINDOW, Connection, ConnectionFailure
-from functions.mqtt.publisher import InlinePublisher, Status, new_client_id
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Status
+from functions.mqtt.publisher import InlinePublisher
 from functions.settings.reach import Targets
 from functions.telemetry import EmfTelemetry
 from infra.local.certificates import Certificates, make_certificates
@@ -51,7 +53,7 @@ def _broker(part: Mosquitto | FakeBroker, **changes: Any) -> Broker:  # noqa: AN
     return replace(Broker("localhost" if tls else "127.0.0.1", part.port, tls=tls), **changes)
 
 
-def _send(connection: Connection, notification: Notification) -> int | None:
+def _send(connection: Connection, notification: Message) -> int | None:
     mid = connection.send(notification)
     connection.flush()
     return mid
@@ -90,9 +92,9 @@ def _refusal(broker: Broker) -> ConnectionFailure:
     return caught.value
 
 
-def _notification(name: str = "a.bin", padding: int = 0) -> Notification:
+def _notification(name: str = "a.bin", padding: int = 0) -> Message:
     payload = json.dumps({"filename": name}, ensure_ascii=False).encode() + b" " * padding
-    return Notification(TOPIC, name, payload, bytes(16), user_properties=(("id", "1"), ("subject", name)))
+    return Message(TOPIC, payload, user_properties=(("id", "1"), ("subject", name)))
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,7 @@ def _ring(line: _Line, names: list[str]) -> None:
     """Publish one message for each name; all arrive exactly, and the connection survives."""
     broker, publisher, subscriber = line
     notifications = [Routes().route(ObjectCreated("devices", f"assets/{name}", "ObjectCreated:Put")) for name in names]
-    wanted = [one for one in notifications if isinstance(one, Notification)]
+    wanted = [one.message for one in notifications if isinstance(one, Upload)]
     assert len(wanted) == len(names)
     outcomes = publisher.publish(wanted, time.monotonic() + PATIENCE_SECONDS)
     assert {outcome.status for outcome in outcomes} <= {Status.DELIVERED}

@@ -26,9 +26,11 @@ from functions.cameras.detections import CameraTopics
 from functions.cameras.reader import Documents
 from functions.devices.api import router
 from functions.devices.downloads import Downloads
-from functions.events.routes import Notification, Routes
+from functions.events.plan import Settled, Step, plan
+from functions.events.routes import Routes
 from functions.mqtt.broker import Broker
-from functions.notify import Notifier, PublishFailed, Settled, Step, plan
+from functions.mqtt.message import Message
+from functions.notifier import Notifier, PublishFailed
 from functions.s3.clients import StorageError
 from functions.s3.objects import S3_DEADLINE_SECONDS, Objects
 from functions.settings import Settings, load
@@ -39,7 +41,7 @@ from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import Minio
-from infra.subscriber import Message, Subscriber
+from infra.subscriber import Received, Subscriber
 from tests.fakes.proxy import TcpProxy
 from tests.gateway import Answered, http_event
 from tests.hosts import exactly, on_uvloop, record, until
@@ -67,7 +69,7 @@ GOOD: dict[str, Any] = {
     "zone": {"name": "porch", "points": [0.5, 1]},
 }
 
-OnCamera = Callable[[str, str], Sequence[Notification]]
+OnCamera = Callable[[str, str], Sequence[Message]]
 
 
 class Yard:
@@ -211,7 +213,7 @@ def failures(*ids: str) -> dict[str, Any]:
     return {"batchItemFailures": [{"itemIdentifier": one} for one in ids]}
 
 
-def heard(ear: Subscriber) -> tuple[Message, dict[str, Any]]:
+def heard(ear: Subscriber) -> tuple[Received, dict[str, Any]]:
     """The next message, and what it says."""
     message = ear.next()
     return message, json.loads(message.payload)
@@ -519,9 +521,9 @@ async def test_a_read_that_never_ends_is_given_up(plain: Yard, monkeypatch: pyte
 # Cameras that are new.
 
 
-def announcement(camera_id: str, name: str) -> Notification:
+def announcement(camera_id: str, name: str) -> Message:
     """Stands for a camera's discovery message."""
-    return Notification(f"found/{camera_id}", "", name.encode(), b"", retain=True)
+    return Message(f"found/{camera_id}", name.encode(), retain=True)
 
 
 @on_uvloop
@@ -529,7 +531,7 @@ async def test_a_camera_is_announced_before_its_event(plain: Yard, ear: Subscrib
     """What the hook returns goes first, on the same connection."""
     asked: list[tuple[str, str]] = []
 
-    def on_camera(camera_id: str, name: str) -> Sequence[Notification]:
+    def on_camera(camera_id: str, name: str) -> Sequence[Message]:
         asked.append((camera_id, name))
         return (announcement(camera_id, name),) if len(asked) == 1 else ()
 

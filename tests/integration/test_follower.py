@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from functions.lifecycle import Renewal
-from functions.notify import Notifier
+from functions.notifier import Notifier
 from functions.settings import Settings, SettingsError, load
 from functions.stored import in_force
 from functions.stored.model import MqttConfigChange

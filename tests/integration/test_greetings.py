@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from functions.events.routes import Notification
-from functions.mqtt.publisher import Status
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Status
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt import greetings
 from infra.host.mqtt.greetings import RETRY_SECONDS, STRIKES, WILL
@@ -24,9 +24,9 @@ from tests.integration.test_host_publisher_switch import AVAILABILITY, broker_of
 CONFIG = "homeassistant/device/front/config"
 
 
-def greeting(topic: str = CONFIG, *, qos: int = 1) -> Notification:
+def greeting(topic: str = CONFIG, *, qos: int = 1) -> Message:
     """One retained message for Home Assistant."""
-    return Notification(topic, "", b"{}", b"", qos=qos, retain=True)
+    return Message(topic, b"{}", qos=qos, retain=True)
 
 
 def forbids(topic: str) -> Behaviour:
@@ -40,7 +40,7 @@ def forbids(topic: str) -> Behaviour:
 
 @asynccontextmanager
 async def greeting_with(
-    broker: FakeBroker | Mosquitto, *notifications: Notification, **changes: object
+    broker: FakeBroker | Mosquitto, *notifications: Message, **changes: object
 ) -> AsyncIterator[HostPublisher]:
     """A publisher that says these on each connect."""
     publisher = HostPublisher(broker_of(broker.url, **changes), PrometheusTelemetry())

@@ -17,9 +17,9 @@ from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 
 from functions.cameras.reader import Documents
+from functions.events.plan import plan_body
 from functions.events.routes import Routes
 from functions.mqtt.broker import Broker
-from functions.notify import plan_body
 from functions.s3.objects import Objects
 from functions.settings import load
 from infra.host.bell import Bell

@@ -20,12 +20,13 @@ import pytest
 
 from functions.backoff import backoff_seconds
 from functions.events.envelopes import ObjectCreated
-from functions.events.routes import Notification, Routes
+from functions.events.plan import Step
+from functions.events.routes import Routes
 from functions.mqtt import suspects as suspects_module
 from functions.mqtt.audience import EARLY_SECONDS, NO_MATCHING_SUBSCRIBERS
 from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import Status
-from functions.notify import Step
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Status
 from functions.settings import load
 from infra.host.bell import Bell
 from infra.host.metrics import PrometheusTelemetry
@@ -44,10 +45,10 @@ from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 HEALTHY = Behaviour()
 
 
-def notification(name: str = "firmware.bin", payload: bytes | None = None) -> Notification:
+def notification(name: str = "firmware.bin", payload: bytes | None = None) -> Message:
     """One that no other equals."""
     body = json.dumps({"filename": name}).encode() if payload is None else payload
-    return Notification(TOPICS[1], name, body, os.urandom(16))
+    return Message(TOPICS[1], body)
 
 
 class Publishing:
@@ -70,7 +71,7 @@ class Publishing:
         """Whether the broker has accepted us."""
         return self.publisher.status.connected
 
-    async def publish(self, *notifications: Notification) -> list[Status]:
+    async def publish(self, *notifications: Message) -> list[Status]:
         """Submits all, and waits for every outcome."""
         flights = [self.publisher.submit(one) for one in notifications or (notification(),)]
         return [(await flight.done).status for flight in flights]
@@ -140,7 +141,7 @@ async def test_a_forbidden_topic_is_refused_and_costs_nobody_the_connection(
             flight = case.publisher.submit(notification())
             outcome = await flight.done
             assert (outcome.status, outcome.reason_code, outcome.retriable) == (Status.REFUSED, 0x87, False)
-            allowed = Notification(TOPICS[0], "x", b"{}", b"0" * 16)
+            allowed = Message(TOPICS[0], b"{}")
             assert await case.publish(allowed) == [Status.NO_SUBSCRIBERS]
             assert case.value("mqtt_publish_total", topic=TOPICS[1], status="failure") == 1
             assert case.value("mqtt_publish_errors_total") == 1
@@ -370,6 +371,7 @@ async def test_a_port_that_refuses_is_not_dialled_hot() -> None:
 async def test_demand_shortens_the_back_off_to_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """The link would sleep for 10 s at least; a message that waits wakes it."""
     with FakeBroker(script=[Behaviour(cut_at_publish=0)]) as broker:
+        assert backoff_seconds.__kwdefaults__ is not None
         monkeypatch.setitem(backoff_seconds.__kwdefaults__, "first_seconds", 20.0)
         async with publishing(broker.url, connected=False) as case:
             await until(lambda: broker.connects == 1 and len(case.changes) >= 2)
@@ -624,8 +626,8 @@ def _forbids_configs(packet: Packet) -> bool:
     return packet.topic == TOPICS[0]
 
 
-def _forbidden(name: str = "forbidden") -> Notification:
-    return Notification(TOPICS[0], name, name.encode(), os.urandom(16))
+def _forbidden(name: str = "forbidden") -> Message:
+    return Message(TOPICS[0], name.encode())
 
 
 @pytest.mark.parametrize(
@@ -721,9 +723,7 @@ async def test_what_nobody_was_back_to_hear_goes_out_again_by_itself() -> None:
             broker.disconnect_all()
             await until(lambda: not case.connected)
             flights = [case.publisher.submit(notification(str(number))) for number in range(5)]
-            await until(
-                lambda: {packet.payload for packet in broker.publishes} >= {f.notification.payload for f in flights}
-            )
+            await until(lambda: {packet.payload for packet in broker.publishes} >= {f.message.payload for f in flights})
             assert not any(flight.done.done() for flight in flights)
             broker.script = [HEALTHY]
             assert {(await flight.done).status for flight in flights} == {Status.DELIVERED}

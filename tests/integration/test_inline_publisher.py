@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from functions.events.routes import Notification
 from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import CLOSE_SECONDS, WARM_UP_SECONDS, InlinePublisher, Outcome, Status
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Outcome, Status
+from functions.mqtt.publisher import CLOSE_SECONDS, WARM_UP_SECONDS, InlinePublisher
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
-from infra.subscriber import Message, Subscriber
+from infra.subscriber import Received, Subscriber
 from tests.fakes.broker import Behaviour, FakeBroker, Packet
 from tests.fakes.proxy import TcpProxy
 from tests.leftovers import descriptors, threads
@@ -75,7 +76,7 @@ class _Bell:
         self.took_seconds = 0.0
         self.cpu_seconds = 0.0
 
-    def ring(self, *notifications: Notification, seconds: float = PATIENCE_SECONDS) -> list[Outcome]:
+    def ring(self, *notifications: Message, seconds: float = PATIENCE_SECONDS) -> list[Outcome]:
         begun_at, cpu_at = time.monotonic(), time.thread_time()
         try:
             return self.publisher.publish(notifications, begun_at + seconds)
@@ -101,9 +102,9 @@ def bells() -> Iterator[Callable[..., _Bell]]:
 Bells = Callable[..., _Bell]
 
 
-def _note(number: int = 0, topic: str = TOPIC, padding: int = 0, at: str = "") -> Notification:
+def _note(number: int = 0, topic: str = TOPIC, padding: int = 0, at: str = "") -> Message:
     payload = json.dumps({"filename": f"{number}"}).encode() + b" " * padding
-    return Notification(topic, f"{number}", payload, bytes(16), at, (("id", f"{number}{at}"),))
+    return Message(topic, payload, (("id", f"{number}{at}"), ("time", at)))
 
 
 def _statuses(outcomes: list[Outcome]) -> list[Status]:
@@ -121,7 +122,7 @@ def _connects(mosquitto: Mosquitto) -> int:
     return mosquitto.log_text().count("as bucketbell-")
 
 
-def _ids(messages: list[Message]) -> list[str]:
+def _ids(messages: list[Received]) -> list[str]:
     return [dict(message.user_properties)["id"] for message in messages]
 
 

@@ -24,7 +24,7 @@ import pytest
 from functions import download, notify
 from functions.lifecycle import Renewal
 from functions.mqtt.broker import Broker
-from functions.notify import Notifier, PublishFailed
+from functions.notifier import Notifier, PublishFailed
 from functions.settings import Settings, SettingsError, load, secret
 from functions.telemetry import SERVICE
 from functions.web.tokens import Keyring

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from functions.mqtt.broker import Broker
 from functions.mqtt.tls import TlsFileError, client_context
-from functions.notify import Notifier, PublishFailed
+from functions.notifier import Notifier, PublishFailed
 from functions.settings import load
 from infra.local.certificates import Certificates, make_certificates
 from infra.local.mosquitto import Mosquitto

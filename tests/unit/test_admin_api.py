@@ -28,15 +28,9 @@ from functions.integration import NoLocalPublisher
 from functions.mqtt.broker import Broker
 from functions.settings import load
 from functions.settings.reach import Targets
+from functions.stored.errors import NoEncryptionKey, StoreUnavailable, VersionConflict
 from functions.stored.model import MqttConfig, MqttConfigChange
-from functions.stored.store import (
-    ConfigStore,
-    NoEncryptionKey,
-    ProcessStatus,
-    Stored,
-    StoreUnavailable,
-    VersionConflict,
-)
+from functions.stored.store import ConfigStore, ProcessStatus, Stored
 from functions.telemetry import logger
 from tests.gateway import CONTEXT, Answered, http_event
 

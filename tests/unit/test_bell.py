@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import pytest
 
-from functions.events.routes import Notification, Routes
-from functions.mqtt.publisher import Outcome, Status
-from functions.notify import Settled, Step, plan
+from functions.events.plan import Settled, Step, plan
+from functions.events.routes import Routes, Upload
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Outcome, Status
 from infra.host import bell as bell_module
 from infra.host.bell import MEMORY_LIMIT, Bell, Memory
 from infra.host.causes import RETRY_SECONDS, TRY_SECONDS
@@ -43,11 +44,11 @@ class Publisher:
     def withdraw_late(self) -> None:
         """As `HostPublisher.withdraw_late`: nothing here is unsent."""
 
-    def submit(self, notification: Notification) -> Flight:
+    def submit(self, message: Message) -> Flight:
         """As `HostPublisher.submit`."""
         if len(self.flights) >= self.room:
             raise QueueFull
-        flight = Flight(notification, 0.0, 0.0)
+        flight = Flight(message, 0.0, 0.0)
         self.flights.append(flight)
         return flight
 
@@ -308,7 +309,7 @@ async def test_what_gave_up_is_announced_once_more_when_its_cause_ends(logged: C
     case.bell.holdups.tick(1.0)
     case.answer(DELIVERED)
     await asyncio.sleep(0)
-    first, again = case.publisher.flights[0].notification, case.publisher.flights[-1].notification
+    first, again = case.publisher.flights[0].message, case.publisher.flights[-1].message
     assert again == first
     assert case.counted()["again", "delivered"] == 1
     assert await case.ring(upload) == ["repeated"]
@@ -394,8 +395,10 @@ async def test_doors_that_tell_of_one_upload_with_different_fields_ring_once() -
         assert await case.ring(second, answer=UNCONFIRMED) == ["unconfirmed"]
         assert await case.ring(second, answer=DELIVERED) == ["delivered"]
         assert await case.ring(first) == await case.ring(second) == ["repeated"]
-        one, again = (flight.notification for flight in case.publisher.flights[flights:])
-        assert dict(one.user_properties)["id"] == dict(again.user_properties)["id"] == one.identity.hex()
+        one, again = (flight.message for flight in case.publisher.flights[flights:])
+        (step,) = case.steps(first)
+        assert isinstance(step.action, Upload)
+        assert dict(one.user_properties)["id"] == dict(again.user_properties)["id"] == step.action.identity.hex()
 
 
 @on_uvloop
@@ -417,7 +420,7 @@ async def test_a_dropped_event_is_logged_as_an_error(monkeypatch: pytest.MonkeyP
     case = Case()
     case.publisher.room = 0
     errors: list[dict[str, Any]] = []
-    monkeypatch.setattr("functions.notify.logger.error", lambda _text, extra: errors.append(extra))
+    monkeypatch.setattr("functions.events_log.logger.error", lambda _text, extra: errors.append(extra))
     case.bell.ring_soon(case.steps(record("assets/a.bin")), "fast")
     (error,) = errors
     assert (error["outcome"], error["reason"]) == ("dropped", "too many notifications wait already")

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 
-from functions.events.routes import Notification
 from functions.mqtt.audience import Audience
-from functions.mqtt.publisher import Outcome
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Outcome
 from functions.mqtt.suspects import Conviction, Suspects, likeliest_last
 from infra.host.pending import Pending
 
 
 class Flight:
-    """One notification on its way. `done` gets exactly one `Outcome`, also when nobody waits any more."""
+    """One message on its way. `done` gets exactly one `Outcome`, also when nobody waits any more."""
 
-    __slots__ = ("begun_at", "deadline", "done", "has_closed", "notification", "sent_at", "suspect")
+    __slots__ = ("begun_at", "deadline", "done", "has_closed", "message", "sent_at", "suspect")
 
-    def __init__(self, notification: Notification, begun_at: float, deadline: float) -> None:
-        self.notification = notification
+    def __init__(self, message: Message, begun_at: float, deadline: float) -> None:
+        self.message = message
         self.begun_at = begun_at
         self.deadline = deadline
         self.done = Pending[Outcome]()
@@ -47,9 +47,9 @@ class Aside:
 
     def takes(self, flight: Flight) -> bool:
         """Keep `flight` if it has to travel alone."""
-        if not (flight.suspect or self.suspects.suspected(flight.notification)):
+        if not (flight.suspect or self.suspects.suspected(flight.message)):
             return False
-        flights = self._alone.setdefault(flight.notification.topic, deque())
+        flights = self._alone.setdefault(flight.message.topic, deque())
         if flight.has_closed:
             flights.appendleft(flight)
         else:
@@ -64,7 +64,7 @@ class Aside:
         Return them in the order in which they go out again, and the conviction of the only one, where it is due.
         """
         blamed = in_flight if blames else []
-        conviction, is_open = self.suspects.lost([flight.notification for flight in blamed], age_seconds, now)
+        conviction, is_open = self.suspects.lost([flight.message for flight in blamed], age_seconds, now)
         for flight in in_flight:
             flight.suspect = flight.suspect or (bool(blamed) and is_open)
             flight.has_closed = flight.suspect and len(blamed) == 1
@@ -76,16 +76,16 @@ class Aside:
         For each topic only the first: it speaks for those behind it, which the broker may well forbid too.
         """
         for flights in self._alone.values():
-            if self.suspects.pause_seconds(flights[0].notification) <= age_seconds:
+            if self.suspects.pause_seconds(flights[0].message) <= age_seconds:
                 return flights[0]
         return None
 
     def send(self, flight: Flight, age_seconds: float) -> None:
         """Take what is `due`: it goes out."""
-        topic = flight.notification.topic
+        topic = flight.message.topic
         self._alone[topic].popleft()
         self._forget_empty(topic)
-        self.suspects.sending(flight.notification, age_seconds)
+        self.suspects.sending(flight.message, age_seconds)
 
     def take_late(self, now: float) -> list[Flight]:
         """Take the suspects whose deadline has passed."""
@@ -102,7 +102,7 @@ class Aside:
 
     def keep_unheard(self, flight: Flight) -> None:
         """Keep what nobody was there to hear."""
-        self._unheard.setdefault(flight.notification.topic, deque()).append(flight)
+        self._unheard.setdefault(flight.message.topic, deque()).append(flight)
 
     def take_heard(self, topic: str) -> deque[Flight]:
         """Take what waits for the subscribers of `topic`: one is back."""

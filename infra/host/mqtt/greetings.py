@@ -13,13 +13,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from functions.admin.operations import TopicVerdict
-from functions.mqtt.connection import PACKET_TOO_LARGE
-from functions.mqtt.publisher import Outcome, Status
+from functions.mqtt.outcome import PACKET_TOO_LARGE, Outcome, Status
 from functions.telemetry import logger
 
 if TYPE_CHECKING:
-    from functions.events.routes import Notification
     from functions.mqtt.connection import ConnectionFailure
+    from functions.mqtt.message import Message
     from infra.host.mqtt.aside import Flight
 
 ALONE_SECONDS = 1.0  # others wait no longer for a greeting, nor a greeting for a gap between them
@@ -44,8 +43,8 @@ class Greetings:
         """Begin with a broker of which nothing is known."""
         self.flight: Flight | None = None
         """The greeting that is on its way."""
-        self._due: deque[Iterator[Notification]] = deque()
-        self._next: Notification | None = None
+        self._due: deque[Iterator[Message]] = deque()
+        self._next: Message | None = None
         self._waits_since = 0.0
         self._in_doubt: tuple[str, float] | None = None
         self._left_out: dict[str, _LeftOut] = {}
@@ -56,21 +55,21 @@ class Greetings:
 
     # What is to be said.
 
-    def begin(self, notifications: Iterable[Notification], now: float) -> None:
+    def begin(self, messages: Iterable[Message], now: float) -> None:
         """Say these on a new connection. They are asked for one by one, when it is time."""
         self._quit()
         for label, strikes in self._strikes.items():
             if strikes < STRIKES and label in self._left_out:
                 self._left_out[label].until = now + CONTRAST_SECONDS
-        self.add(notifications, now)
+        self.add(messages, now)
 
-    def add(self, notifications: Iterable[Notification], now: float) -> None:
+    def add(self, messages: Iterable[Message], now: float) -> None:
         """Say these as well."""
         if not self._due:
             self._waits_since = now
-        self._due.append(iter(notifications))
+        self._due.append(iter(messages))
 
-    def next(self) -> Notification | None:
+    def next(self) -> Message | None:
         """What is to be said next, if anything is: the same until `sent`."""
         while self._next is None and self._due:
             found = next(self._due[0], None)
@@ -97,14 +96,14 @@ class Greetings:
         """The next one is on its way."""
         self._next = None
         self._waits_since = flight.begun_at
-        self._in_doubt = flight.notification.metric_topic, flight.begun_at
+        self._in_doubt = flight.message.metric_topic, flight.begun_at
         self.flight = flight
 
     # What the broker says to it.
 
     def hear(self, flight: Flight, outcome: Outcome) -> None:
         """Note what became of any message, greeting or not."""
-        label = flight.notification.metric_topic
+        label = flight.message.metric_topic
         was_greeting = flight is self.flight
         if was_greeting:
             self.flight = None

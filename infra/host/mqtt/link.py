@@ -11,10 +11,9 @@ from typing import Protocol
 
 from functions.admin.probe import NO_RETAINED
 from functions.backoff import backoff_seconds
-from functions.events.routes import Notification
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import Broker, new_client_id
 from functions.mqtt.connection import RETAIN_NOT_SUPPORTED, Ack, Connection, ConnectionFailure
-from functions.mqtt.publisher import new_client_id
+from functions.mqtt.message import Message
 from functions.telemetry import Telemetry, logger
 from infra.host.threads import in_thread
 
@@ -71,7 +70,7 @@ class LinkUser(Protocol):
     def waiting(self) -> bool:
         """Whether something waits to be sent."""
 
-    def last_words(self) -> Sequence[Notification]:
+    def last_words(self) -> Sequence[Message]:
         """What to say before DISCONNECT."""
 
 
@@ -178,8 +177,8 @@ class Link:
             return False
         if self._opened.connected:
             with contextlib.suppress(ConnectionFailure):
-                for notification in self._user.last_words():
-                    self._opened.send(notification)
+                for message in self._user.last_words():
+                    self._opened.send(message)
                 self._opened.flush()
         self._opened.close()
         self._opened = None

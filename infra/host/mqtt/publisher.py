@@ -13,11 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from functions.events.routes import Notification
 from functions.mqtt.audience import EARLY_SECONDS
 from functions.mqtt.broker import Broker
 from functions.mqtt.connection import Connection, ConnectionFailure
-from functions.mqtt.publisher import Outcome, Status, acknowledged, not_sent, too_large
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Outcome, Status, acknowledged, not_sent, too_large
 from functions.mqtt.suspects import ALONE_SECONDS
 from functions.telemetry import Telemetry, logger
 from infra.host.mqtt.aside import Aside, Flight
@@ -30,12 +30,12 @@ HOUSEKEEPING_SECONDS = 0.25
 MAX_ACK_AGE = 4  # publish time-outs: an acknowledgement that others overtook for so long will not come
 SILENT_SECONDS = 60.0  # a broker that acknowledged nothing is taken to be out of reach for as long, unless it does
 FLUSH_SECONDS = 1.0  # at shutdown
-UNKNOWN_ACK_SECONDS = 5.0  # how long a notification waits while there is no broker yet
+UNKNOWN_ACK_SECONDS = 5.0  # how long a message waits while there is no broker yet
 CLOCK_SLACK_SECONDS = 0.005  # the loop's timers count whole milliseconds
 
 
 class QueueFull(Exception):
-    """More notifications wait than `QUEUE_LIMIT`."""
+    """More messages wait than `QUEUE_LIMIT`."""
 
 
 class HostPublisher:
@@ -52,19 +52,19 @@ class HostPublisher:
         """`on_change` hears of every connect, disconnect and failed attempt. Nothing is connected before `start`."""
         self.configured = broker is not None
         self.messages_published = 0
-        self.greetings: Callable[[], Iterable[Notification]] = tuple
+        self.greetings: Callable[[], Iterable[Message]] = tuple
         """What to say on each connect, after what waits for it."""
         self.greeted = Greetings()
-        self.farewells: Callable[[], Sequence[Notification]] = tuple
+        self.farewells: Callable[[], Sequence[Message]] = tuple
         """What to send before each DISCONNECT."""
         self.on_connected: Callable[[], object] = lambda: None
         """Hears of each connect, before anything is sent."""
-        self.addressed: Callable[[Notification], Notification] = lambda notification: notification
-        """A notification as it is sent now: settings may have changed since it was submitted."""
+        self.addressed: Callable[[Message], Message] = lambda message: message
+        """A message as it is sent now: settings may have changed since it was submitted."""
         self._telemetry = telemetry
         self._queue_limit = queue_limit
         self.ack_seconds = broker.publish_timeout_seconds if broker else UNKNOWN_ACK_SECONDS
-        """How long a notification may take."""
+        """How long a message may take."""
         self._link = Link(broker, telemetry, self, on_change)
         self._queue: deque[Flight] = deque()
         self._aside = Aside()
@@ -87,7 +87,7 @@ class HostPublisher:
 
     @property
     def ready(self) -> bool:
-        """Whether a notification submitted now would be sent now."""
+        """Whether a message submitted now would be sent now."""
         return self.status.connected and not self._stopping and not self._full
 
     @property
@@ -108,14 +108,14 @@ class HostPublisher:
         if self.configured and self._link.started and self._housekeeping is None:
             self._housekeeping = asyncio.create_task(self._keep_house(), name="mqtt-housekeeping")
 
-    def submit(self, notification: Notification) -> Flight:
-        """Put one notification on its way: at once when nothing else is, else with all others of this turn of the loop.
+    def submit(self, message: Message) -> Flight:
+        """Put one message on its way: at once when nothing else is, else with all others of this turn of the loop.
 
         Raises `QueueFull`. While shutting down its outcome is *unconfirmed* at once.
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()  # not the loop's clock: uvloop's counts whole milliseconds
-        flight = Flight(notification, now, now + self.ack_seconds)
+        flight = Flight(message, now, now + self.ack_seconds)
         if self._stopping:
             self._finish(flight, Outcome(Status.UNCONFIRMED, "shutting down"))
         elif self._full:
@@ -135,10 +135,10 @@ class HostPublisher:
         """Somebody waits for the broker, and has not submitted anything yet."""
         self._link.demand()
 
-    def greet(self, notifications: Iterable[Notification]) -> None:
+    def greet(self, messages: Iterable[Message]) -> None:
         """Say these in the way of greetings; nothing where the broker is not connected."""
         if self.status.connected and not self._stopping:
-            self.greeted.add(notifications, time.monotonic())
+            self.greeted.add(messages, time.monotonic())
             self._pump()
 
     def withdraw_late(self) -> None:
@@ -211,7 +211,7 @@ class HostPublisher:
         """See `LinkUser.will_refused`."""
         self.greeted.suspect_will(failure.reason, time.monotonic())
 
-    def last_words(self) -> Sequence[Notification]:
+    def last_words(self) -> Sequence[Message]:
         """See `LinkUser.last_words`."""
         return self.farewells()
 
@@ -261,10 +261,10 @@ class HostPublisher:
                 continue
             if flight is self._lone:
                 self._lone = None
-            topic, outcome = flight.notification.topic, acknowledged(ack.reason_code, ack.qos, ack.said)
-            self._aside.suspects.answered(flight.notification, ack.reason_code if outcome.forbidden else None)
+            topic, outcome = flight.message.topic, acknowledged(ack.reason_code, ack.qos, ack.said)
+            self._aside.suspects.answered(flight.message, ack.reason_code if outcome.forbidden else None)
             flight.suspect = flight.has_closed = False
-            if self._aside.audience.doubts(flight.notification, ack.reason_code, now):
+            if self._aside.audience.doubts(flight.message, ack.reason_code, now):
                 flight.deadline = now + EARLY_SECONDS + self.ack_seconds  # nobody else may ask for it again
                 self._aside.keep_unheard(flight)
                 continue
@@ -294,10 +294,10 @@ class HostPublisher:
         while (
             not self._in_flight
             and (connection := self._link.connection) is not None
-            and (notification := self.greeted.next()) is not None
+            and (message := self.greeted.next()) is not None
         ):
             now = time.monotonic()
-            flight = Flight(self.addressed(notification), now, now + self.ack_seconds)
+            flight = Flight(self.addressed(message), now, now + self.ack_seconds)
             self.greeted.sent(flight)
             if self._hand_over(connection, flight, now):
                 self._link.flush()
@@ -332,17 +332,17 @@ class HostPublisher:
         if flight.deadline <= now:
             self._finish(flight, Outcome(Status.UNCONFIRMED, "withdrawn: not sent in time"))
             return False
-        flight.notification = self.addressed(flight.notification)
-        conviction = self._aside.suspects.conviction(flight.notification, now)
+        flight.message = self.addressed(flight.message)
+        conviction = self._aside.suspects.conviction(flight.message, now)
         if conviction is not None:
             self._finish(flight, not_sent(conviction))
             return False
         return self._hand_over(connection, flight, now)
 
     def _hand_over(self, connection: Connection, flight: Flight, now: float) -> bool:
-        mid = connection.send(flight.notification)
+        mid = connection.send(flight.message)
         if mid is None:
-            self._finish(flight, too_large(connection))
+            self._finish(flight, too_large(connection.maximum_packet_size))
             return False
         if not self._in_flight:
             self._progress_at = now
@@ -356,7 +356,7 @@ class HostPublisher:
         self.greeted.hear(flight, outcome)
         self.messages_published += outcome.success
         self._telemetry.published(
-            flight.notification.metric_topic,
+            flight.message.metric_topic,
             success=outcome.success,
             no_subscribers=outcome.status is Status.NO_SUBSCRIBERS,
             duration_seconds=time.monotonic() - flight.begun_at,

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from functions.admin.probe import probe
-from functions.mqtt.publisher import Outcome, Status
+from functions.mqtt.outcome import Outcome, Status
 from infra.host.mqtt.greetings import WILL
 from infra.host.threads import in_thread
 
