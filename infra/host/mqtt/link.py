@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -158,6 +159,11 @@ class Link:
             self.connection.tick()
         if self._opened is not None:
             self._look_after(self._opened)
+
+    @property
+    def due_at(self) -> float:
+        """When `tick` has something to do, unless there is traffic before; `time.monotonic`."""
+        return self.connection.due_at if self.connection is not None else math.inf
 
     def give_up(self, reason: str) -> None:
         """Discard the connection, and begin anew."""
