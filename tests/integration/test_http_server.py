@@ -1,13 +1,15 @@
-"""The host's HTTP server by itself, on a real socket: order, deadlines, and doors that answer now, later or never."""
+"""The host's HTTP server by itself, on a real socket, with and without TLS: order, deadlines, doors of all kinds."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 
@@ -15,10 +17,13 @@ from functions.web.messages import Problem, Reply, Request
 from infra.host.web import protocol
 from infra.host.web.door import Answer, Door
 from infra.host.web.server import Server
+from infra.host.web.tls import Certificate
+from infra.local.certificates import make_certificates
 from infra.local.process import free_port
 from tests.hosts import on_uvloop, until
 from tests.timing import PATIENCE_SECONDS
 
+LARGE_BYTES = 32 << 20  # more than the kernel takes of an answer that nobody reads
 GET = b"GET %b HTTP/1.1\r\nHost: bell\r\n\r\n"
 
 
@@ -47,17 +52,34 @@ class Rooms:
             "/later": Door(lambda asked, answer: self.waiting.append(lambda: answer(ok(asked.query)))),
             "/twice": Door(lambda _, answer: (answer(ok("first")), answer(ok("second")))[0]),
             "/fails": Door(fail),
+            "/large": Door(lambda _, answer: answer(ok("x" * LARGE_BYTES))),
             "/echo": Door(lambda asked, answer: answer(ok(asked.body.decode())), max_body_bytes=10),
         }
         return doors[request.path]
+
+
+class Way:
+    """How client and server speak with each other: in plain text unless there is a certificate."""
+
+    certificate: Certificate | None = None
+    client: ssl.SSLContext | None = None
+
+
+@pytest.fixture(autouse=True, params=["http", "https"])
+def _way(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of this module is run both ways."""
+    if request.param == "https":
+        files = make_certificates(tmp_path)
+        monkeypatch.setattr(Way, "certificate", Certificate(files.server_cert, files.server_key))
+        monkeypatch.setattr(Way, "client", ssl.create_default_context(cafile=files.ca_file))
 
 
 @asynccontextmanager
 async def serving(rooms: Rooms) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Server]]:
     """A server, and one connection to it."""
     server, port = Server(rooms), free_port()
-    await server.start("127.0.0.1", port)
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    await server.start("127.0.0.1", port, Way.certificate)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=Way.client)
     try:
         yield reader, writer, server
     finally:
@@ -164,3 +186,21 @@ async def test_the_end_waits_for_answers_that_are_due() -> None:
         await server.stop()
         assert await heard(reader) == (200, "1")
         assert await reader.read() == b""
+
+
+def test_a_client_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it leaves unread is counted, and kept no longer than the deadline for reading it."""
+    monkeypatch.setattr(protocol, "WRITE_SECONDS", 0.2)
+    counted: list[int] = []
+
+    @on_uvloop
+    async def scenario() -> None:
+        async with serving(Rooms()) as (_, writer, server):
+            hold = server.unread.hold
+            monkeypatch.setattr(server.unread, "hold", lambda one, size: counted.append(size) or hold(one, size))
+            writer.write(GET % b"/large")
+            await until(lambda: counted)
+            await until(lambda: not server.connections)
+
+    scenario()
+    assert counted[0] > LARGE_BYTES // 4
