@@ -1,4 +1,4 @@
-"""The host's HTTP server by itself, on a real socket: order, deadlines, and doors that answer now, later or never."""
+"""The host's HTTP server by itself, on a real socket, with and without TLS: order, deadlines, doors of all kinds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -17,8 +17,10 @@ from functions.web.messages import Problem, Reply, Request
 from infra.host.web import protocol
 from infra.host.web import server as server_module
 from infra.host.web.door import Answer, Door
+from infra.host.web.protocol import HttpProtocol
 from infra.host.web.server import Server
-from infra.local.certificates import Certificates, make_certificates
+from infra.host.web.tls import Certificate
+from infra.local.certificates import make_certificates
 from infra.local.process import free_port
 from tests.hosts import on_uvloop, until
 from tests.timing import PATIENCE_SECONDS
@@ -66,21 +68,28 @@ class Rooms:
         return doors[request.path]
 
 
+class Way:
+    """How client and server speak with each other: in plain text unless there is a certificate."""
+
+    certificate: Certificate | None = None
+    client: ssl.SSLContext | None = None
+
+
+@pytest.fixture(autouse=True, params=["http", "https"])
+def _way(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of this module is run both ways."""
+    if request.param == "https":
+        files = make_certificates(tmp_path)
+        monkeypatch.setattr(Way, "certificate", Certificate(files.server_cert, files.server_key))
+        monkeypatch.setattr(Way, "client", ssl.create_default_context(cafile=files.ca_file))
+
+
 @asynccontextmanager
-async def serving(
-    rooms: Rooms, certificates: Certificates | None = None
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Server]]:
+async def serving(rooms: Rooms) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Server]]:
     """A server, and one connection to it."""
     server, port = Server(rooms), free_port()
-    ours = theirs = None
-    if certificates is not None:
-        ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        ours.load_cert_chain(certificates.server_cert, certificates.server_key)
-        theirs = ssl.create_default_context(cafile=str(certificates.ca_file))
-    await server.start("127.0.0.1", port, ours)
-    reader, writer = await asyncio.open_connection(
-        "127.0.0.1", port, ssl=theirs, server_hostname=theirs and "localhost"
-    )
+    await server.start("127.0.0.1", port, Way.certificate)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=Way.client)
     try:
         yield reader, writer, server
     finally:
@@ -259,6 +268,7 @@ async def test_the_last_answer_closes_the_connection(said: bytes) -> None:
         await until(lambda: not server.connections)
 
 
+@pytest.mark.parametrize("_way", ["http"], indirect=True)  # a client over TLS cannot close one direction
 @on_uvloop
 async def test_a_client_that_says_no_more_still_gets_all_of_its_answer() -> None:
     """However slowly it takes it: longer than a client lingers."""
@@ -268,6 +278,7 @@ async def test_a_client_that_says_no_more_still_gets_all_of_its_answer() -> None
         await slowly(reader, LARGE_BYTES)
 
 
+@pytest.mark.parametrize("_way", ["http"], indirect=True)  # uvloop's TLS client drops what it was slow to take
 @on_uvloop
 async def test_nonsense_behind_a_request_does_not_cut_its_answer_short() -> None:
     """The connection ends when the client has it."""
@@ -341,9 +352,9 @@ async def test_nobody_is_told_to_go_on_who_has_an_answer() -> None:
 
 
 @on_uvloop
-async def test_all_of_it_is_the_same_over_tls(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Kept connections, large answers, and the end; nothing is logged that any client could cause."""
-    async with serving(Rooms(), make_certificates(tmp_path)) as (reader, writer, server):
+async def test_nothing_is_logged_that_any_client_can_cause(caplog: pytest.LogCaptureFixture) -> None:
+    """Kept connections, large answers, nonsense, and the end."""
+    async with serving(Rooms()) as (reader, writer, server):
         for number in range(5):
             writer.write(GET % (b"/now?%d" % number) + GET % b"/now?next")
             assert await heard(reader) == (200, f"{number}")
@@ -366,3 +377,26 @@ async def test_a_client_of_before_is_not_told_to_go_on() -> None:
         await asyncio.sleep(0.1)
         writer.write(b"hi")
         assert await heard(reader) == (200, "hi")
+
+
+def test_a_client_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it leaves unread is counted, and kept no longer than the deadline for reading it."""
+    monkeypatch.setattr(protocol, "WRITE_SECONDS", 0.2)
+    counted: list[int] = []
+
+    @on_uvloop
+    async def scenario() -> None:
+        async with serving(Rooms()) as (_, writer, server):
+            hold = server.unread.hold
+
+            def counting(holder: HttpProtocol, size_bytes: int) -> Iterator[HttpProtocol]:
+                counted.append(size_bytes)
+                return hold(holder, size_bytes)
+
+            monkeypatch.setattr(server.unread, "hold", counting)
+            writer.write(GET % b"/large")
+            await until(lambda: counted)
+            await until(lambda: not server.connections)
+
+    scenario()
+    assert counted[0] > LARGE_BYTES // 4

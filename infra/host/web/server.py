@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from functions.telemetry import logger
 from infra.host.web.allowance import Allowance
 from infra.host.web.protocol import HttpProtocol
+from infra.host.web.tls import Certificate, TlsProtocol
 
 if TYPE_CHECKING:
-    import ssl
-
     from infra.host.web.door import Site
 
 BACKLOG = 2048
@@ -53,9 +52,14 @@ class Server:
         self.unread.release(connection)
         self.unfinished.release(connection)
 
-    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
-        """Listen. Raises OSError."""
-        self._listener = await self.loop.create_server(lambda: HttpProtocol(self), host, port, ssl=tls, backlog=BACKLOG)
+    async def start(self, host: str, port: int, certificate: Certificate | None = None) -> None:
+        """Listen; with a certificate for TLS, and nothing else. Raises OSError."""
+
+        def protocol() -> asyncio.Protocol:
+            http = HttpProtocol(self)
+            return http if certificate is None else TlsProtocol(certificate.context(), http)
+
+        self._listener = await self.loop.create_server(protocol, host, port, backlog=BACKLOG)
 
     async def stop(self) -> None:
         """Listen no more, and wait for the answers that are due, `GRACE_SECONDS` at the most. Idempotent."""
