@@ -53,4 +53,6 @@ class Rounds:
                 logger.exception(self._name)
             if rest_seconds > 0:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stirred.wait(), rest_seconds)
+                    # Not `wait_for`, which loses a cancellation that comes together with what it waits for.
+                    async with asyncio.timeout(rest_seconds):
+                        await self._stirred.wait()

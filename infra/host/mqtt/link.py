@@ -232,7 +232,9 @@ class Link:
         if self._user.waiting():
             self._demand.set()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._demand.wait(), delay_seconds)
+            # Not `wait_for`, which loses a cancellation that comes together with what it waits for.
+            async with asyncio.timeout(delay_seconds):
+                await self._demand.wait()
         await asyncio.sleep(max(0.0, min(DEMAND_SECONDS, delay_seconds) - (time.monotonic() - begun_at)))
 
     async def _connect(self, broker: Broker) -> Connection:
