@@ -31,7 +31,7 @@ def log(settled: Settled) -> None:
             }
         if settled.reason_code is not None:
             details["reason_code"] = settled.reason_code
-        if settled.retriable or settled.hopeless:
+        if settled.failed:
             logger.error("publish failed", extra=details)
         else:
             logger.debug("published", extra=details)

@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from functions.cameras.message import CameraMessage, Sighting
-from functions.events.envelopes import sqs_messages
-from functions.events.plan import Settled, Step, plan, settle, sqs_answer, to_publish
+from functions.events.plan import Fate, Settled, Step, plan, settle, sqs_answer, to_publish
 from functions.events.routes import Detection, Routes, Skip, Unread, Upload
 from functions.events_log import log
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.outcome import Outcome, Status
 from functions.mqtt.publisher import InlinePublisher
 from functions.settings import SettingsError
@@ -21,7 +20,7 @@ from functions.telemetry import EmfTelemetry, logger
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from functions.cameras.reader import Documents
+    from functions.cameras.reader import DetectionReader
     from functions.lifecycle import Renewal
     from functions.mqtt.message import Message
     from functions.settings import Settings
@@ -45,12 +44,12 @@ class Notifier:
 
     def _use(self, settings: Settings) -> None:
         self._settings = settings
-        self._documents: Documents | None = None
+        self._reader: DetectionReader | None = None
         self._routes = Routes.of(settings)
         self._follower = None if settings.database_url is None else _follower(settings)
-        self._publish_to(Broker.of(settings) if self._follower is None else None)
+        self._publish_to(BrokerConfig.of(settings) if self._follower is None else None)
 
-    def _publish_to(self, broker: Broker | None) -> None:
+    def _publish_to(self, broker: BrokerConfig | None) -> None:
         self._broker = broker
         self.publisher = InlinePublisher(broker, self.telemetry)
 
@@ -76,12 +75,12 @@ class Notifier:
         Raises `PublishFailed` for a direct invocation that another try may cure.
         """
         end = time.monotonic() + max(0.0, remaining_seconds - ANSWER_MARGIN_SECONDS)
-        is_batch = sqs_messages(event) is not None
         self._follow()
+        steps = plan(event, self._routes)
+        is_batch = any(step.message_id is not None for step in steps)
         if self._broker is None and not self._problem:
             self.telemetry.flush()
             return {"batchItemFailures": []} if is_batch else {"published": 0, "skipped": 0, "failed": 0}
-        steps = plan(event, self._routes)
         has_detections = any(isinstance(step.action, Detection) for step in steps)
         outcomes = self._detect(steps, end) if has_detections else self._publish(to_publish(steps), end)
         settled = settle(steps, outcomes)
@@ -97,17 +96,17 @@ class Notifier:
     def _detect(self, steps: Sequence[Step], end: float) -> list[Outcome | Unread]:
         """Read what has to be read first, then publish all, in order."""
         # It brings boto3, half a second that nobody else need pay for.
-        from functions.cameras.reader import Documents, read_all  # noqa: PLC0415 - see above
+        from functions.cameras.reader import DetectionReader, read_all  # noqa: PLC0415 - see above
 
-        if self._documents is None:
-            self._documents = Documents.of(self._settings)
+        if self._reader is None:
+            self._reader = DetectionReader.of(self._settings)
         if self._follower is not None:
-            self._documents.topics = self._follower.topics  # for what it warns of: all are addressed when they are sent
+            self._reader.topics = self._follower.topics  # for what it warns of: all are addressed when they are sent
         now = time.monotonic()
         patience_seconds = self._broker.publish_timeout_seconds if self._broker else 0.0
         until = max(end - patience_seconds, now + (end - now) / 2)
         actions = [step.action for step in steps if not isinstance(step.action, Skip)]
-        read = read_all(self._documents, [one for one in actions if isinstance(one, Detection)], until)
+        read = read_all(self._reader, [one for one in actions if isinstance(one, Detection)], until)
         found = [read[one.identity] if isinstance(one, Detection) else one for one in actions]
         messages: list[Message] = []
         before: list[tuple[str, Message]] = []
@@ -187,9 +186,6 @@ def _follower(settings: Settings) -> Follower:
     raise SettingsError((("DATABASE_URL", problem),))
 
 
-_PUBLISHED = {Status.DELIVERED.value, Status.NO_SUBSCRIBERS.value, Status.SENT.value}
-
-
 def _is_unconfirmed(outcome: Outcome) -> bool:
     return outcome.status is Status.UNCONFIRMED
 
@@ -199,8 +195,8 @@ def direct_answer(settled: Sequence[Settled]) -> dict[str, Any]:
     retriable = [one for one in settled if one.retriable]
     if retriable:
         raise PublishFailed(f"{len(retriable)} of {len(settled)} records were not published: {retriable[0].reason}")
-    published = sum(one.label in _PUBLISHED for one in settled)
-    failed = [one for one in settled if one.hopeless]
+    published = sum(one.fate is Fate.PUBLISHED for one in settled)
+    failed = [one for one in settled if one.failed]
     summary: dict[str, Any] = {
         "published": published,
         "skipped": len(settled) - published - len(failed),

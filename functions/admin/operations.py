@@ -22,7 +22,7 @@ from functions.admin.schemas import (
     StatusAnswer,
     TopicAnswer,
 )
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.settings.reach import Targets
 from functions.stored.errors import NoEncryptionKey, StoreUnavailable
 from functions.stored.in_force import broker_of
@@ -38,7 +38,7 @@ LIVE_PROBE_SECONDS = 2.5  # within a status: its reader waits
 PROBE_KEPT_SECONDS = 5.0
 
 Password = Literal["given", "stored", "none"]
-Loaded = TypeVar("Loaded")
+T = TypeVar("T")
 
 
 class CannotPublish(Exception):
@@ -79,10 +79,10 @@ class TopicVerdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Read(Generic[Loaded]):
+class Read(Generic[T]):
     """Something out of the database, perhaps of before. `stale`: when that was, "never", or "" where it is fresh."""
 
-    value: Loaded
+    value: T
     stale: str = ""
 
 
@@ -99,7 +99,7 @@ class Administration:
         self._stored: _Memory[Stored | None] = _Memory()
         self._recorded: _Memory[tuple[ProcessStatus, ...]] = _Memory()
         self._probing = threading.Lock()
-        self._probed: tuple[float, Broker, ProbeAnswer] | None = None
+        self._probed: tuple[float, BrokerConfig, ProbeAnswer] | None = None
 
     def config(self) -> Read[ConfigAnswer]:
         """Tell the settings in force."""
@@ -163,7 +163,7 @@ class Administration:
         if not self._publish(lambda: self._publishing.forget_camera(camera_id)):
             raise Problem(HTTPStatus.NOT_FOUND, "no_such_camera", "There is no such camera.")
 
-    def _publish(self, call: Callable[[], Loaded]) -> Loaded:
+    def _publish(self, call: Callable[[], T]) -> T:
         try:
             return call()
         except CannotPublish as error:
@@ -194,7 +194,7 @@ class Administration:
                 updated_at=stored.updated_at,
                 **dict(stored.config),
             )
-        broker = Broker.of(self._settings)
+        broker = BrokerConfig.of(self._settings)
         has_password = broker is not None and broker.password is not None
         return ConfigAnswer(
             source="environment",
@@ -215,11 +215,11 @@ class Administration:
             updated_at=None,
         )
 
-    def _in_force(self) -> tuple[Broker | None, bool]:
+    def _in_force(self) -> tuple[BrokerConfig | None, bool]:
         """The broker in force (None: none, or switched off), and whether its password can be read."""
         stored = self._load().value
         if stored is None:
-            return Broker.of(self._settings), True
+            return BrokerConfig.of(self._settings), True
         broker = broker_of(self._settings, stored.config, stored.password) if stored.config.enabled else None
         return broker, stored.credentials_readable
 
@@ -232,7 +232,7 @@ class Administration:
         except StoreUnavailable:
             return None, "none"
         if stored is None:
-            known, password = Broker.of(self._settings), self._settings.mqtt_password
+            known, password = BrokerConfig.of(self._settings), self._settings.mqtt_password
         else:
             known, password = broker_of(self._settings, stored.config, None), stored.password
         if known is None or change.login != (known.host.casefold(), known.port, known.tls, known.username):
@@ -263,17 +263,17 @@ class Administration:
             return answer
 
 
-class _Memory(Generic[Loaded]):
+class _Memory(Generic[T]):
     """The last that the database said."""
 
     def __init__(self) -> None:
-        self._last: tuple[Loaded, datetime] | None = None
+        self._last: tuple[T, datetime] | None = None
         self._told = False
 
-    def keep(self, value: Loaded) -> None:
+    def keep(self, value: T) -> None:
         self._last, self._told = (value, datetime.now(UTC)), False
 
-    def read(self, load: Callable[[], Loaded]) -> Read[Loaded]:
+    def read(self, load: Callable[[], T]) -> Read[T]:
         """Raises StoreUnavailable where the database has never answered."""
         try:
             value = load()
@@ -327,7 +327,7 @@ def _process(status: ProcessStatus) -> ProcessAnswer:
     )
 
 
-def _left_out(verdict: Verdict, broker: Broker, config: MqttConfig) -> tuple[str, ...]:
+def _left_out(verdict: Verdict, broker: BrokerConfig, config: MqttConfig) -> tuple[str, ...]:
     """What is asked for and not to be had, although the broker accepts us."""
     if not verdict.ok:
         return ()
@@ -341,7 +341,7 @@ def _left_out(verdict: Verdict, broker: Broker, config: MqttConfig) -> tuple[str
     return tuple(found)
 
 
-def _probed(verdict: Verdict, broker: Broker, password: Password, left_out: tuple[str, ...] = ()) -> ProbeAnswer:
+def _probed(verdict: Verdict, broker: BrokerConfig, password: Password, left_out: tuple[str, ...] = ()) -> ProbeAnswer:
     detail = verdict.detail
     if left_out:
         detail += f" But not everything that is asked for: {'; '.join(left_out)}."

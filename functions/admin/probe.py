@@ -23,7 +23,7 @@ from functions.mqtt.connection import (
 from functions.settings.reach import Address, Targets, as_address
 
 if TYPE_CHECKING:
-    from functions.mqtt.broker import Broker
+    from functions.mqtt.broker import BrokerConfig
 
 PROBE_SECONDS = 5.0  # name, TCP, TLS and CONNACK together
 MAX_ADDRESSES = 4  # of one name
@@ -103,7 +103,7 @@ class Verdict:
         return self.outcome == "ok"
 
 
-def probe(broker: Broker, targets: Targets | None = None, *, timeout_seconds: float = PROBE_SECONDS) -> Verdict:
+def probe(broker: BrokerConfig, targets: Targets | None = None, *, timeout_seconds: float = PROBE_SECONDS) -> Verdict:
     """Connect and say DISCONNECT, with a client id of its own, within `timeout_seconds` for everything together.
 
     What is connected to is the address that was judged: the name is not resolved a second time.
@@ -147,7 +147,7 @@ def probe(broker: Broker, targets: Targets | None = None, *, timeout_seconds: fl
     raise AssertionError("the last address has been judged")
 
 
-def _connect_as_host(broker: Broker, address: Address, deadline: float) -> tuple[Connection, str]:
+def _connect_as_host(broker: BrokerConfig, address: Address, deadline: float) -> tuple[Connection, str]:
     """Connect, without the last will where the broker does not accept it, and tell why. Raises `ConnectionFailure`."""
     try:
         accepted = _connect(broker, address, deadline)
@@ -161,7 +161,7 @@ def _connect_as_host(broker: Broker, address: Address, deadline: float) -> tuple
     return accepted, NO_RETAINED if lost else ""
 
 
-def _connect(broker: Broker, address: Address, deadline: float) -> Connection:
+def _connect(broker: BrokerConfig, address: Address, deadline: float) -> Connection:
     """Return a connection that was accepted and is closed. Raises `ConnectionFailure`."""
     connection = Connection(broker, new_client_id(broker.client_id_prefix), address=str(address))
     try:
@@ -181,7 +181,7 @@ def _connect(broker: Broker, address: Address, deadline: float) -> Connection:
     return connection
 
 
-def _detail(outcome: Outcome, failure: ConnectionFailure | None, broker: Broker) -> str:
+def _detail(outcome: Outcome, failure: ConnectionFailure | None, broker: BrokerConfig) -> str:
     words = WORDS[outcome]
     if failure is None:
         return words
@@ -194,7 +194,7 @@ def _detail(outcome: Outcome, failure: ConnectionFailure | None, broker: Broker)
     return f"{words} The broker says: {failure.said}" if failure.said else words
 
 
-def _outcome(failure: ConnectionFailure, broker: Broker) -> Outcome:
+def _outcome(failure: ConnectionFailure, broker: BrokerConfig) -> Outcome:
     if failure.refused:
         codes: dict[int | None, Outcome] = {
             BAD_CREDENTIALS: "bad_credentials",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from functions.events.envelopes import Ignored, Malformed, Record, parse, parse_body, sqs_messages
+from functions.events.envelopes import Ignored, Malformed, Record, SqsMessage, parse, parse_body, sqs_messages
 from functions.events.routes import Detection, Routes, Skip, Unread, Upload
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from functions.mqtt.message import Message
     from functions.mqtt.outcome import Outcome
@@ -19,8 +20,19 @@ class Step(NamedTuple):
 
     record: Record
     action: Upload | Detection | Skip
-    message_id: str = ""
-    """The SQS message that the record came in."""
+    message_id: str | None = None
+    """The SQS message that the record came in, if it came in one."""
+
+
+class Fate(Enum):
+    """What became of an event, for its source."""
+
+    PUBLISHED = auto()
+    NOTHING_TO_DO = auto()
+    RETRIABLE = auto()
+    """Another delivery of the same event may succeed."""
+    PERMANENT = auto()
+    """No delivery of this event will ever succeed, and nobody meant it to be ignored."""
 
 
 class Settled(NamedTuple):
@@ -30,18 +42,28 @@ class Settled(NamedTuple):
     label: str
     reason: str = ""
     reason_code: int | None = None
-    retriable: bool = False
-    """Another delivery of the same event may succeed."""
-    hopeless: bool = False
-    """No delivery of this event will ever succeed, and nobody meant it to be ignored."""
+    fate: Fate = Fate.NOTHING_TO_DO
+
+    @property
+    def retriable(self) -> bool:
+        """See `Fate.RETRIABLE`."""
+        return self.fate is Fate.RETRIABLE
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was to be published, and was not."""
+        return self.fate is Fate.RETRIABLE or self.fate is Fate.PERMANENT
 
 
 def plan(event: object, routes: Routes) -> tuple[Step, ...]:
     """Tell what each record of a Lambda event (an SQS batch, or S3's own) asks for. Never raises."""
     messages = sqs_messages(event)
-    if messages is None:
-        return _steps(parse(event), routes)
-    return tuple(step for m in messages for step in _steps(parse_body(m.body), routes, m.message_id))
+    return _steps(parse(event), routes) if messages is None else plan_batch(messages, routes)
+
+
+def plan_batch(messages: Iterable[SqsMessage], routes: Routes) -> tuple[Step, ...]:
+    """Tell what each record of these messages asks for, at least one of each. Never raises."""
+    return tuple(step for one in messages for step in _steps(parse_body(one.body), routes, one.message_id))
 
 
 def plan_body(body: bytes, routes: Routes) -> tuple[Step, ...]:
@@ -49,7 +71,7 @@ def plan_body(body: bytes, routes: Routes) -> tuple[Step, ...]:
     return _steps(parse_body(body), routes)
 
 
-def _steps(records: list[Record], routes: Routes, message_id: str = "") -> tuple[Step, ...]:
+def _steps(records: list[Record], routes: Routes, message_id: str | None = None) -> tuple[Step, ...]:
     return tuple(Step(record, _action(record, routes), message_id) for record in records)
 
 
@@ -75,28 +97,22 @@ def settle_one(step: Step, outcome: Outcome | Unread | None) -> Settled:
     if isinstance(step.action, Skip):
         label = step.action.reason
         if isinstance(step.record, Malformed):
-            return Settled(step, label, step.record.reason, hopeless=True)
+            return Settled(step, label, step.record.reason, fate=Fate.PERMANENT)
         return Settled(step, label, label)
     if outcome is None:
         raise ValueError("what is not skipped needs an outcome")
+    fate = Fate.RETRIABLE if outcome.retriable else Fate.PERMANENT
     if isinstance(outcome, Unread):
-        retriable = outcome.retriable
-        hopeless = not outcome.success and not retriable
-        return Settled(step, outcome.label, outcome.reason, retriable=retriable, hopeless=hopeless)
-    return Settled(
-        step,
-        outcome.status.value,
-        outcome.reason,
-        outcome.reason_code,
-        retriable=outcome.retriable,
-        hopeless=not outcome.success and not outcome.retriable,
-    )
+        return Settled(step, outcome.label, outcome.reason, fate=Fate.NOTHING_TO_DO if outcome.success else fate)
+    fate = Fate.PUBLISHED if outcome.success else fate
+    return Settled(step, outcome.status.value, outcome.reason, outcome.reason_code, fate)
+
+
+def to_keep(settled: Sequence[Settled]) -> list[str]:
+    """Name the messages that SQS shall keep: for another try, or for a person in the dead-letter queue."""
+    return list(dict.fromkeys(one.step.message_id or "" for one in settled if one.failed))
 
 
 def sqs_answer(settled: Sequence[Settled]) -> dict[str, Any]:
-    """Name the messages that SQS shall keep: for another try, or for a person in the dead-letter queue.
-
-    Source: AWS Lambda, "Implementing partial batch responses".
-    """
-    failed = dict.fromkeys(one.step.message_id for one in settled if one.retriable or one.hopeless)
-    return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in failed]}
+    """Answer a batch. Source: AWS Lambda, "Implementing partial batch responses"."""
+    return {"batchItemFailures": [{"itemIdentifier": message_id} for message_id in to_keep(settled)]}

@@ -77,6 +77,11 @@ class Unread:
         """Whether another try may succeed."""
         return self.label == "store_failed"
 
+    @property
+    def is_transient(self) -> bool:
+        """Whether it may succeed later, as `Outcome.is_transient`."""
+        return self.retriable
+
 
 SkipReason = Literal[
     "malformed",

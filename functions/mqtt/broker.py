@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Broker:
+class BrokerConfig:
     """Where and how to publish: everything that a connection needs, nothing that it does not."""
 
     host: str
@@ -44,17 +44,24 @@ class Broker:
     """What may be connected to where an administrator named the broker; None where the environment did."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Broker | None:
+    def of(cls, settings: Settings) -> BrokerConfig | None:
         """The broker of the settings, or None where MQTT is not configured (then publishing is a silent no-op)."""
         if settings.mqtt_url is None:
             return None
         tls, host, port = parse_mqtt_url(settings.mqtt_url)
+        return cls.at(host, port, settings, tls=tls, username=settings.mqtt_username, password=settings.mqtt_password)
+
+    @classmethod
+    def at(
+        cls, host: str, port: int, settings: Settings, *, tls: bool, username: str | None, password: SecretStr | None
+    ) -> BrokerConfig:
+        """The broker at this address; certificates, protocol and deadlines are those of the settings."""
         return cls(
             host=host,
             port=port,
             tls=tls,
-            username=settings.mqtt_username,
-            password=settings.mqtt_password,
+            username=username,
+            password=password,
             ca_file=settings.mqtt_ca_file,
             cert_file=settings.mqtt_cert_file,
             key_file=settings.mqtt_key_file,

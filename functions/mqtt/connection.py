@@ -21,7 +21,7 @@ from functions.mqtt.tls import TlsFileError, client_context, incomplete
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from functions.mqtt.broker import Broker
+    from functions.mqtt.broker import BrokerConfig
     from functions.mqtt.message import Message
 
 WINDOW = 20  # acknowledgements awaited at once, and fewer where the broker's Receive Maximum asks for it
@@ -90,7 +90,7 @@ class Connection:
 
     def __init__(
         self,
-        broker: Broker,
+        broker: BrokerConfig,
         client_id: str,
         *,
         before_close: Callable[[], None] | None = None,
@@ -388,7 +388,7 @@ class Connection:
                 return self._last_mid
 
 
-def knows_by_certificate(broker: Broker) -> bool:
+def knows_by_certificate(broker: BrokerConfig) -> bool:
     """Whether a client certificate is all that this broker is shown of us."""
     return broker.username is None and (broker.cert_file or broker.cert_pem) is not None
 

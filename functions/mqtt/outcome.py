@@ -61,6 +61,11 @@ class Outcome:
         codes = _PASSING_REFUSALS | FORBIDDING_REFUSALS
         return self.status is Status.REFUSED and (self.convicted or self.reason_code in codes)
 
+    @property
+    def is_transient(self) -> bool:
+        """Whether it may succeed later: what failed passes, or a person corrects the broker's rules."""
+        return self.retriable or self.forbidden
+
 
 def acknowledged(reason_code: int, qos: int, said: str = "") -> Outcome:
     """Read an acknowledgement (MQTT 5 §3.4.2.1, §3.5.2.1); `said` are the broker's own words."""

@@ -21,7 +21,7 @@ from functions.mqtt.suspects import Suspects, likeliest_last
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from functions.mqtt.broker import Broker
+    from functions.mqtt.broker import BrokerConfig
     from functions.mqtt.message import Message
     from functions.telemetry import Telemetry
 
@@ -36,7 +36,7 @@ class InlinePublisher:
     Without a broker every call is a silent no-op that returns no outcomes.
     """
 
-    def __init__(self, broker: Broker | None, telemetry: Telemetry) -> None:
+    def __init__(self, broker: BrokerConfig | None, telemetry: Telemetry) -> None:
         """Prepare; nothing is connected before `warm_up` or the first `publish`."""
         self._broker = broker
         self._telemetry = telemetry

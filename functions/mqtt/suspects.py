@@ -22,7 +22,7 @@ TOPIC_CONVICTIONS = 3  # different messages of one topic, and none acknowledged:
 MAX_SUSPECTS = 500
 
 _Key = tuple[str, bytes]
-Flight = TypeVar("Flight")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class Suspects:
         return self._messages.setdefault(_key(message), _Suspicion())
 
 
-def likeliest_last(in_flight: list[Flight]) -> list[Flight]:
+def likeliest_last(in_flight: list[T]) -> list[T]:
     """Return what was on its way in the order in which it goes out again.
 
     Brokers answer in order: the first without an answer is the likeliest reason for the end.

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from functions.stored.errors import CredentialsUnreadable
 
 
-class Vault:
+class PasswordCipher:
     """MultiFernet over some keys: the first encrypts, all decrypt. At least one key; each as `Fernet.generate_key`."""
 
     def __init__(self, keys: Sequence[SecretStr]) -> None:

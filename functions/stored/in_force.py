@@ -13,7 +13,7 @@ from functions.cameras.detections import CameraTopics, addressed
 from functions.cameras.discovery import Cameras, discovery, removed
 from functions.cameras.message import Camera, CameraMessage, Sighting
 from functions.events.routes import Unread
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.message import Message
 from functions.settings.reach import Targets
 from functions.stored.errors import CredentialsUnreadable, StoreUnavailable
@@ -35,19 +35,23 @@ RETRY_SECONDS = 1.0  # while nothing is known
 GOES_ON = "the stored settings cannot be read; the last good ones stay"
 
 
-def broker_of(settings: Settings, config: MqttConfig, password: SecretStr | None) -> Broker:
+def broker_of(settings: Settings, config: MqttConfig, password: SecretStr | None) -> BrokerConfig:
     """The broker of `config`; certificates, protocol and deadlines are the environment's."""
-    url = Broker(config.broker_host, config.broker_port, tls=config.use_tls).url
-    changes = {"mqtt_url": url, "mqtt_username": config.username, "mqtt_password": password}
-    broker = Broker.of(settings.model_copy(update=changes))
-    assert broker is not None, "it has a URL"  # noqa: S101 - for the type checker
+    broker = BrokerConfig.at(
+        config.broker_host,
+        config.broker_port,
+        settings,
+        tls=config.use_tls,
+        username=config.username,
+        password=password,
+    )
     return replace(broker, targets=Targets.parse(settings.mqtt_test_allowed_hosts))
 
 
-def broker_in_force(settings: Settings, stored: Stored | None) -> Broker | None:
+def broker_in_force(settings: Settings, stored: Stored | None) -> BrokerConfig | None:
     """The broker to publish to, None where nothing is to be published. Raises CredentialsUnreadable."""
     if stored is None:
-        return Broker.of(settings)
+        return BrokerConfig.of(settings)
     if not stored.config.enabled:
         return None
     if not stored.credentials_readable:
@@ -95,7 +99,7 @@ class Follower:
 
     def __init__(self, settings: Settings, store: ConfigStore) -> None:
         """Nothing is looked up yet."""
-        self.broker: Broker | None = None
+        self.broker: BrokerConfig | None = None
         self.topics = CameraTopics.of(settings)
         self.problem = "the stored settings are not read yet"
         """Why nobody knows the broker, or may use it: then nothing is confirmed. "" where all is well."""
@@ -109,7 +113,7 @@ class Follower:
         self._connected_at: datetime | None = None
         self._error: tuple[str, int | None, datetime] | None = None
         self._published = 0
-        self._last_word: tuple[bool, bool, Broker | None] | None = None
+        self._last_word: tuple[bool, bool, BrokerConfig | None] | None = None
         self._recorded_at = 0.0
 
     def look(self) -> bool:

@@ -26,7 +26,7 @@ from functions.stored.model import MqttConfig, MqttConfigChange, problems
 if TYPE_CHECKING:
     from functions.settings import Settings
     from functions.stored.database import Database
-    from functions.stored.encryption import Vault
+    from functions.stored.encryption import PasswordCipher
 
 STATUS_KEPT = timedelta(days=1)
 MAX_ERROR_CHARACTERS = 500
@@ -73,9 +73,9 @@ class ConfigStore:
     Every method raises `StoreUnavailable`.
     """
 
-    def __init__(self, database: Database, vault: Vault | None) -> None:
+    def __init__(self, database: Database, cipher: PasswordCipher | None) -> None:
         self._database = database
-        self._vault = vault
+        self._cipher = cipher
 
     @classmethod
     def of(cls, settings: Settings) -> ConfigStore | None:
@@ -84,12 +84,12 @@ class ConfigStore:
             return None
         try:
             from functions.stored.database import Database  # noqa: PLC0415 - see the module's docstring
-            from functions.stored.encryption import Vault  # noqa: PLC0415 - see the module's docstring
+            from functions.stored.encryption import PasswordCipher  # noqa: PLC0415 - see the module's docstring
         except ModuleNotFoundError as error:  # a function without the layer that holds them
             lacking = error.name
         else:
             keys = settings.encryption_keys
-            return cls(Database(settings.database_url.get_secret_value()), Vault(keys) if keys else None)
+            return cls(Database(settings.database_url.get_secret_value()), PasswordCipher(keys) if keys else None)
         raise StoreUnavailable(
             f"DATABASE_URL is set, and {lacking} is not installed: attach the layer of stored settings"
         )
@@ -108,9 +108,9 @@ class ConfigStore:
         """
         encrypted = None
         if change.password is not None:
-            if self._vault is None:
+            if self._cipher is None:
                 raise NoEncryptionKey
-            encrypted = self._vault.encrypt(change.password)
+            encrypted = self._cipher.encrypt(change.password)
         now = datetime.now(UTC)
         with self._database.writing() as rows:
             row = rows.config()
@@ -167,9 +167,9 @@ class ConfigStore:
             row = rows.config()
             if row is None or row["password_encrypted"] is None:
                 return 0
-            if self._vault is None:
+            if self._cipher is None:
                 raise NoEncryptionKey
-            rows.put_config({**row, "password_encrypted": self._vault.rotate(row["password_encrypted"])})
+            rows.put_config({**row, "password_encrypted": self._cipher.rotate(row["password_encrypted"])})
         return 1
 
     def _stored(self, row: Mapping[str, Any]) -> Stored:
@@ -179,9 +179,9 @@ class ConfigStore:
             wrong = "; ".join(f"{found['field']} must be {found['expected']}" for found in problems(error))
         else:
             encrypted, password = row["password_encrypted"], None
-            if encrypted is not None and self._vault is not None:
+            if encrypted is not None and self._cipher is not None:
                 with suppress(CredentialsUnreadable):
-                    password = self._vault.decrypt(encrypted)
+                    password = self._cipher.decrypt(encrypted)
             return Stored(
                 config=config,
                 password=password,

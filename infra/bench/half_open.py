@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.message import Message
 from functions.mqtt.publisher import InlinePublisher
 from functions.telemetry import EmfTelemetry
@@ -126,7 +126,7 @@ async def _side(
         return post_event
     if side == INLINE:
         inline = InlinePublisher(
-            Broker(host="127.0.0.1", port=mqtt_port, keepalive_seconds=KEEPALIVE_SECONDS), EmfTelemetry()
+            BrokerConfig(host="127.0.0.1", port=mqtt_port, keepalive_seconds=KEEPALIVE_SECONDS), EmfTelemetry()
         )
         parts.callback(inline.close)
 

@@ -20,7 +20,7 @@ from paho.mqtt.properties import Properties
 
 from functions.events.plan import Settled, Step, settle, to_publish
 from functions.events.routes import Routes
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.message import CONTENT_TYPE, Message
 from functions.mqtt.outcome import Outcome, Status
 from functions.web.messages import Reply, Request
@@ -96,7 +96,7 @@ async def serve(side: str, port: int, mqtt_port: int, token: str) -> None:
     """Serve until the process is killed, with the server that the host has."""
     telemetry = PrometheusTelemetry()
     publisher = HostPublisher(
-        Broker(host="127.0.0.1", port=mqtt_port), telemetry
+        BrokerConfig(host="127.0.0.1", port=mqtt_port), telemetry
     )  # not started: it only says "configured"
     routes = Routes(bucket=BUCKET)
     bell: Bell = (

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Status
 from functions.mqtt.publisher import InlinePublisher
@@ -152,7 +152,7 @@ def _figures(asked: Mapping[str, _Asked], heard: Mapping[str, list[float]]) -> l
 def _inline(port: int) -> Callable[[str], bool]:
     """Child: the inline publisher."""
     publisher = InlinePublisher(
-        Broker(host="127.0.0.1", port=port, keepalive_seconds=KEEPALIVE_SECONDS), EmfTelemetry()
+        BrokerConfig(host="127.0.0.1", port=port, keepalive_seconds=KEEPALIVE_SECONDS), EmfTelemetry()
     )
 
     def publish(filename: str) -> bool:

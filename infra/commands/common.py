@@ -15,7 +15,7 @@ from functions.settings.addresses import parse_endpoint, parse_http_url
 from functions.settings.fields import is_one_word
 
 if TYPE_CHECKING:
-    from functions.mqtt.broker import Broker
+    from functions.mqtt.broker import BrokerConfig
     from infra.http_client import Web
 
 ENV_FILE = Path(".env")
@@ -101,7 +101,7 @@ def http_client(ca_file: Path | None, ca_variable: str) -> Iterator[Web]:
         web.close()
 
 
-def subscriber_arguments(broker: Broker) -> dict[str, Any]:
+def subscriber_arguments(broker: BrokerConfig) -> dict[str, Any]:
     """Return how `infra.subscriber.Subscriber` reaches the settings' broker, or say why it cannot and exit 1."""
     from functions.mqtt.tls import TlsFileError, client_context  # noqa: PLC0415 - what a command needs …
 

@@ -13,7 +13,7 @@ import typer
 
 from functions.events.names import normalise_mac
 from functions.events.routes import Routes
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.settings import Settings
 from infra.commands.common import (
     ca_file_option,
@@ -90,7 +90,7 @@ def device(
     MQTT_USERNAME, MQTT_PASSWORD, MQTT_CA_FILE, MQTT_CERT_FILE, MQTT_KEY_FILE, MQTT_PROTOCOL, TOPIC_PREFIX.
     """
     settings = load_or_exit(None if mqtt_url is None else {"MQTT_URL": mqtt_url}).settings
-    broker = None if once else Broker.of(settings)
+    broker = None if once else BrokerConfig.of(settings)
     if broker is None and not once:
         raise typer.BadParameter("name the broker with --mqtt-url, or set MQTT_URL")
     from infra.device.loop import Device  # noqa: PLC0415 - what this command needs is loaded when it runs
@@ -140,7 +140,7 @@ def _report(*, as_json: bool) -> JsonReport | TextReport:
 
 @contextmanager
 def _hearing(
-    settings: Settings, broker: Broker, mac: str, agent: Device, report: JsonReport | TextReport
+    settings: Settings, broker: BrokerConfig, mac: str, agent: Device, report: JsonReport | TextReport
 ) -> Iterator[None]:
     """Let the device hear the broker. While the broker is down, it tries again."""
     from infra.subscriber import Subscriber, SubscriberError  # noqa: PLC0415 - as above

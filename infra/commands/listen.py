@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from functions.events.routes import Routes
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.settings import SettingsError
 from infra.commands.common import fail, load_or_exit, plain, refuse, subscriber_arguments
 
@@ -45,7 +45,7 @@ def listen(
     It uses the host's `MQTT_…` settings, and connects again when the broker was gone.
     """
     settings = load_or_exit().settings
-    broker = Broker.of(settings)
+    broker = BrokerConfig.of(settings)
     if broker is None:
         refuse(SettingsError((("MQTT_URL", "must be set to listen, e.g. mqtt://broker.local"),)))
     from infra.subscriber import Subscriber, SubscriberError  # noqa: PLC0415 - paho is only for this command

@@ -17,7 +17,7 @@ from functions.cameras.discovery import (
     removed,
 )
 from functions.cameras.message import Camera, CameraMessage, Sighting
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.message import Message
 from functions.stored.in_force import announcement, camera_topics
 from infra.host.mqtt.greetings import WILL
@@ -43,7 +43,7 @@ class Announcer:
         self.retained = Retained()
         self.replicas = Replicas(process)
         self.stored: Stored | None = None
-        self.broker: Broker | None = Broker.of(settings)
+        self.broker: BrokerConfig | None = BrokerConfig.of(settings)
         self._settings = settings
         self._publisher = publisher
         self._process = process
@@ -192,8 +192,8 @@ class Announcer:
                 self.retained.stays(message)
                 continue
             with contextlib.suppress(QueueFull):
-                flight = self._publisher.submit(message)
-                flight.done.add_done_callback(
+                pending = self._publisher.submit(message)
+                pending.done.add_done_callback(
                     lambda done, message=message: None if done.result().success else self.retained.stays(message)  # type: ignore[misc]  # the default binds this one
                 )
 

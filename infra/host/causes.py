@@ -199,12 +199,12 @@ class Holdups:
         if isinstance(outcome, Outcome) and outcome.success:
             for cause in self._causes.succeeded(action.identity, _topic(action)):
                 logger.info("announced again", extra={"place": cause.place, "reason": cause.reason})
-        elif outcome.success or not may_pass(outcome):
+        elif not outcome.is_transient:
             self._causes.forget(action.identity)
 
     def lasts(self, action: Upload | Detection, outcome: Outcome | Unread) -> bool:
         """Whether something that was given up fails still; then it stays on the list."""
-        if outcome.success or not may_pass(outcome):
+        if not outcome.is_transient:
             return False
         self._failed(action, outcome)
         return True
@@ -222,11 +222,6 @@ class Holdups:
             return False
         self._rounds.stir()
         return self._causes.failed(action.identity, cause_of(action, outcome))
-
-
-def may_pass(outcome: Outcome | Unread) -> bool:
-    """Whether what failed may succeed later: it passes, or a person corrects the broker's rules."""
-    return outcome.retriable or (isinstance(outcome, Outcome) and outcome.forbidden)
 
 
 def cause_of(action: Upload | Detection, outcome: Outcome | Unread) -> Cause:

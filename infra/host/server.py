@@ -16,11 +16,11 @@ import uvloop
 from functions.admin.api import router as admin_router
 from functions.admin.operations import Administration
 from functions.cameras.detections import LABEL
-from functions.cameras.reader import Documents
+from functions.cameras.reader import DetectionReader
 from functions.devices.api import router as devices_router
 from functions.devices.downloads import Downloads
 from functions.events.routes import Routes
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.settings import Settings, SettingsError
 from functions.stored.errors import StoreUnavailable
 from functions.stored.store import ConfigStore
@@ -28,7 +28,7 @@ from functions.telemetry import logger
 from functions.web.tokens import KeyringError
 from infra.host.bell import DOORS, QUEUE, Bell
 from infra.host.broker_settings import Integration
-from infra.host.detections import Reader
+from infra.host.detections import HostReader
 from infra.host.logs import LinkLog, configure_logging
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
@@ -54,7 +54,7 @@ class Host:
         telemetry = PrometheusTelemetry()
         store = _store(settings)
         downloads = _downloads(settings)
-        publisher = HostPublisher(Broker.of(settings), telemetry, on_change=LinkLog())
+        publisher = HostPublisher(BrokerConfig.of(settings), telemetry, on_change=LinkLog())
         integration = Integration(settings, publisher, store, port=port, prepare=lambda: _migrate(settings))
         reader = _reader(settings, downloads, publisher, integration)
         bell = Bell(
@@ -178,13 +178,13 @@ def _migrate(settings: Settings) -> None:
 
 def _reader(
     settings: Settings, downloads: Downloads, publisher: HostPublisher, integration: Integration
-) -> Reader | None:
+) -> HostReader | None:
     """What reads detection events, where there are any."""
     if settings.events_prefix is None or downloads.objects is None:
         return None
-    documents = Documents.of(settings, objects=downloads.objects, keyring=downloads.keyring)
+    reading = DetectionReader.of(settings, objects=downloads.objects, keyring=downloads.keyring)
     announcer = integration.announcer
-    reader = Reader(documents, publisher, on_camera=announcer.heard, on_camera_failed=announcer.cameras.forget)
+    reader = HostReader(reading, publisher, on_camera=announcer.heard, on_camera_failed=announcer.cameras.forget)
     integration.follow(reader.use)
     integration.look_in(downloads.objects)
     return reader

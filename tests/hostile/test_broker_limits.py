@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.client import MAX_PACKET_BYTES
 from functions.mqtt.connection import Connection
 from functions.mqtt.message import Message
@@ -29,7 +29,7 @@ GIANT = b"\x30\xff\xff\xff\x7f"  # a PUBLISH of 256 MB: the most that a length c
 
 
 @contextmanager
-def broker(protocol: str, perform: Callable[[socket.socket], None]) -> Iterator[Broker]:
+def broker(protocol: str, perform: Callable[[socket.socket], None]) -> Iterator[BrokerConfig]:
     """One that accepts each connection, waits for more than CONNECT, and then does as told until nobody listens."""
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -47,12 +47,12 @@ def broker(protocol: str, perform: Callable[[socket.socket], None]) -> Iterator[
     threading.Thread(target=serve, daemon=True).start()
     try:
         port = listener.getsockname()[1]
-        yield Broker("127.0.0.1", port, protocol="5" if protocol == "5" else "3.1.1", publish_timeout_seconds=1)
+        yield BrokerConfig("127.0.0.1", port, protocol="5" if protocol == "5" else "3.1.1", publish_timeout_seconds=1)
     finally:
         listener.close()
 
 
-def reason(target: Broker) -> str:
+def reason(target: BrokerConfig) -> str:
     """Why a message was not confirmed; in time."""
     publisher = InlinePublisher(target, EmfTelemetry())
     begun_at = time.monotonic()
@@ -99,7 +99,7 @@ def test_a_giant_packet_ends_the_connection_before_it_is_read(protocol: str) -> 
 def test_the_broker_is_told_how_much_it_may_send() -> None:
     """By CONNECT's Maximum Packet Size (MQTT 5 §3.1.2.11.4): it drops what is larger, not us."""
     with FakeBroker() as fake:
-        connection = Connection(Broker("127.0.0.1", fake.port), "client")
+        connection = Connection(BrokerConfig("127.0.0.1", fake.port), "client")
         connection.open(PATIENCE_SECONDS)
         fake.wait_for("CONNECT")
         connection.discard()

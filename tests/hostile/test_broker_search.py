@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.connection import WINDOW, Connection, ConnectionFailure
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Status
@@ -161,9 +161,9 @@ class Stage:
         """Listen no more."""
         self._listener.close()
 
-    def broker(self, protocol: str = "5", qos: int = 1) -> Broker:
+    def broker(self, protocol: str = "5", qos: int = 1) -> BrokerConfig:
         """The settings that lead here."""
-        return Broker("127.0.0.1", self.port, qos=qos, protocol="5" if protocol == "5" else "3.1.1", username="u")
+        return BrokerConfig("127.0.0.1", self.port, qos=qos, protocol="5" if protocol == "5" else "3.1.1", username="u")
 
 
 @pytest.fixture(scope="module")

@@ -174,7 +174,7 @@ def test_a_batch_keeps_exactly_what_was_not_dealt_with(messages: list[tuple[str,
         return
     settled = ends(data.draw, steps)
     kept = {one["itemIdentifier"] for one in sqs_answer(settled)["batchItemFailures"]}
-    failed = {one.step.message_id for one in settled if one.retriable or one.hopeless}
+    failed = {one.step.message_id for one in settled if one.failed}
     assert kept == failed <= {message.message_id for message in found}
     assert {message.message_id for message in found} == {step.message_id for step in steps}
 

@@ -16,12 +16,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from functions.admin.operations import Administration
-from functions.cameras.reader import Documents
+from functions.cameras.reader import DetectionReader
 from functions.devices.downloads import Downloads
 from functions.events.envelopes import ObjectCreated, parse
 from functions.events.routes import Routes, Upload
 from functions.integration import NoLocalPublisher
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.client import Client
 from functions.mqtt.connection import Connection
 from functions.mqtt.packets import publish_packet
@@ -193,7 +193,7 @@ def test_any_environment_is_refused_by_name_or_starts_everything(environ: dict[s
 def start(settings: Settings) -> None:
     """Put together what the processes put together, and make what they would send."""
     assert not leaks(CANARY, f"{settings!r} {settings}") or not hides(settings)
-    broker = Broker.of(settings)
+    broker = BrokerConfig.of(settings)
     routes = Routes.of(settings)
     if broker is not None:
         assert broker.host in repr(broker)
@@ -208,7 +208,7 @@ def start(settings: Settings) -> None:
     with suppress(KeyringError):
         downloads = Downloads.of(settings)
         if settings.events_prefix is not None:
-            Documents.of(settings, objects=downloads.objects, keyring=downloads.keyring)
+            DetectionReader.of(settings, objects=downloads.objects, keyring=downloads.keyring)
     with suppress(SettingsError, StoreUnavailable):
         Administration(settings, ConfigStore.of(settings), NoLocalPublisher())
     table = json.dumps({name: shown(getattr(settings, name)) for name in Settings.model_fields})

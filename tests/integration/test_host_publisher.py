@@ -24,7 +24,7 @@ from functions.events.plan import Step
 from functions.events.routes import Routes
 from functions.mqtt import suspects as suspects_module
 from functions.mqtt.audience import EARLY_SECONDS, NO_MATCHING_SUBSCRIBERS
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Status
 from functions.settings import load
@@ -60,7 +60,7 @@ class Publishing:
         self.changes: list[LinkStatus] = []
         self._limit = int(variables.pop("queue_limit", "10000"))
         self.publisher = HostPublisher(
-            Broker.of(load(variables).settings),
+            BrokerConfig.of(load(variables).settings),
             self.telemetry,
             on_change=on_change or self.changes.append,
             queue_limit=self._limit,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Status
 from infra.host.metrics import PrometheusTelemetry
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.usefixtures("mosquitto_binary")
 AVAILABILITY = "bucketbell/one/status"
 
 
-def broker_of(url: str, **changes: object) -> Broker:
+def broker_of(url: str, **changes: object) -> BrokerConfig:
     """The broker at this URL."""
     host, _, port = url.removeprefix("mqtt://").rpartition(":")
-    made = Broker(host=host, port=int(port), publish_timeout_seconds=20.0, connect_timeout_seconds=20.0)
+    made = BrokerConfig(host=host, port=int(port), publish_timeout_seconds=20.0, connect_timeout_seconds=20.0)
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]  # each test names real fields
 
 

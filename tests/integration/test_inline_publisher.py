@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status
 from functions.mqtt.publisher import CLOSE_SECONDS, WARM_UP_SECONDS, InlinePublisher
@@ -70,9 +70,9 @@ class _Seen:
 class _Bell:
     """A publisher, what it counted, and how long its last call took."""
 
-    def __init__(self, part: Mosquitto | FakeBroker | TcpProxy, **changes: Any) -> None:  # noqa: ANN401 - any field of Broker
+    def __init__(self, part: Mosquitto | FakeBroker | TcpProxy, **changes: Any) -> None:  # noqa: ANN401 - any field of BrokerConfig
         self.seen = _Seen()
-        self.publisher = InlinePublisher(replace(Broker("127.0.0.1", part.port), **changes), self.seen)
+        self.publisher = InlinePublisher(replace(BrokerConfig("127.0.0.1", part.port), **changes), self.seen)
         self.took_seconds = 0.0
         self.cpu_seconds = 0.0
 
@@ -90,7 +90,7 @@ def bells() -> Iterator[Callable[..., _Bell]]:
     """Makes publishers, and closes them."""
     made: list[_Bell] = []
 
-    def make(part: Mosquitto | FakeBroker | TcpProxy, **changes: Any) -> _Bell:  # noqa: ANN401 - any field of Broker
+    def make(part: Mosquitto | FakeBroker | TcpProxy, **changes: Any) -> _Bell:  # noqa: ANN401 - any field of BrokerConfig
         made.append(_Bell(part, **changes))
         return made[-1]
 
@@ -412,7 +412,7 @@ def test_a_full_pipe_keeps_the_deadline_without_spinning() -> None:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         seen = _Seen()
-        publisher = InlinePublisher(Broker("127.0.0.1", port, qos=0), seen)
+        publisher = InlinePublisher(BrokerConfig("127.0.0.1", port, qos=0), seen)
         begun_at, cpu_at = time.monotonic(), time.thread_time()
         batch = [_note(number, padding=1_000_000) for number in range(20)]
         outcomes = publisher.publish(batch, begun_at + 0.5)
@@ -492,9 +492,9 @@ def test_a_process_frozen_past_its_keepalive_delivers_once_and_fast(mosquitto: M
     program = """
 import sys, time
 from functions.mqtt.publisher import InlinePublisher
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from tests.integration.test_inline_publisher import _Seen, _note
-publisher = InlinePublisher(Broker("127.0.0.1", int(sys.argv[1]), keepalive_seconds=1), _Seen())
+publisher = InlinePublisher(BrokerConfig("127.0.0.1", int(sys.argv[1]), keepalive_seconds=1), _Seen())
 for number in range(2):
     sys.stdin.readline()
     begun_at = time.monotonic()
@@ -531,9 +531,9 @@ def test_a_forked_child_gets_a_connection_and_an_id_of_its_own(mosquitto: Mosqui
     program = """
 import os, sys, time
 from functions.mqtt.publisher import InlinePublisher
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from tests.integration.test_inline_publisher import _Seen, _note
-publisher = InlinePublisher(Broker("127.0.0.1", int(sys.argv[1])), _Seen())
+publisher = InlinePublisher(BrokerConfig("127.0.0.1", int(sys.argv[1])), _Seen())
 def ring(number):
     assert publisher.publish([_note(number)], time.monotonic() + 30)[0].success
 ring(0)
@@ -667,8 +667,8 @@ def test_warm_up_does_not_wait_for_connack(bells: Bells) -> None:
 
 def test_warm_up_without_a_broker_costs_at_most_a_second_and_raises_nothing() -> None:
     """A port that refuses, and a host that answers no SYN; the next call tries again and says what is wrong."""
-    nowhere = Broker("127.0.0.1", free_port())
-    for broker in (nowhere, Broker("no-such-host.invalid", 1883)):
+    nowhere = BrokerConfig("127.0.0.1", free_port())
+    for broker in (nowhere, BrokerConfig("no-such-host.invalid", 1883)):
         publisher = InlinePublisher(broker, _Seen())
         publisher.warm_up()
         assert publisher.publish([_note()], time.monotonic() + 1)[0].status is Status.UNCONFIRMED

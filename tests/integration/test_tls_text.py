@@ -16,7 +16,7 @@ import paho
 import pytest
 from pydantic import SecretStr
 
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.tls import TlsFileError, client_context
 from functions.notifier import Notifier, PublishFailed
 from functions.settings import load
@@ -124,7 +124,7 @@ def test_a_certificate_of_another_authority_is_refused_by_words_that_name_the_te
 
 def test_a_key_leaves_nothing_on_the_disk(certificates: Certificates) -> None:
     """No file is opened for writing and no descriptor stays open, also when the text is no use."""
-    broker = Broker.of(load(environ("mqtts://b", certificates)).settings)
+    broker = BrokerConfig.of(load(environ("mqtts://b", certificates)).settings)
     assert broker is not None
     written: list[object] = []
     watching = True

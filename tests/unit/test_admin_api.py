@@ -25,7 +25,7 @@ from functions.admin.openapi import BASE, OPERATIONS, document
 from functions.admin.operations import Administration, CannotPublish, TopicVerdict
 from functions.admin.probe import Verdict
 from functions.integration import NoLocalPublisher
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.settings import load
 from functions.settings.reach import Targets
 from functions.stored.errors import NoEncryptionKey, StoreUnavailable, VersionConflict
@@ -543,9 +543,9 @@ def test_the_status_is_this_process_and_what_others_recorded() -> None:
 
 def test_elsewhere_the_status_is_what_was_recorded_and_a_live_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Labelled, with the settings in force, and not tried again within a few seconds."""
-    tried: list[Broker] = []
+    tried: list[BrokerConfig] = []
 
-    def fake(target: Broker, *_: object, timeout_seconds: float) -> Verdict:
+    def fake(target: BrokerConfig, *_: object, timeout_seconds: float) -> Verdict:
         assert timeout_seconds < 5
         tried.append(target)
         return Verdict("unreachable", "Nobody.", 0.1)
@@ -589,9 +589,9 @@ def test_the_stored_password_goes_only_where_it_belongs(
     monkeypatch: pytest.MonkeyPatch, source: str, changes: dict[str, Any], sent: str | None, which: str
 ) -> None:
     """Same host, port, TLS and user name: anything else could be used to fetch it."""
-    seen: list[Broker] = []
+    seen: list[BrokerConfig] = []
 
-    def fake(target: Broker, _targets: Targets) -> Verdict:
+    def fake(target: BrokerConfig, _targets: Targets) -> Verdict:
         seen.append(target)
         return Verdict("not_authorized", "No.", 0.1, 0x87)
 
@@ -615,9 +615,9 @@ def test_the_stored_password_goes_only_where_it_belongs(
 
 def test_a_test_asks_for_what_the_host_asks_for_and_says_what_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last will where discovery is on, retained messages, QoS; and what the broker in force last said to topics."""
-    seen: list[Broker] = []
+    seen: list[BrokerConfig] = []
 
-    def fake(target: Broker, _targets: Targets) -> Verdict:
+    def fake(target: BrokerConfig, _targets: Targets) -> Verdict:
         seen.append(target)
         refused = "refused: Not authorized" if target.availability_topic else ""
         return Verdict("ok", "Accepted.", 0.1, will_refused=refused, retain_available=False, maximum_qos=1)
@@ -667,7 +667,7 @@ def test_a_live_probe_keeps_to_what_may_be_tested(monkeypatch: pytest.MonkeyPatc
     """The stored broker's, by the operator's list; the environment's broker is the operator's own."""
     seen: list[Targets | None] = []
 
-    def fake(_target: Broker, targets: Targets | None, **_: object) -> Verdict:
+    def fake(_target: BrokerConfig, targets: Targets | None, **_: object) -> Verdict:
         seen.append(targets)
         return Verdict("forbidden", "No.", 0.1)
 

@@ -10,15 +10,15 @@ from typing import Any, cast
 
 import pytest
 
-from functions.events.plan import Settled, Step, plan
+from functions.events.plan import Fate, Settled, Step, plan
 from functions.events.routes import Routes, Upload
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status
 from infra.host import bell as bell_module
-from infra.host.bell import MEMORY_LIMIT, Bell, Memory
+from infra.host.bell import SEEN_LIMIT, Bell, SeenEvents
 from infra.host.causes import RETRY_SECONDS, TRY_SECONDS
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.mqtt.aside import Flight
+from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.link import LinkStatus
 from infra.host.mqtt.publisher import HostPublisher, QueueFull
 from tests.hosts import on_uvloop, record
@@ -37,18 +37,18 @@ class Publisher:
     status = LinkStatus("mqtt://broker", connected=False, since=0.0, reason="nobody there", reason_code=0x88)
 
     def __init__(self) -> None:
-        self.flights: list[Flight] = []
+        self.flights: list[PendingPublish] = []
         self.room = 1_000_000
         self.away = False
 
     def withdraw_late(self) -> None:
         """As `HostPublisher.withdraw_late`: nothing here is unsent."""
 
-    def submit(self, message: Message) -> Flight:
+    def submit(self, message: Message) -> PendingPublish:
         """As `HostPublisher.submit`."""
         if len(self.flights) >= self.room:
             raise QueueFull
-        flight = Flight(message, 0.0, 0.0)
+        flight = PendingPublish(message, 0.0, 0.0)
         self.flights.append(flight)
         return flight
 
@@ -170,7 +170,7 @@ async def test_a_refusal_is_told_once_but_to_a_queue_always() -> None:
     await asyncio.sleep(0.01)
     case.answer(REFUSED)
     (settled,) = await polled
-    assert (settled.label, settled.hopeless) == ("refused", True)
+    assert (settled.label, settled.fate) == ("refused", Fate.PERMANENT)
 
 
 @on_uvloop
@@ -183,7 +183,7 @@ async def test_what_the_broker_forbids_is_tried_again_at_the_sure_door_until_the
     ringing = asyncio.create_task(case.bell.ring(case.steps(upload, upload), "sure"))
     await asyncio.sleep(0)
     case.answer(FORBIDDEN)
-    assert [(one.label, one.retriable, one.hopeless) for one in await ringing] == [("refused", True, False)] * 2
+    assert [(one.label, one.fate) for one in await ringing] == [("refused", Fate.RETRIABLE)] * 2
     assert await case.ring(upload, answer=DELIVERED) == ["delivered"]
     assert await case.ring(upload) == ["repeated"]
 
@@ -219,10 +219,10 @@ async def test_whatever_asks_for_a_retry_does_so_for_an_hour(outcome: Outcome) -
     """Then it is answered 200 and counted as given up, and so is the next one of that cause, at its first try."""
     case, upload, later, other = Case(), record("assets/a"), record("assets/b"), record()
     said = await _for_an_hour(case, upload, outcome)
-    assert [(one.label, one.retriable, one.hopeless) for one in said] == [
-        (outcome.status, True, False),
-        (outcome.status, True, False),
-        ("gave_up", False, True),
+    assert [(one.label, one.fate) for one in said] == [
+        (outcome.status, Fate.RETRIABLE),
+        (outcome.status, Fate.RETRIABLE),
+        ("gave_up", Fate.PERMANENT),
     ]
     assert said[-1].reason == outcome.reason
     assert await case.ring(later, answer=outcome) == ["gave_up"]
@@ -475,12 +475,12 @@ async def test_nothing_is_kept_of_a_flight_that_has_landed() -> None:
     for outcome in (DELIVERED, UNCONFIRMED, REFUSED):
         await case.ring(record(), answer=outcome)
     await asyncio.sleep(0)
-    assert not case.bell._flights  # noqa: SLF001 - a leak shows nowhere else
+    assert not case.bell._under_way  # noqa: SLF001 - a leak shows nowhere else
 
 
 def test_the_memory_forgets_the_oldest_beyond_its_limit() -> None:
     """Eviction follows the order in which events were settled."""
-    memory = Memory(limit=3)
+    memory = SeenEvents(limit=3)
     for name in (b"a", b"b", b"c", b"a", b"d"):
         memory.add(name)
     assert [name in memory for name in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
@@ -491,7 +491,7 @@ def test_the_memory_forgets_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> 
     """After its time an identity is new again."""
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    memory = Memory(seconds=60.0)
+    memory = SeenEvents(seconds=60.0)
     memory.add(b"a")
     now[0] += 59.9
     assert b"a" in memory
@@ -503,15 +503,15 @@ def test_the_memory_forgets_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_full_memory_takes_at_most_20_megabytes() -> None:
     """50,000 settled identities, measured."""
-    memory = Memory()
+    memory = SeenEvents()
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        for number in range(MEMORY_LIMIT + 1000):
+        for number in range(SEEN_LIMIT + 1000):
             memory.add(number.to_bytes(16, "big"))
         taken_bytes = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert len(memory) == MEMORY_LIMIT == 50_000
+    assert len(memory) == SEEN_LIMIT == 50_000
     print(f"{taken_bytes / 1e6:.1f} MB")  # noqa: T201 - the figure, with `pytest -s`
     assert taken_bytes <= 20_000_000

@@ -177,7 +177,7 @@ def test_a_message_without_a_usable_body_is_kept_for_a_person(body: object) -> N
 
 
 def test_a_direct_invocation_is_summed_up() -> None:
-    """Published, skipped and hopeless are counted; the hopeless are named with their reasons."""
+    """Published, skipped and failed are counted; the failed are named with their reasons."""
     records = [*GOOD["Records"], *REMOVED["Records"], *ASSET["Records"], {"eventName": "ObjectCreated:Put"}]
     answer = direct_answer(_settled({"Records": records}, DELIVERED, REFUSED))
     assert (answer["published"], answer["skipped"], answer["failed"]) == (1, 1, 2)

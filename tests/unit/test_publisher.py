@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from functions.mqtt.broker import Broker, new_client_id
+from functions.mqtt.broker import BrokerConfig, new_client_id
 from functions.mqtt.message import Message, newest_of_each
 from functions.mqtt.outcome import Outcome, Status, acknowledged
 from functions.mqtt.publisher import InlinePublisher
 from functions.telemetry import EmfTelemetry
 
-NOWHERE = Broker("broker.invalid", 1883)
+NOWHERE = BrokerConfig("broker.invalid", 1883)
 
 
 def _message(name: str, *, at: str = "", number: int = 0) -> Message:

@@ -20,7 +20,7 @@ from functions.telemetry import logger
 if TYPE_CHECKING:
     from functions.mqtt.connection import ConnectionFailure
     from functions.mqtt.message import Message
-    from infra.host.mqtt.aside import Flight
+    from infra.host.mqtt.aside import PendingPublish
 
 ALONE_SECONDS = 1.0  # others wait no longer for a greeting, nor a greeting for a gap between them
 IN_DOUBT_SECONDS = 1.0  # a connection that ends so soon after a greeting of QoS 0 may have ended over it
@@ -42,7 +42,7 @@ class Greetings:
 
     def __init__(self) -> None:
         """Begin with a broker of which nothing is known."""
-        self.flight: Flight | None = None
+        self.pending: PendingPublish | None = None
         """The greeting that is on its way."""
         self._due: deque[Iterator[Message]] = deque()
         self._next: Message | None = None
@@ -91,23 +91,23 @@ class Greetings:
 
     def alone(self, now: float) -> bool:
         """Whether a greeting is on its way, and others shall wait for its end."""
-        return self.flight is not None and now - self.flight.begun_at < ALONE_SECONDS
+        return self.pending is not None and now - self.pending.begun_at < ALONE_SECONDS
 
-    def sent(self, flight: Flight) -> None:
+    def sent(self, pending: PendingPublish) -> None:
         """The next one is on its way."""
         self._next = None
-        self._waits_since = flight.begun_at
-        self._in_doubt = flight.message.metric_topic, flight.begun_at
-        self.flight = flight
+        self._waits_since = pending.begun_at
+        self._in_doubt = pending.message.metric_topic, pending.begun_at
+        self.pending = pending
 
     # What the broker says to it.
 
-    def hear(self, flight: Flight, outcome: Outcome) -> None:
+    def hear(self, pending: PendingPublish, outcome: Outcome) -> None:
         """Note what became of any message, greeting or not."""
-        label = flight.message.metric_topic
-        was_greeting = flight is self.flight
+        label = pending.message.metric_topic
+        was_greeting = pending is self.pending
         if was_greeting:
-            self.flight = None
+            self.pending = None
         if outcome.status is Status.UNCONFIRMED:
             return
         self._verdicts[label] = outcome, datetime.now(UTC)
@@ -116,16 +116,16 @@ class Greetings:
         if outcome.status is Status.REFUSED:
             self._in_doubt = None if was_greeting else self._in_doubt
             if outcome.reason_code != PACKET_TOO_LARGE:  # which the others need not be
-                self.leave_out(label, outcome, flight.begun_at)
+                self.leave_out(label, outcome, pending.begun_at)
         elif outcome.status is not Status.SENT:  # which says nothing: see `tick`
             self._in_doubt = None if was_greeting else self._in_doubt
             self.take_in(label)
 
-    def lost(self, failure: ConnectionFailure, now: float) -> Flight | None:
+    def lost(self, failure: ConnectionFailure, now: float) -> PendingPublish | None:
         """The connection is over, and not by our will: perhaps because of a greeting. Returns what was on its way."""
-        flight, doubt = self.flight, self._in_doubt
+        pending, doubt = self.pending, self._in_doubt
         self._quit()
-        if doubt is not None and (flight is not None or now - doubt[1] < IN_DOUBT_SECONDS):
+        if doubt is not None and (pending is not None or now - doubt[1] < IN_DOUBT_SECONDS):
             label = doubt[0]
             self._strikes[label] += 1
             why = Outcome(Status.REFUSED, f"the connection ends over it: {failure.reason}", failure.reason_code)
@@ -133,11 +133,11 @@ class Greetings:
                 self._left_out[label] = _LeftOut(now + CONTRAST_SECONDS, why.reason)
             else:
                 self.leave_out(label, why, now)
-        return flight
+        return pending
 
     def tick(self, now: float) -> set[str]:
         """Call now and then while the broker is connected. Returns what is to be tried again now."""
-        if self._in_doubt is not None and self.flight is None and now - self._in_doubt[1] > IN_DOUBT_SECONDS:
+        if self._in_doubt is not None and self.pending is None and now - self._in_doubt[1] > IN_DOUBT_SECONDS:
             self.take_in(self._in_doubt[0])  # QoS 0, and the connection lives
             self._in_doubt = None
         due = {label for label, left_out in self._left_out.items() if left_out.until <= now}
@@ -196,5 +196,5 @@ class Greetings:
         self._left_out = {label: left_out for label, left_out in self._left_out.items() if label == WILL}
 
     def _quit(self) -> None:
-        self.flight = self._next = self._in_doubt = None
+        self.pending = self._next = self._in_doubt = None
         self._due.clear()

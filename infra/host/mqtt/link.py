@@ -12,7 +12,7 @@ from typing import Protocol
 
 from functions.admin.probe import NO_RETAINED
 from functions.backoff import backoff_seconds
-from functions.mqtt.broker import Broker, new_client_id
+from functions.mqtt.broker import BrokerConfig, new_client_id
 from functions.mqtt.connection import RETAIN_NOT_SUPPORTED, Ack, Connection, ConnectionFailure
 from functions.mqtt.message import Message
 from functions.telemetry import Telemetry, logger
@@ -79,7 +79,7 @@ class Link:
     """At most one connection at a time, under one client id. Belongs to one event loop, as does every call."""
 
     def __init__(
-        self, broker: Broker | None, telemetry: Telemetry, user: LinkUser, on_change: Callable[[LinkStatus], None]
+        self, broker: BrokerConfig | None, telemetry: Telemetry, user: LinkUser, on_change: Callable[[LinkStatus], None]
     ) -> None:
         """`on_change` hears of every connect, disconnect and failed attempt. Nothing is connected before `start`."""
         self._broker = broker
@@ -109,7 +109,7 @@ class Link:
         return self._opened.take_acks() if self._opened is not None else []
 
     @property
-    def broker(self) -> Broker | None:
+    def broker(self) -> BrokerConfig | None:
         """Where it connects to."""
         return self._broker
 
@@ -127,7 +127,7 @@ class Link:
         if task is not None:
             await asyncio.gather(task, return_exceptions=True)
 
-    def use(self, broker: Broker | None, *, otherwise: str = CHANGED) -> None:
+    def use(self, broker: BrokerConfig | None, *, otherwise: str = CHANGED) -> None:
         """Leave the broker, and go to this one as a new client; None: to nobody, and `otherwise` says why."""
         self._leave()
         self._broker = broker
@@ -190,7 +190,7 @@ class Link:
         self._opened = None
         return True
 
-    async def _stay_connected(self, broker: Broker) -> None:
+    async def _stay_connected(self, broker: BrokerConfig) -> None:
         failures = 0
         while True:
             begun_at = time.monotonic()
@@ -218,7 +218,7 @@ class Link:
             failures = 1 if lasted else failures + 1
             await self._back_off(failures, begun_at, refused=failure.refused)
 
-    def _suspect_will(self, broker: Broker, failure: ConnectionFailure) -> None:
+    def _suspect_will(self, broker: BrokerConfig, failure: ConnectionFailure) -> None:
         """Where it may be our last will that the broker does not want: try without it, and with it after that."""
         if broker.availability_topic is not None and (failure.refused or failure.cause == "closed"):
             self._without_will = failure if self._without_will is None else None
@@ -237,7 +237,7 @@ class Link:
                 await self._demand.wait()
         await asyncio.sleep(max(0.0, min(DEMAND_SECONDS, delay_seconds) - (time.monotonic() - begun_at)))
 
-    async def _connect(self, broker: Broker) -> Connection:
+    async def _connect(self, broker: BrokerConfig) -> Connection:
         """Return with the broker's CONNACK. Raises `ConnectionFailure`."""
         deadline = time.monotonic() + broker.connect_timeout_seconds
         connection = self._opened = await self._open(broker, deadline)
@@ -261,7 +261,7 @@ class Link:
         self._user.link_made()
         return connection
 
-    async def _open(self, broker: Broker, deadline: float) -> Connection:
+    async def _open(self, broker: BrokerConfig, deadline: float) -> Connection:
         """Return a connection whose CONNECT is on the wire. Raises `ConnectionFailure`."""
         if self._opening is not None:  # one thread at the most: the last one may still be in the resolver
             await asyncio.wait([self._opening], timeout=deadline - time.monotonic())

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Collection
 
-    from functions.mqtt.broker import Broker
+    from functions.mqtt.broker import BrokerConfig
     from functions.stored.model import MqttConfig
 
 LISTEN_SECONDS = 3.0  # to connect, and to hear all
@@ -39,7 +39,7 @@ class Heard:
     topics: list[str] = field(default_factory=list)
 
 
-def listen(broker: Broker, config: MqttConfig, *, stopped: threading.Event) -> Heard:
+def listen(broker: BrokerConfig, config: MqttConfig, *, stopped: threading.Event) -> Heard:
     """Ask the broker what it keeps under these settings. Raises `ConnectionFailure` where it does not say.
 
     For a thread of its own, and on a connection of its own: a broker may answer a subscription that it forbids by
@@ -72,7 +72,7 @@ def listen(broker: Broker, config: MqttConfig, *, stopped: threading.Event) -> H
 class _Listening(Connection):
     """A connection that is sent what the broker keeps."""
 
-    def __init__(self, broker: Broker, config: MqttConfig) -> None:
+    def __init__(self, broker: BrokerConfig, config: MqttConfig) -> None:
         super().__init__(replace(broker, availability_topic=None), new_client_id(broker.client_id_prefix))
         self._client.max_packet_bytes = MAX_MESSAGE_BYTES
         self._config = config
