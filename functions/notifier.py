@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from functions.lifecycle import Renewal
     from functions.mqtt.message import Message
     from functions.settings import Settings
-    from functions.stored.in_force import Follower
+    from functions.stored.effective import StoredSettingsReader
 
 ANSWER_MARGIN_SECONDS = 0.5  # kept of the invocation's time, to answer and to log
 
@@ -46,8 +46,8 @@ class Notifier:
         self._settings = settings
         self._reader: DetectionReader | None = None
         self._routes = Routes.of(settings)
-        self._follower = None if settings.database_url is None else _follower(settings)
-        self._publish_to(BrokerConfig.of(settings) if self._follower is None else None)
+        self._stored = None if settings.database_url is None else _stored_settings(settings)
+        self._publish_to(BrokerConfig.of(settings) if self._stored is None else None)
 
     def _publish_to(self, broker: BrokerConfig | None) -> None:
         self._broker = broker
@@ -56,17 +56,17 @@ class Notifier:
     @property
     def _problem(self) -> str:
         """Why nobody knows the broker: what there is to publish waits at its source. "" where all is well."""
-        return "" if self._follower is None else self._follower.problem
+        return "" if self._stored is None else self._stored.problem
 
-    def _follow(self) -> None:
+    def _look_up(self) -> None:
         """Go where the stored settings say by now."""
-        if self._follower is not None and self._follower.look():
+        if self._stored is not None and self._stored.look():
             self.publisher.close()
-            self._publish_to(self._follower.broker)
+            self._publish_to(self._stored.broker)
 
     def warm_up(self) -> None:
         """Begin to connect without waiting for the broker's answer."""
-        self._follow()
+        self._look_up()
         self.publisher.warm_up()
 
     def handle(self, event: object, remaining_seconds: float) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Notifier:
         Raises `PublishFailed` for a direct invocation that another try may cure.
         """
         end = time.monotonic() + max(0.0, remaining_seconds - ANSWER_MARGIN_SECONDS)
-        self._follow()
+        self._look_up()
         steps = plan(event, self._routes)
         is_batch = any(step.message_id is not None for step in steps)
         if self._broker is None and not self._problem:
@@ -84,8 +84,8 @@ class Notifier:
         has_detections = any(isinstance(step.action, Detection) for step in steps)
         outcomes = self._detect(steps, end) if has_detections else self._publish(to_publish(steps), end)
         settled = settle(steps, outcomes)
-        if self._follower is not None:
-            self._follower.record(outcomes, connected=self.publisher.enabled, attempts=self.publisher.attempts)
+        if self._stored is not None:
+            self._stored.record(outcomes, connected=self.publisher.enabled, attempts=self.publisher.attempts)
         for one in settled:
             self.telemetry.event("sqs" if is_batch else "direct", one.label)
         self.telemetry.flush()
@@ -100,8 +100,8 @@ class Notifier:
 
         if self._reader is None:
             self._reader = DetectionReader.of(self._settings)
-        if self._follower is not None:
-            self._reader.topics = self._follower.topics  # for what it warns of: all are addressed when they are sent
+        if self._stored is not None:
+            self._reader.topics = self._stored.topics  # for what it warns of: all are addressed when they are sent
         now = time.monotonic()
         patience_seconds = self._broker.publish_timeout_seconds if self._broker else 0.0
         until = max(end - patience_seconds, now + (end - now) / 2)
@@ -114,13 +114,13 @@ class Notifier:
             if isinstance(one, Upload):
                 messages.append(one.message)
             elif not isinstance(one, Unread):
-                announced = self._follower.before_event(one.camera_id, one.camera_name) if self._follower else ()
+                announced = self._stored.before_event(one.camera_id, one.camera_name) if self._stored else ()
                 before += [(one.camera_id, message) for message in announced]
                 messages += [*announced, one.message]
         outcomes = dict(zip(messages, self._publish(messages, end), strict=True))
         for camera_id, message in before:
-            if self._follower is not None and not outcomes[message].success:
-                self._follower.forget(camera_id)
+            if self._stored is not None and not outcomes[message].success:
+                self._stored.forget(camera_id)
         return [one if isinstance(one, Unread) else outcomes[one.message] for one in found]
 
     def _publish(self, messages: Sequence[Message], end: float) -> list[Outcome]:
@@ -142,8 +142,8 @@ class Notifier:
         return self.publisher.publish(addressed, min(end, time.monotonic() + patience_seconds))
 
     def _addressed(self, message: Message) -> Message:
-        if self._follower is not None:
-            return self._follower.addressed(message)
+        if self._stored is not None:
+            return self._stored.addressed(message)
         if isinstance(message, CameraMessage) and isinstance(message.about, Sighting):
             from functions.cameras.detections import CameraTopics, addressed  # noqa: PLC0415 - imported with its documents
 
@@ -160,7 +160,7 @@ class Notifier:
         logger.info("settings have changed")
         self.publisher.close()
         self._use(self._renewal.settings)
-        self._follow()
+        self._look_up()
         return True
 
     def close(self) -> None:
@@ -171,16 +171,16 @@ class Notifier:
             logger.exception("shutdown")
 
 
-def _follower(settings: Settings) -> Follower:
+def _stored_settings(settings: Settings) -> StoredSettingsReader:
     # It brings the database's packages, which nobody else need have.
+    from functions.stored.effective import StoredSettingsReader  # noqa: PLC0415 - see above
     from functions.stored.errors import StoreUnavailable  # noqa: PLC0415 - see above
-    from functions.stored.in_force import Follower  # noqa: PLC0415 - see above
     from functions.stored.store import ConfigStore  # noqa: PLC0415 - see above
 
     problem = "must be set"
     try:
         if (store := ConfigStore.of(settings)) is not None:
-            return Follower(settings, store)
+            return StoredSettingsReader(settings, store)
     except StoreUnavailable as error:
         problem = str(error)
     raise SettingsError((("DATABASE_URL", problem),))

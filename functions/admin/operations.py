@@ -24,8 +24,8 @@ from functions.admin.schemas import (
 )
 from functions.mqtt.broker import BrokerConfig
 from functions.settings.reach import Targets
+from functions.stored.effective import broker_of
 from functions.stored.errors import NoEncryptionKey, StoreUnavailable
-from functions.stored.in_force import broker_of
 from functions.stored.model import MqttConfig, MqttConfigChange
 from functions.telemetry import logger
 from functions.web.messages import Problem
@@ -215,8 +215,8 @@ class Administration:
             updated_at=None,
         )
 
-    def _in_force(self) -> tuple[BrokerConfig | None, bool]:
-        """The broker in force (None: none, or switched off), and whether its password can be read."""
+    def _effective(self) -> tuple[BrokerConfig | None, bool]:
+        """The effective broker (None: none, or switched off), and whether its password can be read."""
         stored = self._load().value
         if stored is None:
             return BrokerConfig.of(self._settings), True
@@ -247,7 +247,7 @@ class Administration:
     def _live(self) -> ProbeAnswer | None:
         """Try the settings in force, or tell what came of it a moment ago."""
         try:
-            broker, readable = self._in_force()
+            broker, readable = self._effective()
         except StoreUnavailable:
             return None
         if broker is None or not readable:

@@ -19,7 +19,7 @@ from functions.cameras.discovery import (
 from functions.cameras.message import Camera, CameraMessage, Sighting
 from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.message import Message
-from functions.stored.in_force import announcement, camera_topics
+from functions.stored.effective import announcement, camera_topics
 from infra.host.mqtt.greetings import WILL
 from infra.host.mqtt.publisher import HostPublisher, QueueFull
 from infra.host.mqtt.retained import Retained, nothing_of

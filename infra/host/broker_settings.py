@@ -17,8 +17,8 @@ from functions.cameras.detections import CameraTopics
 from functions.cameras.discovery import availability_topic
 from functions.events.names import is_event_id
 from functions.mqtt.connection import ConnectionFailure
+from functions.stored.effective import GOES_ON, effective_broker, still_known
 from functions.stored.errors import CredentialsUnreadable, StoreUnavailable
-from functions.stored.in_force import GOES_ON, broker_in_force, still_known
 from functions.stored.store import ProcessStatus
 from functions.telemetry import logger
 from infra.host.announcer import ONLINE, Announcer
@@ -152,7 +152,7 @@ class Integration:
         if announcer.retained.moved(None if stored is None else stored.config):
             self._is_learned = False
         try:
-            broker = broker_in_force(self._settings, stored)
+            broker = effective_broker(self._settings, stored)
         except CredentialsUnreadable as error:
             self._publisher.hold(str(error))
             announcer.broker = None

@@ -1,4 +1,4 @@
-"""Tells which broker is in force, and where cameras' events go: as stored, or else as the environment says."""
+"""Tells which broker is the effective one, and where cameras' events go: as stored, or else as the environment says."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def broker_of(settings: Settings, config: MqttConfig, password: SecretStr | None
     return replace(broker, targets=Targets.parse(settings.mqtt_test_allowed_hosts))
 
 
-def broker_in_force(settings: Settings, stored: Stored | None) -> BrokerConfig | None:
+def effective_broker(settings: Settings, stored: Stored | None) -> BrokerConfig | None:
     """The broker to publish to, None where nothing is to be published. Raises CredentialsUnreadable."""
     if stored is None:
         return BrokerConfig.of(settings)
@@ -91,8 +91,8 @@ def announcement(config: MqttConfig, camera: Camera, availability_topics: Sequen
     )
 
 
-class Follower:
-    """What is in force for a function's process, which has no thread to look it up: it looks when it is called.
+class StoredSettingsReader:
+    """The effective broker of a function's process, which has no thread to look it up: it looks when it is called.
 
     Not for use from two threads at once.
     """
@@ -117,7 +117,7 @@ class Follower:
         self._recorded_at = 0.0
 
     def look(self) -> bool:
-        """Look up what is in force, if the last look is long enough ago; whether the broker is another one now."""
+        """Look up what is effective, if the last look is long enough ago; whether the broker is another one now."""
         # The wall clock: the monotonic one may stand still while Lambda has the process frozen.
         if 0 <= time.time() - self._looked_at < (RETRY_SECONDS if self.problem else LOOK_SECONDS):
             return False
@@ -127,7 +127,7 @@ class Follower:
             stored = self._store.load()
             self._stored = still_known(stored, self._stored)
             self.topics = camera_topics(self._settings, self._stored)
-            self.broker, self.problem = broker_in_force(self._settings, self._stored), ""
+            self.broker, self.problem = effective_broker(self._settings, self._stored), ""
             if self._stored != stored:
                 logger.warning(GOES_ON, extra={"reason": str(CredentialsUnreadable())})
         except CredentialsUnreadable as error:
