@@ -151,7 +151,7 @@ class Greetings:
     @property
     def due_at(self) -> float:
         """When `tick` has something to do, as far as is known now."""
-        if self.flight or self._next or self._due or self._in_doubt:
+        if self.pending or self._next or self._due or self._in_doubt:
             return 0.0
         return min((left_out.until for left_out in self._left_out.values()), default=math.inf)
 
