@@ -103,6 +103,10 @@ class Cameras:
             self._heard_at.pop(camera_id, None)
             return self._names.pop(camera_id, None) is not None
 
+    def __contains__(self, camera_id: str) -> bool:
+        with self._lock:
+            return camera_id in self._names
+
     def all(self) -> tuple[Camera, ...]:
         """Every camera that is known, for each connect."""
         with self._lock:

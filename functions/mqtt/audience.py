@@ -34,7 +34,9 @@ class Audience:
 
         A retained message waits at the broker for whoever subscribes.
         """
-        if reason_code == 0:
+        # Right after they connect, hosts themselves listen to cameras' topics for a moment: those that have a label.
+        is_of_cameras = bool(message.label) or message.retain
+        if reason_code == 0 and not (is_of_cameras and self.early(now)):
             if len(self._topics) >= MAX_TOPICS:
                 self._topics.clear()
             self._topics.add(message.topic)

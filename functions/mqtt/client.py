@@ -8,6 +8,7 @@ and tests on a real broker cover each.
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import ssl
 import struct
@@ -246,6 +247,12 @@ class Client(paho.Client):
     def ping_unanswered(self) -> bool:
         """Whether PINGRESP is due."""
         return self._ping_t > 0
+
+    @property
+    def due_at(self) -> float:
+        """When `loop_misc` has something to do, unless there is traffic before; `time.monotonic`."""
+        since = min(self._last_bytes_received, self._last_msg_out, self._ping_t or math.inf)
+        return since + (self.keepalive or math.inf)
 
     def discard(self) -> None:
         """Close without DISCONNECT; what the kernel still holds is dropped, not sent."""

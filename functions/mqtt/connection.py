@@ -213,6 +213,11 @@ class Connection:
         """Keep the link alive, and notice a dead one. Call about once a second where there is time to."""
         self._guard(self._client.loop_misc)
 
+    @property
+    def due_at(self) -> float:
+        """When `tick` has something to do, unless there is traffic before; `time.monotonic`."""
+        return self._client.due_at
+
     def ping(self) -> None:
         """Send PINGREQ: `ping_unanswered` until its answer is read."""
         self._guard(self._client.ping)

@@ -124,7 +124,7 @@ class Announcer:
 
     def _announcement(self, stored: Stored, camera: Camera) -> Message:
         config = stored.config
-        if camera.camera_id in self.removed:
+        if self._is_gone(camera.camera_id):
             return removed(camera.camera_id, config.discovery_prefix, qos=config.qos)
         replicas = () if self._leaves_out_availability else self.replicas.there
         return announcement(config, camera, [availability_topic(config.topic_prefix, replica) for replica in replicas])
@@ -159,7 +159,8 @@ class Announcer:
     def tidy_up(self) -> None:
         """Take away what the broker keeps and the settings do not want."""
         if self.stored is not None and self._publisher.status.connected:
-            self._take_away(self.retained.unwanted(self.stored.config, self.removed))
+            gone = [camera_id for camera_id in self.removed if self._is_gone(camera_id)]
+            self._take_away(self.retained.unwanted(self.stored.config, gone))
 
     def take_away_gone(self) -> None:
         """Take away what is kept of hosts that have gone."""
@@ -175,10 +176,14 @@ class Announcer:
         if self.stored is not None and self._publisher.status.connected:
             self._take_away(nothing_of(camera_id, self.stored.config))
 
+    def _is_gone(self, camera_id: str) -> bool:
+        """Whether it was removed, and neither an event nor the bucket has brought it back."""
+        return camera_id in self.removed and camera_id not in self.cameras
+
     def knows(self, camera_id: str) -> bool:
         """Whether there is such a camera, or something is kept of one."""
         topic = "" if self.stored is None else discovery_topic(self.stored.config.discovery_prefix, camera_id)
-        return topic in self.retained or any(one.camera_id == camera_id for one in self.cameras.all())
+        return topic in self.retained or camera_id in self.cameras
 
     def _take_away(self, messages: Sequence[Message]) -> None:
         """Not as birth messages: a camera's next event may follow at once, and what that brings must come after."""

@@ -9,8 +9,7 @@ once. In an outage nothing is learnt about any event, and no clock goes on.
 
 from __future__ import annotations
 
-import asyncio
-import time
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 from functions.events.routes import Detection, Unread, Upload
 from functions.mqtt.outcome import FORBIDDING_REFUSALS, Outcome, Status
 from functions.telemetry import logger
+from infra.host.rounds import Rounds
 
 if TYPE_CHECKING:
     from functions.events.plan import Step
@@ -75,6 +75,11 @@ class Causes(Generic[T]):
         """How many events are given up and not announced yet."""
         return len(self._due) + sum(event.given_up is not None for event in self._events.values())
 
+    @property
+    def idle(self) -> bool:
+        """Whether time changes nothing until an event fails again."""
+        return not len(self) and all(clock.has_run_out or self._lapsed(clock) for clock in self._clocks.values())
+
     def pass_time(self, seconds: float) -> None:
         """Let so much time pass in which both broker and store could be asked."""
         self._now += seconds
@@ -82,7 +87,7 @@ class Causes(Generic[T]):
     def failed(self, identity: bytes, cause: Cause) -> bool:
         """Note that an event of a queue failed for this cause; return whether to give it up."""
         clock = self._clocks.get(cause)
-        if clock is None or (not clock.has_run_out and self._now - clock.met > self._lapse_seconds):
+        if clock is None or (not clock.has_run_out and self._lapsed(clock)):
             clock = self._clocks[cause] = _Clock(self._now, self._now)
             _bound(self._clocks, MAX_CAUSES)
         clock.met = self._now
@@ -141,6 +146,9 @@ class Causes(Generic[T]):
                 self._events.move_to_end(identity)
         return tried
 
+    def _lapsed(self, clock: _Clock) -> bool:
+        return self._now - clock.met > self._lapse_seconds
+
     def _keep(self, identity: bytes, event: _Event[T]) -> None:
         self._events[identity] = event
         _bound(self._events, MAX_EVENTS - len(self._due))
@@ -168,17 +176,16 @@ class Holdups:
         self._causes: Causes[Step] = Causes(retry_seconds)
         self._is_outage = is_outage
         self._try_again = try_again
-        self._ticking: asyncio.Task[None] | None = None
+        # At most twice a tick: while the process was stopped, nothing was tried.
+        self._rounds = Rounds("holdups", TICK_SECONDS, lambda seconds: self.tick(min(seconds, 2 * TICK_SECONDS)))
 
     async def start(self) -> None:
         """Begin to count time. Returns at once."""
-        self._ticking = asyncio.create_task(self._tick_on(), name="holdups")
+        self._rounds.start()
 
     async def stop(self) -> None:
         """End that. Idempotent."""
-        if self._ticking is not None:
-            self._ticking.cancel()
-            await asyncio.gather(self._ticking, return_exceptions=True)
+        await self._rounds.stop()
 
     def gives_up(self, step: Step, action: Upload | Detection, outcome: Outcome | Unread) -> bool:
         """Whether what failed has held up a queue for long enough; then it is listed, to be announced later."""
@@ -202,27 +209,19 @@ class Holdups:
         self._failed(action, outcome)
         return True
 
-    def tick(self, seconds: float) -> None:
-        """Let time pass, unless there is an outage, and have tried again what is due."""
+    def tick(self, seconds: float) -> float:
+        """Let time pass, unless there is an outage, and have tried again what is due. Returns when to call again."""
         if not self._is_outage():
             self._causes.pass_time(seconds)
             for step in self._causes.to_try():
                 self._try_again(step)
+        return math.inf if self._causes.idle else TICK_SECONDS
 
     def _failed(self, action: Upload | Detection, outcome: Outcome | Unread) -> bool:
         if not _is_answer(outcome) and self._is_outage():
             return False
+        self._rounds.stir()
         return self._causes.failed(action.identity, cause_of(action, outcome))
-
-    async def _tick_on(self) -> None:
-        while True:
-            begun_at = time.monotonic()
-            await asyncio.sleep(TICK_SECONDS)
-            try:
-                # At most: while the process was stopped, nothing was tried.
-                self.tick(min(time.monotonic() - begun_at, 2 * TICK_SECONDS))
-            except Exception:  # noqa: BLE001 - without this task a queue could stand still for ever
-                logger.exception("holdups")
 
 
 def cause_of(action: Upload | Detection, outcome: Outcome | Unread) -> Cause:

@@ -40,6 +40,7 @@ from infra.host.web.limited_router import LimitedRouter
 from infra.host.web.origin import Proxies, is_loopback
 from infra.host.web.server import Server
 from infra.host.web.site import HostSite
+from infra.host.web.tls import Certificate
 
 MAX_DESCRIPTORS = 65_536
 OWN_DESCRIPTORS = 128  # for the broker, the store, the database and the log, whoever else connects
@@ -98,6 +99,7 @@ class Host:
         )
         self.publisher = publisher
         self._settings = settings
+        self._certificate = Certificate.of(settings)
         self._integration = integration
         self._bell = bell
         self._reader = reader
@@ -109,8 +111,9 @@ class Host:
         async with AsyncExitStack() as stack:
             await self._start(stack)
             server = Server(self.site, max_connections=room_for_connections())
-            await server.start(host, port)
-            logger.info("listening", extra={"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
+            await server.start(host, port, self._certificate)
+            scheme = "http" if self._certificate is None else "https"
+            logger.info("listening", extra={"url": f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"})
             await _asked_to_end()
             self.publisher.hurry()  # after FLUSH_SECONDS everybody who waits has an answer
             await server.stop()

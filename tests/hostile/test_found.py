@@ -19,7 +19,9 @@ LONG = "x" * 5000
 PASSWORD = "sesame/0pen-Kx7"
 
 
-@pytest.mark.parametrize("variable", ["SECRETS_DIR", "MQTT_CA_FILE", "MQTT_CERT_FILE", "MQTT_KEY_FILE"])
+@pytest.mark.parametrize(
+    "variable", ["SECRETS_DIR", "MQTT_CA_FILE", "MQTT_CERT_FILE", "MQTT_KEY_FILE", "HOST_CERT_FILE", "HOST_KEY_FILE"]
+)
 def test_a_path_that_no_system_can_have_is_refused_by_name(variable: str) -> None:
     """Python's `is_file` and `is_dir` raise for it, and for a folder that this process may not look into."""
     with pytest.raises(SettingsError, match=variable):

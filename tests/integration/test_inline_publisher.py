@@ -431,10 +431,8 @@ def test_a_broker_that_never_answers_connect_keeps_the_deadline(bells: Bells) ->
     with FakeBroker(script=[Behaviour(silent=True)]) as fake:
         for bell, seconds in ((bells(fake), 0.3), (bells(fake, connect_timeout_seconds=0.3), 5.0)):
             (outcome,) = bell.ring(_note(), seconds=seconds)
-            assert (outcome.status, outcome.reason) == (
-                Status.UNCONFIRMED,
-                f"{fake.url}: no answer to CONNECT in time",
-            )
+            assert outcome.status is Status.UNCONFIRMED
+            assert outcome.reason.startswith(f"{fake.url}: no answer to CONNECT in time")
             assert bell.took_seconds < 0.3 + SLACK_SECONDS
             assert bell.cpu_seconds < 0.3 / 2
 

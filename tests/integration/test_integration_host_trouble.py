@@ -77,7 +77,8 @@ def test_only_a_connection_that_lasted_ends_the_row_of_failures(tmp_path: Path) 
     """One that the broker accepts and drops at once is one failure more."""
     unit, lasting = 1.0, 0.5
     patch = (
-        f"{SHORT}\nfrom functions.backoff import backoff_seconds\nbackoff_seconds.__kwdefaults__['first_seconds'] = {unit}\n"
+        f"{SHORT}\nfrom functions.backoff import backoff_seconds\n"
+        f"backoff_seconds.__kwdefaults__['first_seconds'] = {unit}\n"
         f"from infra.host.mqtt import link\nlink.LASTING_SECONDS = {lasting}"
     )
     assert lasting < LASTING_SECONDS
@@ -194,7 +195,7 @@ def test_keys_that_are_rotated_before_a_host_has_the_new_one_cost_it_nothing(
         assert "Bring back the key" in str(told)
         assert broker.log_text().count("New client connected") == 1
         # Other settings with a password that nobody here can read are another matter.
-        change = MqttConfigChange.model_validate(settings_of(broker.port, username="another"))
+        change = MqttConfigChange.model_validate(settings_of(broker.port, username="another", password=PASSWORD))
         store_of(database_url, new).save(change, expected_version=1)
         eventually(lambda: "credentials_unreadable" in readiness(host)[1]["reason"])
 

@@ -6,6 +6,7 @@ a birth message travels alone, after what devices wait for; what is refused is l
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -146,6 +147,13 @@ class BirthMessages:
             else:
                 del self._left_out[label]
         return due
+
+    @property
+    def due_at(self) -> float:
+        """When `tick` has something to do, as far as is known now."""
+        if self.pending or self._next or self._due or self._in_doubt:
+            return 0.0
+        return min((left_out.until for left_out in self._left_out.values()), default=math.inf)
 
     def verdicts(self) -> tuple[TopicVerdict, ...]:
         """What the broker last said to each topic."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -159,6 +160,11 @@ class Link:
         if self._opened is not None:
             self._look_after(self._opened)
 
+    @property
+    def due_at(self) -> float:
+        """When `tick` has something to do, unless there is traffic before; `time.monotonic`."""
+        return self.connection.due_at if self.connection is not None else math.inf
+
     def give_up(self, reason: str) -> None:
         """Discard the connection, and begin anew."""
         connection = self._opened
@@ -226,7 +232,9 @@ class Link:
         if self._user.waiting():
             self._demand.set()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._demand.wait(), delay_seconds)
+            # Not `wait_for`, which loses a cancellation that comes together with what it waits for.
+            async with asyncio.timeout(delay_seconds):
+                await self._demand.wait()
         await asyncio.sleep(max(0.0, min(DEMAND_SECONDS, delay_seconds) - (time.monotonic() - begun_at)))
 
     async def _connect(self, broker: BrokerConfig) -> Connection:

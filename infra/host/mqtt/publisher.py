@@ -9,6 +9,7 @@ the connection travels alone from then on, or one forbidden message would take t
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -19,11 +20,12 @@ from functions.mqtt.connection import BrokerConnectionError, Connection
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status, acknowledged, not_sent, too_large
 from functions.mqtt.suspects import ALONE_SECONDS
-from functions.telemetry import Telemetry, logger
+from functions.telemetry import Telemetry
 from infra.host.mqtt.aside import Aside, PendingPublish
 from infra.host.mqtt.birth_messages import WILL, BirthMessages
 from infra.host.mqtt.link import CHANGED, NO_TROUBLE, Link, LinkStatus
 from infra.host.mqtt.will import WillTrial
+from infra.host.rounds import Rounds
 
 QUEUE_LIMIT = 10_000
 HOUSEKEEPING_SECONDS = 0.25
@@ -78,7 +80,7 @@ class HostPublisher:
         self._pumping = False
         self._stopping = False
         self._will = WillTrial(self._link, lambda: self.births)
-        self._housekeeping: asyncio.Task[None] | None = None
+        self._housekeeping = Rounds("mqtt-housekeeping", HOUSEKEEPING_SECONDS, lambda _: self._tidy_up())
 
     @property
     def status(self) -> LinkStatus:
@@ -105,8 +107,8 @@ class HostPublisher:
         self._begin_housekeeping()
 
     def _begin_housekeeping(self) -> None:
-        if self.configured and self._link.started and self._housekeeping is None:
-            self._housekeeping = asyncio.create_task(self._keep_house(), name="mqtt-housekeeping")
+        if self.configured and self._link.started:
+            self._housekeeping.start()
 
     def submit(self, message: Message) -> PendingPublish:
         """Put one message on its way: at once when nothing else is, else with all others of this turn of the loop.
@@ -123,6 +125,7 @@ class HostPublisher:
         else:
             if not self._aside.takes(pending):
                 self._queue.append(pending)
+            self._housekeeping.stir()
             self._link.demand()
             if not self._in_flight:
                 self._pump()
@@ -139,6 +142,7 @@ class HostPublisher:
         """Say these in the way of birth messages; nothing where the broker is not connected."""
         if self.status.connected and not self._stopping:
             self.births.add(messages, time.monotonic())
+            self._housekeeping.stir()
             self._pump()
 
     def withdraw_late(self) -> None:
@@ -164,9 +168,7 @@ class HostPublisher:
         if waiting and self.status.connected:
             await asyncio.wait([asyncio.ensure_future(one) for one in waiting], timeout=FLUSH_SECONDS)
         self._abandon("shutting down")
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        await self._housekeeping.stop()
         await self._will.stop()
         await self._link.stop()
 
@@ -202,6 +204,7 @@ class HostPublisher:
     def link_made(self) -> None:
         """See `LinkUser.link_made`."""
         now = self._made_at = time.monotonic()
+        self._housekeeping.stir()
         self._aside.audience.connected(now)
         self.on_connected()
         self.births.begin(self.birth_messages(), now)
@@ -219,6 +222,7 @@ class HostPublisher:
     def link_lost(self, failure: BrokerConnectionError) -> None:
         """See `LinkUser.link_lost`: what is still in time waits again, suspects apart from the others."""
         now = time.monotonic()
+        self._housekeeping.stir()
         birth = self.births.pending if failure.reason in NO_TROUBLE else self.births.lost(failure, now)
         in_flight, self._in_flight = [one for one in self._in_flight.values() if one is not birth], {}
         if birth is not None:  # the next connection has its own
@@ -367,16 +371,9 @@ class HostPublisher:
         for pending in publishes:
             self._finish(pending, Outcome(Status.UNCONFIRMED, reason))
 
-    async def _keep_house(self) -> None:
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_SECONDS)
-            try:
-                self._tidy_up(time.monotonic())
-            except Exception:  # noqa: BLE001 - without this task nothing would ever be withdrawn again
-                logger.exception("mqtt housekeeping")
-
-    def _tidy_up(self, now: float) -> None:
-        """Withdraw what waited too long, keep the link alive, and discard it when it has gone silent."""
+    def _tidy_up(self) -> float:
+        """Withdraw what waited too long, keep the link alive, discard it when it has gone silent; return when again."""
+        now = time.monotonic()
         self.withdraw_late()
         self._link.tick()
         if self._link.connection is not None:
@@ -392,3 +389,6 @@ class HostPublisher:
         if is_silent or (oldest is not None and now - oldest.sent_at > MAX_ACK_AGE * self.ack_seconds):
             self._gave_up = True
             self._link.give_up(f"no acknowledgement within {self.ack_seconds:g} s")
+        if self._in_flight or self._queue or self._aside:
+            return HOUSEKEEPING_SECONDS
+        return math.inf if self._link.connection is None else min(self._link.due_at, self.births.due_at) - now
