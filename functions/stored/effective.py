@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from functions.stored.model import MqttConfig
     from functions.stored.store import Stored
 
-LOOK_SECONDS = 30.0  # DESIGN: a change reaches the other processes within 30 s
+LOOK_SECONDS = 30.0  # a change reaches the other processes within this
 RETRY_SECONDS = 1.0  # while nothing is known
 GOES_ON = "the stored settings cannot be read; the last good ones stay"
 

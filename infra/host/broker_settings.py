@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from functions.stored.model import MqttConfig
     from functions.stored.store import ConfigStore, Stored
 
-RELOAD_SECONDS = 10.0  # another process may have stored settings; DESIGN gives it 30 s
+RELOAD_SECONDS = 10.0  # another process may have stored settings: they are in force here within 30 s
 RETRY_SECONDS = 1.0  # until the settings have been read once: nothing is published before
 APPLY_SECONDS = 5.0
 KNOWN_SECONDS = 5.0  # a camera to be removed may not be found yet, right after a start
