@@ -34,8 +34,8 @@ _LINE: set[Reason] = {"cut", "timed_out"}
 # A person has to change something, or the whole file is fetched for nothing: waiting grows beyond a minute.
 _NEEDS_A_PERSON: set[Reason] = {"archived", "clock_skew", "forbidden", "misdirected", "refused", "unauthorized"}
 _SELDOM = _NEEDS_A_PERSON | {"corrupt", "replaced"}
-_HOPELESS: set[Reason] = {"conflict"}
-_HOPELESS_ONCE = _NEEDS_A_PERSON | {"disk_full", "cannot_store"}
+_PERMANENT: set[Reason] = {"conflict"}
+_PERMANENT_ONCE = _NEEDS_A_PERSON | {"disk_full", "cannot_store"}
 MAX_STALE_ENTRIES = 64
 
 
@@ -83,8 +83,8 @@ class Job:
         self.delays = 0
         self.failures = 1 if self.moved and reason in _LINE else self.failures + 1
         self.refusals = self.refusals + 1 if reason in _SELDOM else 0
-        hopeless = reason in _HOPELESS or (once and reason in _HOPELESS_ONCE)
-        if hopeless or (once and self.failures >= ONCE_ATTEMPTS):
+        permanent = reason in _PERMANENT or (once and reason in _PERMANENT_ONCE)
+        if permanent or (once and self.failures >= ONCE_ATTEMPTS):
             return None
         if self.refusals:
             return _pause(trouble, self.refusals, uniform, factor=4.0, longest_seconds=LONGEST_REFUSED_SECONDS)
