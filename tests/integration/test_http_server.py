@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -16,6 +16,7 @@ import pytest
 from functions.web.messages import Problem, Reply, Request
 from infra.host.web import protocol
 from infra.host.web.door import Answer, Door
+from infra.host.web.protocol import HttpProtocol
 from infra.host.web.server import Server
 from infra.host.web.tls import Certificate
 from infra.local.certificates import make_certificates
@@ -197,7 +198,12 @@ def test_a_client_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch
     async def scenario() -> None:
         async with serving(Rooms()) as (_, writer, server):
             hold = server.unread.hold
-            monkeypatch.setattr(server.unread, "hold", lambda one, size: counted.append(size) or hold(one, size))
+
+            def count(connection: HttpProtocol, size_bytes: int) -> Iterator[HttpProtocol]:
+                counted.append(size_bytes)
+                return hold(connection, size_bytes)
+
+            monkeypatch.setattr(server.unread, "hold", count)
             writer.write(GET % b"/large")
             await until(lambda: counted)
             await until(lambda: not server.connections)

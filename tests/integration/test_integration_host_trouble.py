@@ -77,8 +77,8 @@ def test_only_a_connection_that_lasted_ends_the_row_of_failures(tmp_path: Path) 
     """One that the broker accepts and drops at once is one failure more."""
     unit, lasting = 1.0, 0.5
     patch = (
-        f"{SHORT}\nfrom functions.backoff import backoff_seconds\nbackoff_seconds.__kwdefaults__['first_seconds'] = {unit}\n"
-        f"from infra.host.mqtt import link\nlink.LASTING_SECONDS = {lasting}"
+        f"{SHORT}\nfrom functools import partial\nfrom infra.host.mqtt import link\nlink.LASTING_SECONDS = {lasting}\n"
+        f"link.backoff_seconds = partial(link.backoff_seconds, first_seconds={unit})"
     )
     assert lasting < LASTING_SECONDS
     dropped = Behaviour(cut_at_publish=0)
