@@ -236,7 +236,7 @@ def test_a_row_that_was_changed_by_hand_is_in_force(tmp_path: Path, mosquitto_bi
 def test_settings_stored_anew_through_a_host_are_in_force_there_at_once(tmp_path: Path, mosquitto_binary: Path) -> None:
     """Their version is lower than that of the row that was deleted by hand."""
     del mosquitto_binary
-    never = f"{SHORT}\nintegration.RELOAD_SECONDS = 3600"
+    never = f"{SHORT}\nbroker_settings.RELOAD_SECONDS = 3600"
     url = new_sqlite(tmp_path)
     with ExitStack() as parts:
         old, new = (parts.enter_context(Mosquitto(tmp_path / name)) for name in ("old", "new"))
