@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ANSWER_MARGIN_SECONDS = 0.5  # kept of the invocation's time, to answer and to log
 
 
-class PublishFailed(Exception):
+class PublishFailed(Exception):  # noqa: N818 - Lambda reports the name as the type of the error
     """Raised to Lambda for an asynchronous invocation, so that it invokes again."""
 
 
@@ -174,14 +174,14 @@ class Notifier:
 def _stored_settings(settings: Settings) -> StoredSettingsReader:
     # It brings the database's packages, which nobody else need have.
     from functions.stored.effective import StoredSettingsReader  # noqa: PLC0415 - see above
-    from functions.stored.errors import StoreUnavailable  # noqa: PLC0415 - see above
+    from functions.stored.errors import StoreUnavailableError  # noqa: PLC0415 - see above
     from functions.stored.store import ConfigStore  # noqa: PLC0415 - see above
 
     problem = "must be set"
     try:
         if (store := ConfigStore.of(settings)) is not None:
             return StoredSettingsReader(settings, store)
-    except StoreUnavailable as error:
+    except StoreUnavailableError as error:
         problem = str(error)
     raise SettingsError((("DATABASE_URL", problem),))
 

@@ -32,9 +32,7 @@ MAC_KEY = "configs/aa-bb-cc-dd-ee-ff.json"
 TOPICS = ("iotsupport/updates/configs", "iotsupport/updates/assets")
 TEST_SECONDS = 100.0  # less than pytest's own time-out, which does not get through to a loop
 EXIT_SECONDS = 30.0  # then it hangs: the promise is `STOP_SECONDS`
-STOP_SECONDS = (
-    3.0 + 2 * SLACK_SECONDS
-)  # DESIGN: the host ends within 3 s; a whole process is slower still, where all is slow
+STOP_SECONDS = 3.0 + 2 * SLACK_SECONDS  # the host ends within 3 s; a whole process is slower still, where all is slow
 
 _numbers = itertools.count(1)
 _OURS = (

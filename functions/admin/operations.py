@@ -25,7 +25,7 @@ from functions.admin.schemas import (
 from functions.mqtt.broker import BrokerConfig
 from functions.settings.reach import Targets
 from functions.stored.effective import broker_of
-from functions.stored.errors import NoEncryptionKey, StoreUnavailable
+from functions.stored.errors import NoEncryptionKeyError, StoreUnavailableError
 from functions.stored.model import MqttConfig, MqttConfigChange
 from functions.telemetry import logger
 from functions.web.messages import Problem
@@ -41,7 +41,7 @@ Password = Literal["given", "stored", "none"]
 T = TypeVar("T")
 
 
-class CannotPublish(Exception):
+class CannotPublishError(Exception):
     """Something cannot be published here or now; the message says why, and what to do."""
 
 
@@ -61,7 +61,10 @@ class Publishing(Protocol):
         """Bring these settings in force in this process, at once: blocks, within a few seconds."""
 
     def publish_discovery(self) -> int:
-        """Publish every known camera's discovery again; return how many. Raises CannotPublish, StoreUnavailable."""
+        """Publish every known camera's discovery again; return how many.
+
+        Raises `CannotPublishError`, `StoreUnavailableError`.
+        """
 
     def forget_camera(self, camera_id: str) -> bool:
         """Take a camera out of Home Assistant; False where it is not known. Raises as `publish_discovery`."""
@@ -87,7 +90,10 @@ class Read(Generic[T]):
 
 
 class Administration:
-    """What `functions.admin.openapi` lists. Thread-safe. Methods raise Problem, StoreUnavailable, VersionConflict."""
+    """What `functions.admin.openapi` lists. Thread-safe.
+
+    Methods raise `Problem`, `StoreUnavailableError`, `VersionConflictError`.
+    """
 
     def __init__(self, settings: Settings, store: ConfigStore | None, publishing: Publishing) -> None:
         """`store` is None where DATABASE_URL is unset: the environment alone is in force then. Raises SettingsError."""
@@ -115,7 +121,7 @@ class Administration:
             raise Problem(HTTPStatus.FORBIDDEN, "forbidden_target", WORDS["forbidden"])
         try:
             stored = self._store.save(change, expected_version=expected_version)
-        except NoEncryptionKey as error:
+        except NoEncryptionKeyError as error:
             raise Problem(HTTPStatus.CONFLICT, "no_encryption_key", f"{error}.") from None
         self._stored.keep(stored)
         logger.info(
@@ -166,7 +172,7 @@ class Administration:
     def _publish(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except CannotPublish as error:
+        except CannotPublishError as error:
             raise Problem(HTTPStatus.CONFLICT, "cannot_publish", str(error)) from None
 
     def _topics(self) -> tuple[TopicAnswer, ...]:
@@ -180,7 +186,7 @@ class Administration:
             return Read(())
         try:
             return self._recorded.read(self._store.recorded)
-        except StoreUnavailable:  # this process knows its own status all the same
+        except StoreUnavailableError:  # this process knows its own status all the same
             return Read((), "never")
 
     def _shown(self, stored: Stored | None) -> ConfigAnswer:
@@ -229,7 +235,7 @@ class Administration:
             return change.password, "none" if change.password is None else "given"
         try:
             stored = self._load().value
-        except StoreUnavailable:
+        except StoreUnavailableError:
             return None, "none"
         if stored is None:
             known, password = BrokerConfig.of(self._settings), self._settings.mqtt_password
@@ -248,7 +254,7 @@ class Administration:
         """Try the settings in force, or tell what came of it a moment ago."""
         try:
             broker, readable = self._effective()
-        except StoreUnavailable:
+        except StoreUnavailableError:
             return None
         if broker is None or not readable:
             return None
@@ -274,10 +280,10 @@ class _Memory(Generic[T]):
         self._last, self._told = (value, datetime.now(UTC)), False
 
     def read(self, load: Callable[[], T]) -> Read[T]:
-        """Raises StoreUnavailable where the database has never answered."""
+        """Raises StoreUnavailableError where the database has never answered."""
         try:
             value = load()
-        except StoreUnavailable as error:
+        except StoreUnavailableError as error:
             if self._last is None:
                 raise
             if not self._told:

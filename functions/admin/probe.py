@@ -16,8 +16,8 @@ from functions.mqtt.connection import (
     BAD_CREDENTIALS,
     NOT_AUTHORIZED,
     RETAIN_NOT_SUPPORTED,
+    BrokerConnectionError,
     Connection,
-    ConnectionFailure,
     knows_by_certificate,
 )
 from functions.settings.reach import Address, Targets, as_address
@@ -112,7 +112,9 @@ def probe(broker: BrokerConfig, targets: Targets | None = None, *, timeout_secon
     deadline = began_at + timeout_seconds
     targets = Targets() if targets is None else targets
 
-    def verdict(outcome: Outcome, failure: ConnectionFailure | None = None, address: Address | None = None) -> Verdict:
+    def verdict(
+        outcome: Outcome, failure: BrokerConnectionError | None = None, address: Address | None = None
+    ) -> Verdict:
         return Verdict(
             outcome,
             _detail(outcome, failure, broker),
@@ -133,7 +135,7 @@ def probe(broker: BrokerConfig, targets: Targets | None = None, *, timeout_secon
         end = time.monotonic() + max(0.001, share_seconds)
         try:
             accepted, will_refused = _connect_as_host(broker, address, end)
-        except ConnectionFailure as failure:
+        except BrokerConnectionError as failure:
             outcome = _outcome(failure, broker)
             if left == 1 or outcome not in _UNHEARD:
                 return verdict(outcome, failure, address)
@@ -148,10 +150,10 @@ def probe(broker: BrokerConfig, targets: Targets | None = None, *, timeout_secon
 
 
 def _connect_as_host(broker: BrokerConfig, address: Address, deadline: float) -> tuple[Connection, str]:
-    """Connect, without the last will where the broker does not accept it, and tell why. Raises `ConnectionFailure`."""
+    """Connect, without the last will where the broker refuses it, and tell why. Raises `BrokerConnectionError`."""
     try:
         accepted = _connect(broker, address, deadline)
-    except ConnectionFailure as failure:
+    except BrokerConnectionError as failure:
         if broker.availability_topic is None or not (failure.refused or failure.cause == "closed"):
             raise
         accepted = _connect(replace(broker, availability_topic=None), address, deadline)
@@ -162,7 +164,7 @@ def _connect_as_host(broker: BrokerConfig, address: Address, deadline: float) ->
 
 
 def _connect(broker: BrokerConfig, address: Address, deadline: float) -> Connection:
-    """Return a connection that was accepted and is closed. Raises `ConnectionFailure`."""
+    """Return a connection that was accepted and is closed. Raises `BrokerConnectionError`."""
     connection = Connection(broker, new_client_id(broker.client_id_prefix), address=str(address))
     try:
         connection.open(max(0.001, deadline - time.monotonic()))
@@ -181,7 +183,7 @@ def _connect(broker: BrokerConfig, address: Address, deadline: float) -> Connect
     return connection
 
 
-def _detail(outcome: Outcome, failure: ConnectionFailure | None, broker: BrokerConfig) -> str:
+def _detail(outcome: Outcome, failure: BrokerConnectionError | None, broker: BrokerConfig) -> str:
     words = WORDS[outcome]
     if failure is None:
         return words
@@ -194,7 +196,7 @@ def _detail(outcome: Outcome, failure: ConnectionFailure | None, broker: BrokerC
     return f"{words} The broker says: {failure.said}" if failure.said else words
 
 
-def _outcome(failure: ConnectionFailure, broker: BrokerConfig) -> Outcome:
+def _outcome(failure: BrokerConnectionError, broker: BrokerConfig) -> Outcome:
     if failure.refused:
         codes: dict[int | None, Outcome] = {
             BAD_CREDENTIALS: "bad_credentials",

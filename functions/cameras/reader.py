@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
-from functions.cameras.detections import MAX_DOCUMENT_BYTES, BadDetection, CameraTopics, event_message, parse
+from functions.cameras.detections import MAX_DOCUMENT_BYTES, BadDetectionError, CameraTopics, event_message, parse
 from functions.cameras.discovery import MAX_CAMERAS
 from functions.events.routes import Unread
 from functions.s3.clients import StorageError
@@ -111,7 +111,7 @@ class DetectionReader:
             message = event_message(detection, event, topics, self._thumbnail_url(detection, retain=topics.retain))
         except StorageError as error:
             return Unread("store_failed", str(error), error.code, error.answered)
-        except BadDetection as error:
+        except BadDetectionError as error:
             return Unread("bad_detection", str(error))
         return ReadDetection(detection.camera_id, event.camera_name, message)
 

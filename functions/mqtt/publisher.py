@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from functions.backoff import LONGEST_SECONDS, backoff_seconds
 from functions.mqtt.audience import Audience
 from functions.mqtt.broker import new_client_id
-from functions.mqtt.connection import Connection, ConnectionFailure
+from functions.mqtt.connection import BrokerConnectionError, Connection
 from functions.mqtt.message import newest_of_each
 from functions.mqtt.outcome import Outcome, Status, acknowledged, not_sent, too_large
 from functions.mqtt.polling import read_waiting, wait
@@ -46,7 +46,7 @@ class InlinePublisher:
         self._attempts = 0
         self._refusals = 0
         self._refused_until = 0.0
-        self._refusal: ConnectionFailure | None = None
+        self._refusal: BrokerConnectionError | None = None
         self._closed = False
         # Wall clocks: the monotonic one may stand still while Lambda has the process frozen.
         self._suspects = Suspects()
@@ -72,7 +72,7 @@ class InlinePublisher:
             return
         try:
             self._open(WARM_UP_SECONDS)
-        except ConnectionFailure:
+        except BrokerConnectionError:
             self._drop()
 
     def publish(self, messages: Sequence[Message], deadline: float) -> list[Outcome]:
@@ -86,7 +86,7 @@ class InlinePublisher:
             return []
         newest = newest_of_each(messages)
         batch = _Batch(newest.values(), self._suspects, self._audience)
-        failure = ConnectionFailure("shut down") if self._closed else self._deliver(batch, deadline)
+        failure = BrokerConnectionError("shut down") if self._closed else self._deliver(batch, deadline)
         for message in batch.unresolved():
             reason = failure.reason if failure else "not acknowledged in time"
             reason_code = failure.reason_code if failure else None
@@ -112,18 +112,18 @@ class InlinePublisher:
         if self._broker is not None:
             self._state(connected=False)
 
-    def _deliver(self, batch: _Batch, deadline: float) -> ConnectionFailure | None:
+    def _deliver(self, batch: _Batch, deadline: float) -> BrokerConnectionError | None:
         """Return None when every message is resolved or the deadline has passed, else why the connection failed."""
         replaced = False
         while batch.unresolved():
             try:
                 connection = self._ready(deadline)
-            except ConnectionFailure as failure:
+            except BrokerConnectionError as failure:
                 return failure
             ready_at, left = time.monotonic(), len(batch.unresolved())
             try:
                 batch.exchange(connection, deadline)
-            except ConnectionFailure as failure:
+            except BrokerConnectionError as failure:
                 self._alive_at = time.time()
                 progress = batch.lost(failure, time.monotonic() - ready_at) or len(batch.unresolved()) < left
                 if time.monotonic() >= deadline or (replaced and not progress):
@@ -172,7 +172,7 @@ class InlinePublisher:
     def _open(self, timeout_seconds: float) -> Connection:
         broker = self._broker
         if broker is None:
-            raise ConnectionFailure("no broker is configured")
+            raise BrokerConnectionError("no broker is configured")
         if self._process_id != os.getpid():
             self._process_id = os.getpid()
             self._client_id = new_client_id(broker.client_id_prefix)
@@ -182,13 +182,13 @@ class InlinePublisher:
         connection = self._connection = Connection(broker, self._client_id)
         try:
             connection.open(timeout_seconds)
-        except ConnectionFailure:
+        except BrokerConnectionError:
             self._drop()
             raise
         return connection
 
     def _accepted(self, connection: Connection, deadline: float) -> Connection:
-        """Wait for CONNACK. Raises `ConnectionFailure` with the broker's reason."""
+        """Wait for CONNACK. Raises `BrokerConnectionError` with the broker's reason."""
         if not connection.connected:
             connect_seconds = self._broker.connect_timeout_seconds if self._broker else 0.0
             until = min(deadline, time.monotonic() + connect_seconds)
@@ -246,7 +246,7 @@ class _Batch:
     def exchange(self, connection: Connection, deadline: float) -> None:
         """Send what is unresolved, a window at a time, and collect the answers until all are in or `deadline`.
 
-        Suspects go last, and each alone. Raises `ConnectionFailure` when the connection is lost.
+        Suspects go last, and each alone. Raises `BrokerConnectionError` when the connection is lost.
         """
         waiting, suspects = self._sorted()
         while waiting or suspects or self._in_flight:
@@ -271,7 +271,7 @@ class _Batch:
                 wait(connection, deadline)
                 self._collect(connection)
 
-    def lost(self, failure: ConnectionFailure, age_seconds: float) -> bool:
+    def lost(self, failure: BrokerConnectionError, age_seconds: float) -> bool:
         """Ask what is to blame for the end of the connection, and return whether anything may be.
 
         What is lost twice in one call is left to the source's retry.

@@ -16,7 +16,7 @@ from functions.events.routes import Unread
 from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.message import Message
 from functions.settings.reach import Targets
-from functions.stored.errors import CredentialsUnreadable, StoreUnavailable
+from functions.stored.errors import CredentialsUnreadableError, StoreUnavailableError
 from functions.stored.store import ConfigStore, ProcessStatus
 from functions.telemetry import logger
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from functions.stored.model import MqttConfig
     from functions.stored.store import Stored
 
-LOOK_SECONDS = 30.0  # DESIGN: a change reaches the other processes within 30 s
+LOOK_SECONDS = 30.0  # a change reaches the other processes within this
 RETRY_SECONDS = 1.0  # while nothing is known
 GOES_ON = "the stored settings cannot be read; the last good ones stay"
 
@@ -49,13 +49,13 @@ def broker_of(settings: Settings, config: MqttConfig, password: SecretStr | None
 
 
 def effective_broker(settings: Settings, stored: Stored | None) -> BrokerConfig | None:
-    """The broker to publish to, None where nothing is to be published. Raises CredentialsUnreadable."""
+    """The broker to publish to, None where nothing is to be published. Raises CredentialsUnreadableError."""
     if stored is None:
         return BrokerConfig.of(settings)
     if not stored.config.enabled:
         return None
     if not stored.credentials_readable:
-        raise CredentialsUnreadable
+        raise CredentialsUnreadableError
     return broker_of(settings, stored.config, stored.password)
 
 
@@ -129,11 +129,11 @@ class StoredSettingsReader:
             self.topics = camera_topics(self._settings, self._stored)
             self.broker, self.problem = effective_broker(self._settings, self._stored), ""
             if self._stored != stored:
-                logger.warning(GOES_ON, extra={"reason": str(CredentialsUnreadable())})
-        except CredentialsUnreadable as error:
+                logger.warning(GOES_ON, extra={"reason": str(CredentialsUnreadableError())})
+        except CredentialsUnreadableError as error:
             self.broker, self.problem = None, str(error)
             logger.error("publishing waits", extra={"reason": self.problem})
-        except StoreUnavailable as error:  # the last good ones go on
+        except StoreUnavailableError as error:  # the last good ones go on
             logger.warning("the stored settings cannot be read", extra={"reason": str(error)})
             if self.problem:
                 self.problem = str(error)
@@ -192,5 +192,5 @@ class StoredSettingsReader:
         )
         try:
             self._store.record(status)
-        except StoreUnavailable as error:
+        except StoreUnavailableError as error:
             logger.warning("the status cannot be recorded", extra={"reason": str(error)})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from pydantic import SecretStr
 
-from functions.stored.errors import CredentialsUnreadable
+from functions.stored.errors import CredentialsUnreadableError
 
 
 class PasswordCipher:
@@ -21,15 +21,15 @@ class PasswordCipher:
         return self._fernet.encrypt(secret.get_secret_value().encode()).decode()
 
     def decrypt(self, token: str) -> SecretStr:
-        """Return the secret again. Raises `CredentialsUnreadable`, also for what was never one of our tokens."""
+        """Return the secret again. Raises `CredentialsUnreadableError`, also for what was never one of our tokens."""
         try:
             return SecretStr(self._fernet.decrypt(token.encode()).decode())
         except InvalidToken:
-            raise CredentialsUnreadable from None
+            raise CredentialsUnreadableError from None
 
     def rotate(self, token: str) -> str:
-        """Return the same secret, encrypted with the first key. Raises `CredentialsUnreadable`."""
+        """Return the same secret, encrypted with the first key. Raises `CredentialsUnreadableError`."""
         try:
             return self._fernet.rotate(token.encode()).decode()
         except InvalidToken:
-            raise CredentialsUnreadable from None
+            raise CredentialsUnreadableError from None

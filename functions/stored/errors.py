@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 
-class StoreUnavailable(Exception):
+class StoreUnavailableError(Exception):
     """The database cannot be used now. The message says why and what to do, and holds no credentials."""
 
 
-class VersionConflict(Exception):
+class VersionConflictError(Exception):
     """Somebody else stored settings in between."""
 
     def __init__(self, current: int) -> None:
@@ -16,7 +16,7 @@ class VersionConflict(Exception):
         super().__init__(f"the stored settings have version {current} by now")
 
 
-class NoEncryptionKey(Exception):
+class NoEncryptionKeyError(Exception):
     """There is a password to encrypt, and no key."""
 
     def __init__(self) -> None:
@@ -26,11 +26,11 @@ class NoEncryptionKey(Exception):
         )
 
 
-class PasswordNeeded(Exception):
+class PasswordNeededError(Exception):
     """No password was sent along, and the stored one belongs to another broker, port, TLS or user name."""
 
 
-class CredentialsUnreadable(Exception):
+class CredentialsUnreadableError(Exception):
     """None of ENCRYPTION_KEYS decrypts the stored password."""
 
     def __init__(self) -> None:

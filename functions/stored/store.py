@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import SecretStr, ValidationError
 
 from functions.stored.errors import (
-    CredentialsUnreadable,
-    NoEncryptionKey,
-    PasswordNeeded,
-    StoreUnavailable,
-    VersionConflict,
+    CredentialsUnreadableError,
+    NoEncryptionKeyError,
+    PasswordNeededError,
+    StoreUnavailableError,
+    VersionConflictError,
 )
 from functions.stored.model import MqttConfig, MqttConfigChange, problems
 
@@ -70,7 +70,7 @@ class ProcessStatus:
 class ConfigStore:
     """The database, in our terms. Thread-safe; every call blocks, within `database.DEADLINE_SECONDS` or a little more.
 
-    Every method raises `StoreUnavailable`.
+    Every method raises `StoreUnavailableError`.
     """
 
     def __init__(self, database: Database, cipher: PasswordCipher | None) -> None:
@@ -90,7 +90,7 @@ class ConfigStore:
         else:
             keys = settings.encryption_keys
             return cls(Database(settings.database_url.get_secret_value()), PasswordCipher(keys) if keys else None)
-        raise StoreUnavailable(
+        raise StoreUnavailableError(
             f"DATABASE_URL is set, and {lacking} is not installed: attach the layer of stored settings"
         )
 
@@ -104,22 +104,22 @@ class ConfigStore:
         """Store new settings, and return them. Of several at once with the same `expected_version`, one wins.
 
         `expected_version` 0 means that nothing must be stored yet, None that anything may be. Raises
-        `VersionConflict`, `PasswordNeeded`, and `NoEncryptionKey` where there is a password and no key.
+        `VersionConflictError`, `PasswordNeededError`, and `NoEncryptionKeyError` where there is a password and no key.
         """
         encrypted = None
         if change.password is not None:
             if self._cipher is None:
-                raise NoEncryptionKey
+                raise NoEncryptionKeyError
             encrypted = self._cipher.encrypt(change.password)
         now = datetime.now(UTC)
         with self._database.writing() as rows:
             row = rows.config()
             current = 0 if row is None else row["version"]
             if expected_version not in {None, current}:
-                raise VersionConflict(current)
+                raise VersionConflictError(current)
             kept = row is not None and "password" not in change.model_fields_set
             if row is not None and kept and row["password_encrypted"] is not None and change.login != _login(row):
-                raise PasswordNeeded
+                raise PasswordNeededError
             new = change.config.model_dump() | {
                 "password_encrypted": row["password_encrypted"] if row is not None and kept else encrypted,
                 "version": current + 1,
@@ -161,14 +161,14 @@ class ConfigStore:
     def rotate_keys(self) -> int:
         """Encrypt what is stored with the first key; return how many secrets that were: 0 or 1. The version stays.
 
-        Raises `NoEncryptionKey` and `CredentialsUnreadable` where there is a secret that this concerns.
+        Raises `NoEncryptionKeyError` and `CredentialsUnreadableError` where there is a secret that this concerns.
         """
         with self._database.writing() as rows:
             row = rows.config()
             if row is None or row["password_encrypted"] is None:
                 return 0
             if self._cipher is None:
-                raise NoEncryptionKey
+                raise NoEncryptionKeyError
             rows.put_config({**row, "password_encrypted": self._cipher.rotate(row["password_encrypted"])})
         return 1
 
@@ -180,7 +180,7 @@ class ConfigStore:
         else:
             encrypted, password = row["password_encrypted"], None
             if encrypted is not None and self._cipher is not None:
-                with suppress(CredentialsUnreadable):
+                with suppress(CredentialsUnreadableError):
                     password = self._cipher.decrypt(encrypted)
             return Stored(
                 config=config,
@@ -191,7 +191,9 @@ class ConfigStore:
                 created_at=row["created_at"],
                 updated_at=row["updated_at"],
             )
-        raise StoreUnavailable(f"the stored settings were changed by hand and are not valid: {wrong}. Store them again")
+        raise StoreUnavailableError(
+            f"the stored settings were changed by hand and are not valid: {wrong}. Store them again"
+        )
 
 
 def _login(row: Mapping[str, Any]) -> tuple[str, int, bool, str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from functions.settings import Settings
-from functions.stored.errors import CredentialsUnreadable, NoEncryptionKey, StoreUnavailable
+from functions.stored.errors import CredentialsUnreadableError, NoEncryptionKeyError, StoreUnavailableError
 from functions.stored.store import ConfigStore
 from infra.commands.common import fail, load_or_exit
 
@@ -26,7 +26,7 @@ def migrate() -> None:
 
     try:
         done = url is not None and upgrade(url.get_secret_value())
-    except StoreUnavailable as error:
+    except StoreUnavailableError as error:
         fail(str(error))
     typer.echo("the tables are up to date now" if done else "the tables were up to date already")
 
@@ -37,7 +37,7 @@ def rotate_keys() -> None:
     try:
         store = ConfigStore.of(settings)
         count = 0 if store is None else store.rotate_keys()
-    except (CredentialsUnreadable, NoEncryptionKey, StoreUnavailable) as error:
+    except (CredentialsUnreadableError, NoEncryptionKeyError, StoreUnavailableError) as error:
         fail(str(error))
     typer.echo("the stored password is encrypted with the first key now" if count else "no password is stored")
 

@@ -253,7 +253,7 @@ class _Api:
         self, method: str, what: str, document: Mapping[str, object] | None = None, *, if_match: str = ""
     ) -> _Answer:
         """Return the answer, or say why there is not one and exit 1."""
-        from infra.device.trouble import Trouble  # noqa: PLC0415 - what this command needs is loaded when it runs
+        from infra.device.trouble import FetchError  # noqa: PLC0415 - what this command needs is loaded when it runs
 
         headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
         body = None
@@ -266,7 +266,7 @@ class _Api:
                 status, text = answer.status, answer.body(MAX_ANSWER_BYTES)
                 etag, stale = answer.headers.get("ETag", ""), answer.headers.get("Bucketbell-Stale", "")
             found = json.loads(text)
-        except Trouble as trouble:
+        except FetchError as trouble:
             fail(f"{self._server}: {trouble}")
         except ValueError:
             fail(f"{self._server}: HTTP {status}, and the answer is not JSON: is this bucketbell's host?")

@@ -11,7 +11,7 @@ from functions.backoff import backoff_seconds
 from infra.device.names import Name
 from infra.device.server import Ticket
 from infra.device.store import Version
-from infra.device.trouble import Reason, Trouble
+from infra.device.trouble import FetchError, Reason
 
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 60.0
 LONGEST_REFUSED_SECONDS = 3600.0
@@ -68,7 +68,7 @@ class Job:
         """The job for what was announced while this one was running."""
         return Job(self.name, now, now, self.etag)
 
-    def failed(self, trouble: Trouble, uniform: Callable[[float, float], float], *, once: bool) -> float | None:
+    def failed(self, trouble: FetchError, uniform: Callable[[float, float], float], *, once: bool) -> float | None:
         """Count a failure; returns for how many seconds to leave the job alone, None to give it up.
 
         A line that brings something is not punished for breaking, and to be asked to come later is no failure. With
@@ -92,7 +92,7 @@ class Job:
 
 
 def _pause(
-    trouble: Trouble,
+    trouble: FetchError,
     number: int,
     uniform: Callable[[float, float], float],
     *,

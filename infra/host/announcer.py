@@ -20,8 +20,8 @@ from functions.cameras.message import Camera, CameraMessage, Sighting
 from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.message import Message
 from functions.stored.effective import announcement, camera_topics
-from infra.host.mqtt.greetings import WILL
-from infra.host.mqtt.publisher import HostPublisher, QueueFull
+from infra.host.mqtt.birth_messages import WILL
+from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.host.mqtt.retained import Retained, nothing_of
 from infra.host.replicas import Replicas
 
@@ -47,9 +47,9 @@ class Announcer:
         self._settings = settings
         self._publisher = publisher
         self._process = process
-        publisher.greetings = self.greetings
+        publisher.birth_messages = self.birth_messages
         publisher.addressed = self._addressed
-        publisher.farewells = lambda: self.available(OFFLINE)
+        publisher.goodbye_messages = lambda: self.available(OFFLINE)
 
     @property
     def topics(self) -> CameraTopics:
@@ -75,7 +75,7 @@ class Announcer:
 
     # What is said.
 
-    def greetings(self) -> Iterator[Message]:
+    def birth_messages(self) -> Iterator[Message]:
         """What a camera's discovery says of availability hangs on what the broker has said to `online` by then."""
         yield from self.available(ONLINE)
         for camera in self.cameras.all():
@@ -101,10 +101,10 @@ class Announcer:
         self.say(self._discoveries(self.cameras.found(cameras)))
 
     def say(self, messages: Sequence[Message]) -> int:
-        """Say these as greetings are said; return how many."""
+        """Say these as birth messages are said; return how many."""
         if not self._publisher.status.connected:
-            return 0  # they are among the greetings
-        self._publisher.greet(messages)
+            return 0  # they are among the birth messages
+        self._publisher.say(messages)
         return len(messages)
 
     def say_all(self) -> int:
@@ -113,7 +113,7 @@ class Announcer:
 
     def say_again(self) -> int:
         """Do so although the broker did not want it: somebody has asked."""
-        self._publisher.greeted.retry()
+        self._publisher.births.retry()
         return self.say_all()
 
     def _discoveries(self, cameras: Sequence[Camera]) -> tuple[Message, ...]:
@@ -145,14 +145,14 @@ class Announcer:
     @property
     def _leaves_out_availability(self) -> bool:
         """Whether nothing is said of it: without the last will or `online`, it would be wrong sooner or later."""
-        greeted = self._publisher.greeted
-        return bool(greeted.leaves_out(WILL) or greeted.leaves_out(self._availability_label))
+        births = self._publisher.births
+        return bool(births.leaves_out(WILL) or births.leaves_out(self._availability_label))
 
     @property
     def _leaves_out_discovery(self) -> str:
         if self.stored is None:
             return ""
-        return self._publisher.greeted.leaves_out(discovery_label(self.stored.config.discovery_prefix))
+        return self._publisher.births.leaves_out(discovery_label(self.stored.config.discovery_prefix))
 
     # What is taken back.
 
@@ -186,12 +186,12 @@ class Announcer:
         return topic in self.retained or camera_id in self.cameras
 
     def _take_away(self, messages: Sequence[Message]) -> None:
-        """Not as greetings: a camera's next event may follow at once, and what that brings must come after."""
+        """Not as birth messages: a camera's next event may follow at once, and what that brings must come after."""
         for message in messages:
-            if message.label != LABEL and self._publisher.greeted.leaves_out(message.label):
+            if message.label != LABEL and self._publisher.births.leaves_out(message.label):
                 self.retained.stays(message)
                 continue
-            with contextlib.suppress(QueueFull):
+            with contextlib.suppress(QueueFullError):
                 pending = self._publisher.submit(message)
                 pending.done.add_done_callback(
                     lambda done, message=message: None if done.result().success else self.retained.stays(message)  # type: ignore[misc]  # the default binds this one

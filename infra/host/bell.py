@@ -19,7 +19,7 @@ from functions.telemetry import Telemetry, logger
 from infra.host.causes import RETRY_SECONDS, Holdups
 from infra.host.detections import HostReader, Reading
 from infra.host.mqtt.aside import PendingPublish
-from infra.host.mqtt.publisher import HostPublisher, QueueFull
+from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.host.pending import Pending
 from infra.host.twins import Twins
 
@@ -198,7 +198,7 @@ class Bell:
         """Put one on its way; an outcome says why that cannot be."""
         try:
             pending = self._read(action) if isinstance(action, Detection) else self._publisher.submit(action.message)
-        except QueueFull:
+        except QueueFullError:
             return Outcome(Status.UNCONFIRMED, "too many notifications wait already")
         except Exception as error:  # noqa: BLE001 - whatever it is, a store's queue must not stand still over it
             logger.exception("an event cannot be put on its way")

@@ -11,7 +11,7 @@ from functions.cameras.reader import READERS, DetectionReader, ReadDetection, ou
 from functions.events.routes import Detection, Unread
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status
-from infra.host.mqtt.publisher import HostPublisher, QueueFull
+from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.host.pending import Pending
 from infra.host.threads import Daemons
 
@@ -72,9 +72,9 @@ class HostReader:
                 self._publish(found, reading)
 
     def submit(self, detection: Detection) -> Reading:
-        """Put one event on its way. Raises `QueueFull`."""
+        """Put one event on its way. Raises `QueueFullError`."""
         if self._waiting >= MAX_WAITING:
-            raise QueueFull
+            raise QueueFullError
         loop = asyncio.get_running_loop()
         reading = Reading()
         self._waiting += 1
@@ -125,7 +125,7 @@ class HostReader:
         try:
             before = [self._publisher.submit(one) for one in self._on_camera(found.camera_id, found.camera_name)]
             pending = self._publisher.submit(found.message)
-        except QueueFull:
+        except QueueFullError:
             self._on_camera_failed(found.camera_id)
             reading.done.set_result(Outcome(Status.UNCONFIRMED, "too many notifications wait already"))
             return

@@ -22,7 +22,7 @@ from functions.devices.downloads import Downloads
 from functions.events.routes import Routes
 from functions.mqtt.broker import BrokerConfig
 from functions.settings import Settings, SettingsError
-from functions.stored.errors import StoreUnavailable
+from functions.stored.errors import StoreUnavailableError
 from functions.stored.store import ConfigStore
 from functions.telemetry import logger
 from functions.web.tokens import KeyringError
@@ -165,7 +165,7 @@ async def _asked_to_end() -> None:
 def _store(settings: Settings) -> ConfigStore | None:
     try:
         return ConfigStore.of(settings)
-    except StoreUnavailable as error:
+    except StoreUnavailableError as error:
         raise SettingsError((("DATABASE_URL", str(error).removeprefix("DATABASE_URL ")),)) from None
 
 

@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from alembic.util import CommandError
 
 from functions.stored.database import VERSION_TABLE, Database
-from functions.stored.errors import StoreUnavailable
+from functions.stored.errors import StoreUnavailableError
 
 MIGRATION_DEADLINE_SECONDS = 30.0
 MIGRATIONS = Path(__file__).parent
@@ -25,7 +25,7 @@ def upgrade(url: str, revision: str = "head") -> bool:
     """Run the steps that this database has not had; return whether there were any.
 
     Of several processes at once one runs them, and the others wait for it. All steps are done or none.
-    Raises `StoreUnavailable`.
+    Raises `StoreUnavailableError`.
     """
     return _run(command.upgrade, url, revision)
 
@@ -46,7 +46,7 @@ def _run(step: Callable[[Config, str], None], url: str, revision: str) -> bool:
         if len(found) == len(FIRST_TABLES):
             command.stamp(config, FIRST_REVISION)
         elif found:
-            raise StoreUnavailable(
+            raise StoreUnavailableError(
                 f"the database has a table {found[0]} that belongs to another program: name a database in DATABASE_URL "
                 "that is bucketbell's own"
             )
@@ -55,5 +55,7 @@ def _run(step: Callable[[Config, str], None], url: str, revision: str) -> bool:
             step(config, revision)
         except CommandError:
             newer = ", ".join(before)
-            raise StoreUnavailable(f"the database's tables are of a newer release ({newer}): run that one") from None
+            raise StoreUnavailableError(
+                f"the database's tables are of a newer release ({newer}): run that one"
+            ) from None
         return context.get_current_heads() != before

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from functions.mqtt.broker import BrokerConfig
-from functions.mqtt.connection import WINDOW, Connection, ConnectionFailure
+from functions.mqtt.connection import WINDOW, BrokerConnectionError, Connection
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Status
 from functions.mqtt.publisher import InlinePublisher
@@ -237,7 +237,7 @@ def converse(connection: Connection, peer: socket.socket, opening: list[bytes], 
         assert 1 <= connection.window <= WINDOW
         assert connection.maximum_packet_size is None or connection.maximum_packet_size > 0
         assert connection.keepalive_seconds > 0
-        with suppress(ConnectionFailure):
+        with suppress(BrokerConnectionError):
             for message in MESSAGES[: connection.window]:
                 mid = connection.send(message)
                 if mid is not None:

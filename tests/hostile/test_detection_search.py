@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.cameras.detections import BadDetection, CameraTopics, event_message, parse
+from functions.cameras.detections import BadDetectionError, CameraTopics, event_message, parse
 from functions.cameras.discovery import discovery
 from functions.cameras.message import Camera
 from functions.events.routes import Detection
@@ -49,7 +49,7 @@ def announced(document: bytes, link: str | None) -> dict[str, Any] | None:
     """The message's payload as a strict reader has it, or None where the document is refused as it should be."""
     try:
         message = event_message(DETECTION, parse(document, DETECTION), CameraTopics("home", 1), link)
-    except BadDetection as error:
+    except BadDetectionError as error:
         assert_discreet(CANARY, error)
         return None
     assert message.topic == "home/camera/cam/event"

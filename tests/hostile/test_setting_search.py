@@ -29,7 +29,7 @@ from functions.s3.clients import StorageError
 from functions.s3.objects import Objects
 from functions.settings import Settings, SettingsError, load, sources
 from functions.settings.addresses import check_database_url, parse_endpoint, parse_http_url, parse_mqtt_url
-from functions.stored.errors import StoreUnavailable
+from functions.stored.errors import StoreUnavailableError
 from functions.stored.store import ConfigStore
 from functions.web.tokens import KeyringError
 from infra.commands.config import shown
@@ -209,7 +209,7 @@ def start(settings: Settings) -> None:
         downloads = Downloads.of(settings)
         if settings.events_prefix is not None:
             DetectionReader.of(settings, objects=downloads.objects, keyring=downloads.keyring)
-    with suppress(SettingsError, StoreUnavailable):
+    with suppress(SettingsError, StoreUnavailableError):
         Administration(settings, ConfigStore.of(settings), NoLocalPublisher())
     table = json.dumps({name: shown(getattr(settings, name)) for name in Settings.model_fields})
     table.encode()

@@ -29,7 +29,7 @@ from functions.events.envelopes import ObjectCreated
 from functions.events.names import is_asset_path
 from functions.events.routes import Routes, Upload
 from functions.mqtt.broker import BrokerConfig, new_client_id
-from functions.mqtt.connection import WINDOW, Connection, ConnectionFailure
+from functions.mqtt.connection import WINDOW, BrokerConnectionError, Connection
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Status
 from functions.mqtt.publisher import InlinePublisher
@@ -77,7 +77,7 @@ def _connect(broker: BrokerConfig, seconds: float = PATIENCE_SECONDS) -> Connect
     connection = Connection(broker, new_client_id("bucketbell"))
     try:
         connection.open(seconds)
-    except ConnectionFailure:
+    except BrokerConnectionError:
         assert connection.closed
         raise
     if _drive(connection, lambda: connection.connected):
@@ -86,8 +86,8 @@ def _connect(broker: BrokerConfig, seconds: float = PATIENCE_SECONDS) -> Connect
     raise connection.why("no answer")
 
 
-def _refusal(broker: BrokerConfig) -> ConnectionFailure:
-    with pytest.raises(ConnectionFailure) as caught:
+def _refusal(broker: BrokerConfig) -> BrokerConnectionError:
+    with pytest.raises(BrokerConnectionError) as caught:
         _connect(broker).discard()
     return caught.value
 
@@ -386,7 +386,7 @@ def test_an_unanswered_syn_keeps_the_deadline() -> None:
     """A host that is away costs `timeout_seconds`, not the kernel's minutes."""
     listener, fillers = _full_backlog()
     begun_at = time.monotonic()
-    with pytest.raises(ConnectionFailure, match=r"no answer within 0\.3 s"):
+    with pytest.raises(BrokerConnectionError, match=r"no answer within 0\.3 s"):
         Connection(BrokerConfig("127.0.0.1", listener.getsockname()[1]), "a").open(0.3)
     assert 0.25 < time.monotonic() - begun_at < 0.3 + SLACK_SECONDS
     for sock in (listener, *fillers):
@@ -398,7 +398,7 @@ def test_a_silent_tls_server_keeps_the_same_deadline(certificates: Certificates)
     with FakeBroker(script=[Behaviour(silent=True)]) as fake:
         begun_at = time.monotonic()
         broker = BrokerConfig("localhost", fake.port, tls=True, ca_file=certificates.ca_file)
-        with pytest.raises(ConnectionFailure, match=r"no answer within 0\.3 s"):
+        with pytest.raises(BrokerConnectionError, match=r"no answer within 0\.3 s"):
             Connection(broker, "a").open(0.3)
         assert 0.25 < time.monotonic() - begun_at < 0.3 + SLACK_SECONDS
 
@@ -585,7 +585,7 @@ def test_a_malformed_packet_ends_the_connection_and_raises_nothing(raw: bytes) -
         _send(connection, _notification())
         assert _drive(connection, lambda: connection.closed)
         assert connection.failure is not None
-        with pytest.raises(ConnectionFailure):
+        with pytest.raises(BrokerConnectionError):
             _send(connection, _notification())
 
 
@@ -601,7 +601,7 @@ def test_a_name_that_leads_to_a_forbidden_address_is_not_connected_to(
     broker = BrokerConfig("rebinding.example", mosquitto.port)
     said = mosquitto.log_text()
     refused = Connection(replace(broker, targets=Targets()), "bell")
-    with pytest.raises(ConnectionFailure, match="MQTT_TEST_ALLOWED_HOSTS") as failure:
+    with pytest.raises(BrokerConnectionError, match="MQTT_TEST_ALLOWED_HOSTS") as failure:
         refused.open(PATIENCE_SECONDS)
     assert failure.value.cause == "forbidden"
     assert mosquitto.log_text() == said

@@ -34,7 +34,7 @@ from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt import link as link_module
 from infra.host.mqtt import publisher as publisher_module
 from infra.host.mqtt.link import LinkStatus
-from infra.host.mqtt.publisher import HostPublisher, QueueFull
+from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.local.mosquitto import Mosquitto
 from infra.subscriber import Subscriber
 from tests.fakes.broker import GARBAGE, Behaviour, FakeBroker, Packet
@@ -507,11 +507,11 @@ async def test_a_message_too_large_for_the_broker_is_refused_before_it_costs_the
 
 @on_uvloop
 async def test_the_queue_is_bounded_and_withdraws_what_was_not_sent_in_time(mosquitto: Mosquitto) -> None:
-    """Beyond the limit `QueueFull`; what waited too long is unconfirmed with the link's reason, and never sent."""
+    """Beyond the limit `QueueFullError`; what waited too long is unconfirmed with the link's reason, and never sent."""
     mosquitto.stop()
     async with publishing(mosquitto.url, connected=False, queue_limit="2", MQTT_PUBLISH_TIMEOUT_SECONDS="1") as case:
         flights = [case.publisher.submit(notification()) for _ in range(2)]
-        with pytest.raises(QueueFull):
+        with pytest.raises(QueueFullError):
             case.publisher.submit(notification())
         outcomes = [await flight.done for flight in flights]
         assert {outcome.status for outcome in outcomes} == {Status.UNCONFIRMED}

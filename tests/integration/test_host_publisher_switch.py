@@ -147,7 +147,7 @@ async def test_greetings_follow_what_waits_on_each_connect_and_farewells_go_befo
             return (Message(AVAILABILITY, payload, qos=1, retain=True),)
 
         publisher = HostPublisher(broker_of(broker.url, availability_topic=AVAILABILITY), PrometheusTelemetry())
-        publisher.greetings, publisher.farewells = lambda: said(b"online"), lambda: said(b"offline")
+        publisher.birth_messages, publisher.goodbye_messages = lambda: said(b"online"), lambda: said(b"offline")
         await publisher.start()
         flight = publisher.submit(message())
         assert (await flight.done).success

@@ -31,7 +31,7 @@ from tests.hosts import TOPICS, Host, eventually, upload
 from tests.stored import API, KEY, PASSWORD, SHORT, USER, Admin, readiness, settings_of, stored, storing
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
-ELSEWHERE_SECONDS = 30.0  # DESIGN: within these a change is in force in the other processes
+ELSEWHERE_SECONDS = 30.0  # within these a change is in force in the other processes
 STALE = "Bucketbell-Stale"
 ROUND_SECONDS = 0.3  # more than one of SHORT's polls
 CANARY = "canary-" + PASSWORD

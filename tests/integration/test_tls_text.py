@@ -178,7 +178,7 @@ def test_the_protocol_is_asked_for_by_alpn(certificates: Certificates, alpn: str
 
 CONNECT = """
 import sys
-from functions.mqtt.connection import Connection, ConnectionFailure
+from functions.mqtt.connection import Connection, BrokerConnectionError
 
 class Broker:
     url = "mqtts://localhost"
@@ -193,7 +193,7 @@ try:
     connection.open(30.0)
     connection.close()
     print("connected")
-except ConnectionFailure as failure:
+except BrokerConnectionError as failure:
     print(failure.reason)
 """
 

@@ -20,7 +20,7 @@ from infra.host.causes import RETRY_SECONDS, TRY_SECONDS
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.link import LinkStatus
-from infra.host.mqtt.publisher import HostPublisher, QueueFull
+from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from tests.hosts import on_uvloop, record
 from tests.timing import PATIENCE_SECONDS
 
@@ -47,7 +47,7 @@ class Publisher:
     def submit(self, message: Message) -> PendingPublish:
         """As `HostPublisher.submit`."""
         if len(self.flights) >= self.room:
-            raise QueueFull
+            raise QueueFullError
         flight = PendingPublish(message, 0.0, 0.0)
         self.flights.append(flight)
         return flight

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from functions.cameras.detections import (
     LABEL,
     MAX_DOCUMENT_BYTES,
-    BadDetection,
+    BadDetectionError,
     CameraTopics,
     DetectionEvent,
     Latest,
@@ -89,9 +89,9 @@ def published(document: bytes, thumbnail_url: str | None = None) -> dict[str, An
     return found
 
 
-def refused(document: bytes) -> BadDetection:
+def refused(document: bytes) -> BadDetectionError:
     """Why a document is none."""
-    with pytest.raises(BadDetection) as caught:
+    with pytest.raises(BadDetectionError) as caught:
         published(document)
     return caught.value
 
@@ -375,7 +375,7 @@ def test_uuids_and_datetimes_serialise() -> None:
     assert found["timestamp"] == "2026-11-20T21:20:28Z"
     assert found["track"] == str(UUID(int=7))
     assert found["seen"] == ["2026-01-02T00:00:00Z"]
-    with pytest.raises(BadDetection):
+    with pytest.raises(BadDetectionError):
         replace(event, extra={"x": object()}).payload(None)
 
 

@@ -194,7 +194,7 @@ def test_a_foreign_bucket_never_rings() -> None:
 
 
 def test_a_topic_has_no_leading_slash() -> None:
-    """REQUIREMENTS A10."""
+    """Brokers take one for an empty level, and devices subscribe without."""
     assert Routes().topics == (CONFIGS, ASSETS)
 
 

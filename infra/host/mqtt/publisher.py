@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 from functions.mqtt.audience import EARLY_SECONDS
 from functions.mqtt.broker import BrokerConfig
-from functions.mqtt.connection import Connection, ConnectionFailure
+from functions.mqtt.connection import BrokerConnectionError, Connection
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status, acknowledged, not_sent, too_large
 from functions.mqtt.suspects import ALONE_SECONDS
 from functions.telemetry import Telemetry
 from infra.host.mqtt.aside import Aside, PendingPublish
-from infra.host.mqtt.greetings import WILL, Greetings
+from infra.host.mqtt.birth_messages import WILL, BirthMessages
 from infra.host.mqtt.link import CHANGED, NO_TROUBLE, Link, LinkStatus
 from infra.host.mqtt.will import WillTrial
 from infra.host.rounds import Rounds
@@ -36,7 +36,7 @@ UNKNOWN_ACK_SECONDS = 5.0  # how long a message waits while there is no broker y
 CLOCK_SLACK_SECONDS = 0.005  # the loop's timers count whole milliseconds
 
 
-class QueueFull(Exception):
+class QueueFullError(Exception):
     """More messages wait than `QUEUE_LIMIT`."""
 
 
@@ -54,10 +54,10 @@ class HostPublisher:
         """`on_change` hears of every connect, disconnect and failed attempt. Nothing is connected before `start`."""
         self.configured = broker is not None
         self.messages_published = 0
-        self.greetings: Callable[[], Iterable[Message]] = tuple
+        self.birth_messages: Callable[[], Iterable[Message]] = tuple
         """What to say on each connect, after what waits for it."""
-        self.greeted = Greetings()
-        self.farewells: Callable[[], Sequence[Message]] = tuple
+        self.births = BirthMessages()
+        self.goodbye_messages: Callable[[], Sequence[Message]] = tuple
         """What to send before each DISCONNECT."""
         self.on_connected: Callable[[], object] = lambda: None
         """Hears of each connect, before anything is sent."""
@@ -79,7 +79,7 @@ class HostPublisher:
         self._silent_until = 0.0
         self._pumping = False
         self._stopping = False
-        self._will = WillTrial(self._link, lambda: self.greeted)
+        self._will = WillTrial(self._link, lambda: self.births)
         self._housekeeping = Rounds("mqtt-housekeeping", HOUSEKEEPING_SECONDS, lambda _: self._tidy_up())
 
     @property
@@ -113,7 +113,7 @@ class HostPublisher:
     def submit(self, message: Message) -> PendingPublish:
         """Put one message on its way: at once when nothing else is, else with all others of this turn of the loop.
 
-        Raises `QueueFull`. While shutting down its outcome is *unconfirmed* at once.
+        Raises `QueueFullError`. While shutting down its outcome is *unconfirmed* at once.
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()  # not the loop's clock: uvloop's counts whole milliseconds
@@ -121,7 +121,7 @@ class HostPublisher:
         if self._stopping:
             self._finish(pending, Outcome(Status.UNCONFIRMED, "shutting down"))
         elif self._full:
-            raise QueueFull
+            raise QueueFullError
         else:
             if not self._aside.takes(pending):
                 self._queue.append(pending)
@@ -138,10 +138,10 @@ class HostPublisher:
         """Somebody waits for the broker, and has not submitted anything yet."""
         self._link.demand()
 
-    def greet(self, messages: Iterable[Message]) -> None:
-        """Say these in the way of greetings; nothing where the broker is not connected."""
+    def say(self, messages: Iterable[Message]) -> None:
+        """Say these in the way of birth messages; nothing where the broker is not connected."""
         if self.status.connected and not self._stopping:
-            self.greeted.add(messages, time.monotonic())
+            self.births.add(messages, time.monotonic())
             self._housekeeping.stir()
             self._pump()
 
@@ -196,7 +196,7 @@ class HostPublisher:
         self._link.use(broker, otherwise=otherwise)
         self._queue.extend(self._aside.take_all())
         self._aside = Aside()
-        self.greeted = Greetings()
+        self.births = BirthMessages()
         self._begin_housekeeping()
 
     # What the link asks and tells.
@@ -207,36 +207,32 @@ class HostPublisher:
         self._housekeeping.stir()
         self._aside.audience.connected(now)
         self.on_connected()
-        self.greeted.begin(self.greetings(), now)
+        self.births.begin(self.birth_messages(), now)
         self._pump()
 
-    def will_refused(self, failure: ConnectionFailure) -> None:
+    def will_refused(self, failure: BrokerConnectionError) -> None:
         """See `LinkUser.will_refused`."""
-        self.greeted.suspect_will(failure.reason, time.monotonic())
-
-    def last_words(self) -> Sequence[Message]:
-        """See `LinkUser.last_words`."""
-        return self.farewells()
+        self.births.suspect_will(failure.reason, time.monotonic())
 
     def link_moved(self) -> None:
         """See `LinkUser.link_moved`."""
         self._take_acks()
         self._pump()
 
-    def link_lost(self, failure: ConnectionFailure) -> None:
+    def link_lost(self, failure: BrokerConnectionError) -> None:
         """See `LinkUser.link_lost`: what is still in time waits again, suspects apart from the others."""
         now = time.monotonic()
         self._housekeeping.stir()
-        greeting = self.greeted.pending if failure.reason in NO_TROUBLE else self.greeted.lost(failure, now)
-        in_flight, self._in_flight = [one for one in self._in_flight.values() if one is not greeting], {}
-        if greeting is not None:  # the next connection has its own
-            self._finish(greeting, Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
+        birth = self.births.pending if failure.reason in NO_TROUBLE else self.births.lost(failure, now)
+        in_flight, self._in_flight = [one for one in self._in_flight.values() if one is not birth], {}
+        if birth is not None:  # the next connection has its own
+            self._finish(birth, Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
         lone, self._lone = self._lone, None
         # Not to blame: what the broker had for long, what was beside a suspect, and nothing when the end was ours.
         is_ours = self._gave_up or failure.reason in NO_TROUBLE
         is_old = all(now - pending.sent_at > self.ack_seconds for pending in in_flight)
         is_beside = lone is not None and len(in_flight) > 1
-        blames = not (greeting or is_ours or is_old or is_beside)
+        blames = not (birth or is_ours or is_old or is_beside)
         self._gave_up = False
         publishes, conviction = self._aside.lost(in_flight, blames=blames, age_seconds=now - self._made_at, now=now)
         again = []
@@ -277,32 +273,32 @@ class HostPublisher:
             self._finish(pending, outcome)
 
     def _pump(self) -> None:
-        """Send what waits, and greetings in the gaps."""
+        """Send what waits, and birth messages in the gaps."""
         self._pumping = False
         connection = self._link.connection
         now = time.monotonic()
         lone = self._lone
-        is_held_up = self.greeted.alone(now) or (lone is not None and now - lone.sent_at < ALONE_SECONDS)
+        is_held_up = self.births.alone(now) or (lone is not None and now - lone.sent_at < ALONE_SECONDS)
         if connection is None or is_held_up:
             return
-        hurries = self.greeted.hurries(now)
+        hurries = self.births.hurries(now)
         if not hurries:
             self._fill_by_turns(connection, now)
         self._link.flush()
         self._take_acks()  # at QoS 0 sending was all
         if hurries or not self._queue:
-            self._greet()
+            self._send_birth_messages()
 
-    def _greet(self) -> None:
-        """Send the next greeting, where nothing else is on its way."""
+    def _send_birth_messages(self) -> None:
+        """Send the next birth message, where nothing else is on its way."""
         while (
             not self._in_flight
             and (connection := self._link.connection) is not None
-            and (message := self.greeted.next()) is not None
+            and (message := self.births.next()) is not None
         ):
             now = time.monotonic()
             pending = PendingPublish(self.addressed(message), now, now + self.ack_seconds)
-            self.greeted.sent(pending)
+            self.births.sent(pending)
             if self._hand_over(connection, pending, now):
                 self._link.flush()
                 self._take_acks()
@@ -357,7 +353,7 @@ class HostPublisher:
     def _finish(self, pending: PendingPublish, outcome: Outcome) -> None:
         if pending.done.done():
             return
-        self.greeted.hear(pending, outcome)
+        self.births.hear(pending, outcome)
         self.messages_published += outcome.success
         self._telemetry.published(
             pending.message.metric_topic,
@@ -382,10 +378,10 @@ class HostPublisher:
         self._link.tick()
         if self._link.connection is not None:
             self._queue.extend(self._aside.take_unheard(now))
-            again = self.greeted.tick(now)
+            again = self.births.tick(now)
             if again and (WILL not in again or not self._will.begin()):
-                self.greeted.begin(self.greetings(), now)
-            self._pump()  # also what waited for a greeting that is not answered
+                self.births.begin(self.birth_messages(), now)
+            self._pump()  # also what waited for a birth message that is not answered
         oldest = next(iter(self._in_flight.values()), None)
         is_silent = oldest is not None and now - self._progress_at > self.ack_seconds
         if is_silent:
@@ -395,4 +391,4 @@ class HostPublisher:
             self._link.give_up(f"no acknowledgement within {self.ack_seconds:g} s")
         if self._in_flight or self._queue or self._aside:
             return HOUSEKEEPING_SECONDS
-        return math.inf if self._link.connection is None else min(self._link.due_at, self.greeted.due_at) - now
+        return math.inf if self._link.connection is None else min(self._link.due_at, self.births.due_at) - now

@@ -40,7 +40,7 @@ class Heard:
 
 
 def listen(broker: BrokerConfig, config: MqttConfig, *, stopped: threading.Event) -> Heard:
-    """Ask the broker what it keeps under these settings. Raises `ConnectionFailure` where it does not say.
+    """Ask the broker what it keeps under these settings. Raises `BrokerConnectionError` where it does not say.
 
     For a thread of its own, and on a connection of its own: a broker may answer a subscription that it forbids by
     closing the connection, and what it keeps may be larger than what a publisher takes in.

@@ -1,7 +1,7 @@
 """What the host says on the cameras' behalf when it connects, and what of it the broker does not want.
 
 A broker may refuse such a message, or close the connection over it: the messages to devices must not pay for that. So
-a greeting travels alone, after what devices wait for; what is refused is left out, said, and tried again seldom.
+a birth message travels alone, after what devices wait for; what is refused is left out, said, and tried again seldom.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from functions.mqtt.outcome import PACKET_TOO_LARGE, Outcome, Status
 from functions.telemetry import logger
 
 if TYPE_CHECKING:
-    from functions.mqtt.connection import ConnectionFailure
+    from functions.mqtt.connection import BrokerConnectionError
     from functions.mqtt.message import Message
     from infra.host.mqtt.aside import PendingPublish
 
-ALONE_SECONDS = 1.0  # others wait no longer for a greeting, nor a greeting for a gap between them
-IN_DOUBT_SECONDS = 1.0  # a connection that ends so soon after a greeting of QoS 0 may have ended over it
-CONTRAST_SECONDS = 10.0  # where a connection has ended over a greeting, the next one lives for so long without it
+ALONE_SECONDS = 1.0  # others wait no longer for a birth message, nor a birth message for a gap between them
+IN_DOUBT_SECONDS = 1.0  # a connection that ends so soon after a birth message of QoS 0 may have ended over it
+CONTRAST_SECONDS = 10.0  # where a connection has ended over a birth message, the next one lives for so long without it
 STRIKES = 3
 RETRY_SECONDS = 600.0
 WILL = "last will"
@@ -37,13 +37,13 @@ class _LeftOut:
     reason: str
 
 
-class Greetings:
+class BirthMessages:
     """Topics go by the names that metrics give them. Belongs to one event loop, as does every call."""
 
     def __init__(self) -> None:
         """Begin with a broker of which nothing is known."""
         self.pending: PendingPublish | None = None
-        """The greeting that is on its way."""
+        """The birth message that is on its way."""
         self._due: deque[Iterator[Message]] = deque()
         self._next: Message | None = None
         self._waits_since = 0.0
@@ -90,7 +90,7 @@ class Greetings:
         return waited_seconds > ALONE_SECONDS and self.next() is not None
 
     def alone(self, now: float) -> bool:
-        """Whether a greeting is on its way, and others shall wait for its end."""
+        """Whether a birth message is on its way, and others shall wait for its end."""
         return self.pending is not None and now - self.pending.begun_at < ALONE_SECONDS
 
     def sent(self, pending: PendingPublish) -> None:
@@ -103,10 +103,10 @@ class Greetings:
     # What the broker says to it.
 
     def hear(self, pending: PendingPublish, outcome: Outcome) -> None:
-        """Note what became of any message, greeting or not."""
+        """Note what became of any message, birth message or not."""
         label = pending.message.metric_topic
-        was_greeting = pending is self.pending
-        if was_greeting:
+        was_birth = pending is self.pending
+        if was_birth:
             self.pending = None
         if outcome.status is Status.UNCONFIRMED:
             return
@@ -114,15 +114,15 @@ class Greetings:
         if label not in self._optional:
             return
         if outcome.status is Status.REFUSED:
-            self._in_doubt = None if was_greeting else self._in_doubt
+            self._in_doubt = None if was_birth else self._in_doubt
             if outcome.reason_code != PACKET_TOO_LARGE:  # which the others need not be
                 self.leave_out(label, outcome, pending.begun_at)
         elif outcome.status is not Status.SENT:  # which says nothing: see `tick`
-            self._in_doubt = None if was_greeting else self._in_doubt
+            self._in_doubt = None if was_birth else self._in_doubt
             self.take_in(label)
 
-    def lost(self, failure: ConnectionFailure, now: float) -> PendingPublish | None:
-        """The connection is over, and not by our will: perhaps because of a greeting. Returns what was on its way."""
+    def lost(self, failure: BrokerConnectionError, now: float) -> PendingPublish | None:
+        """The connection is over, not by our will, perhaps over a birth message. Returns what was on its way."""
         pending, doubt = self.pending, self._in_doubt
         self._quit()
         if doubt is not None and (pending is not None or now - doubt[1] < IN_DOUBT_SECONDS):
