@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from http import HTTPStatus
 
 from functions.devices.downloads import ASSETS, BROKEN_RETRY_SECONDS, CONFIGS, Caller, Downloads
 from functions.s3.clients import UNREACHABLE, StorageError
 from functions.settings import SettingsError
 from functions.telemetry import logger
-from functions.web.messages import THUMBNAILS, Problem, Reply, Request, unavailable
+from functions.web.messages import THUMBNAILS, Problem, unavailable
 from functions.web.router import Route, Router, unforeseen
 from functions.web.tokens import KeyringError
 
@@ -21,28 +20,19 @@ HINT = "Ask for /configs/<mac>.json, /assets/<path> or /manifest."
 def router(downloads: Downloads) -> Router[Caller]:
     """All that a device can ask for."""
     routes = (
-        Route(FILE_METHODS, f"{CONFIGS}*", _named(downloads.config)),
-        Route(FILE_METHODS, ASSETS, _named(downloads.asset)),
-        Route(FILE_METHODS, f"{ASSETS}/*", _named(downloads.asset)),
-        Route(FILE_METHODS, THUMBNAILS, _named(downloads.thumbnail)),
-        Route(FILE_METHODS, f"{THUMBNAILS}/*", _named(downloads.thumbnail)),
-        Route(("GET",), "/manifest", _named(downloads.manifest)),
+        Route(FILE_METHODS, f"{CONFIGS}*", downloads.config),
+        Route(FILE_METHODS, ASSETS, downloads.asset, same_for_all=True),
+        Route(FILE_METHODS, f"{ASSETS}/*", downloads.asset, same_for_all=True),
+        Route(FILE_METHODS, THUMBNAILS, downloads.thumbnail),
+        Route(FILE_METHODS, f"{THUMBNAILS}/*", downloads.thumbnail),
+        Route(("GET",), "/manifest", downloads.manifest),
     )
-    return Router("download", routes, downloads.admit, HINT, explain)
+    return Router("download", routes, downloads.admit, HINT, explain, _names)
 
 
-def _named(answer: Callable[[Request, Caller], Reply]) -> Callable[[Request, Caller], Reply]:
-    """Name the token in the log where its device is refused."""
-
-    def answer_by_name(request: Request, caller: Caller) -> Reply:
-        try:
-            return answer(request, caller)
-        except Problem as problem:
-            if caller.device is not None:
-                problem.kid, problem.jti = caller.device.kid, caller.device.jti
-            raise
-
-    return answer_by_name
+def _names(caller: Caller) -> tuple[str, str]:
+    """What names a device's token in the log."""
+    return (caller.device.kid, caller.device.jti) if caller.device is not None else ("", "")
 
 
 def explain(error: Exception) -> Problem:

@@ -34,6 +34,9 @@ BAD_REQUEST = "bad request"
 WRONG_REGION = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"})
 """Codes of a store that is asked, or was signed for, by the name of a region that is not its own."""
 
+OUR_SERVICES = frozenset({"s3", "sqs", "sts", "portal.sso", "oidc"})
+"""Ours, and those that give credentials, by their names in botocore's list of endpoints."""
+
 _QUESTION = " (is S3_REGION, or else AWS_REGION, the store's region?)"
 _ELSEWHERE = frozenset({301, 302, 307, 400})
 # S3 tells queues of the bucket's own region only (S3, "Configuring event notifications").
@@ -197,6 +200,12 @@ def open_session(settings: Settings) -> Session:
     core = botocore.session.get_session()
     # dateutil takes most of the time of reading a LIST.
     core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=read_timestamp)
+    # Seven megabytes stay in memory for the endpoints of services that nobody asks.
+    regions = core.get_component("data_loader").load_data("endpoints")
+    for partition in regions["partitions"]:
+        partition["services"] = {
+            name: partition["services"][name] for name in OUR_SERVICES & partition["services"].keys()
+        }
     key_id, secret, token = _credentials(settings)
     if key_id and secret:
         core.set_credentials(key_id, secret, token)

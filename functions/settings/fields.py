@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from functions.settings.addresses import check_database_url, parse_endpoint, parse_http_url
+from functions.settings.addresses import check_database_url, parse_endpoint, parse_http_url, parse_topic_prefix
 from functions.settings.reach import Targets
 
 MIN_TOKEN_CHARACTERS = 16
@@ -83,13 +83,13 @@ def _mqtt_secret(secret: SecretStr) -> SecretStr:
 
 
 def _topic_prefix(prefix: str) -> str:
-    prefix = prefix.rstrip("/")
-    if len(prefix.encode()) > MAX_TOPIC_PREFIX_BYTES:
+    try:
+        levels = parse_topic_prefix(prefix)
+    except ValueError:
+        raise ValueError("must not begin with / or $, nor hold + # or control characters, e.g. iotsupport") from None
+    if len(levels.encode()) > MAX_TOPIC_PREFIX_BYTES:
         raise ValueError(f"must have at most {MAX_TOPIC_PREFIX_BYTES} bytes, e.g. iotsupport")
-    # MQTT 5 §4.7.1: a topic name holds no wildcard; §4.7.3: at least one character.
-    if not prefix or prefix.startswith(("/", "$")) or {"+", "#"} & set(prefix) or not prefix.isprintable():
-        raise ValueError("must not begin with / or $, nor hold + # or control characters, e.g. iotsupport")
-    return prefix
+    return levels
 
 
 def is_there(check: Callable[[], bool]) -> bool:

@@ -28,6 +28,8 @@ class Route(Generic[Caller]):
     """0: a body is not read."""
     is_public: bool = False
     """Nobody is asked who it is; there is no `Caller` then."""
+    same_for_all: bool = False
+    """Whether all callers get the same answer, so that those who ask at once may share one."""
     pattern: re.Pattern[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -49,6 +51,8 @@ class Router(Generic[Caller]):
     """What to ask for, where nothing is found."""
     explain: Callable[[Exception], Problem]
     """What a failure is to the client; it logs what a person has to know."""
+    names: Callable[[Caller], tuple[str, str]] = lambda _caller: ("", "")
+    """The `kid` and `jti` of a caller's token, for the log."""
 
     def takes(self, path: str) -> bool:
         """Whether anything is here."""
@@ -68,19 +72,22 @@ class Router(Generic[Caller]):
 
     def __call__(self, request: Request, read_body: Callable[[int], bytes] | None = None) -> Reply:
         """Answer; never raises. `read_body` brings a body of at most so many bytes, where the request has none yet."""
+        caller = cast("Caller", None)
         try:
             route = self.find(request)
-            caller = cast("Caller", None) if route.is_public else self.admit(request)
+            if not route.is_public:
+                caller = self.admit(request)
             if route.max_body_bytes and read_body is not None:
                 request = request._replace(body=read_body(route.max_body_bytes))
             return route.answer(request, caller)
         except Exception as error:  # noqa: BLE001 - everything becomes a reply
-            return self.refuse(error)
+            return self.refuse(error, caller)
 
-    def refuse(self, error: Exception) -> Reply:
+    def refuse(self, error: Exception, caller: Caller | None = None) -> Reply:
         """What was raised, as a reply."""
         problem = error if isinstance(error, Problem) else self.explain(error)
-        details = {"status": problem.status.value, "reason": problem.reason, "kid": problem.kid, "jti": problem.jti}
+        kid, jti = self.names(caller) if problem is error and caller is not None else (problem.kid, problem.jti)
+        details = {"status": problem.status.value, "reason": problem.reason, "kid": kid, "jti": jti}
         logger.info(f"{self.subject} refused", extra={name: value for name, value in details.items() if value})
         return problem.reply
 

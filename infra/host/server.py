@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import resource
 import signal
 from collections.abc import Awaitable, Callable
@@ -29,6 +28,7 @@ from functions.web.tokens import KeyringError
 from infra.host.bell import DOORS, QUEUE, Bell
 from infra.host.broker_settings import Integration
 from infra.host.detections import HostReader
+from infra.host.heap import settle, share_one_heap
 from infra.host.logs import LinkLog, configure_logging
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
@@ -143,7 +143,11 @@ class Host:
             await poller.start()
             at_the_end(poller.stop)
         if settings.bucket and (settings.device_token_keys or settings.admin_tokens or self._reader is not None):
-            self._devices.warm_up(lambda: self._downloads.warm_up(ask_region=True))
+            self._devices.warm_up(self._warm_up)
+
+    def _warm_up(self) -> None:
+        self._downloads.warm_up(ask_region=True)
+        settle()
 
 
 async def _logged(stop: Callable[[], Awaitable[None]]) -> None:
@@ -174,6 +178,7 @@ def _migrate(settings: Settings) -> None:
 
     if settings.database_url is not None and upgrade(settings.database_url.get_secret_value()):
         logger.info("the database's tables are up to date now")
+        settle()
 
 
 def _reader(
@@ -219,9 +224,9 @@ def serve(settings: Settings, host: str, port: int) -> None:
         raise SettingsError((("WEBHOOK_TOKENS", problem),))
     configure_logging(settings.log_level)
     _warn_of_short_secrets(settings)
+    share_one_heap()
     built = Host(settings, port)
-    gc.collect()
-    gc.freeze()  # what is there now stays: the collector need not look at it again and again
+    settle()
     ask_for_short_slices()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(built.run(host, port))

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.util import CommandError
+from typing import TYPE_CHECKING
 
 from functions.stored.database import VERSION_TABLE, Database
 from functions.stored.errors import StoreUnavailableError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 MIGRATION_DEADLINE_SECONDS = 30.0
 MIGRATIONS = Path(__file__).parent
 
 # Of the only release that kept its revision in Alembic's usual table, which another program may have overwritten since.
+NEWEST_REVISION = max(file.name.partition("_")[0] for file in MIGRATIONS.glob("versions/0*.py"))
 FIRST_REVISION, FIRST_TABLES = "0001", ("mqtt_config", "mqtt_process_status")
 
 
@@ -27,15 +27,34 @@ def upgrade(url: str, revision: str = "head") -> bool:
     Of several processes at once one runs them, and the others wait for it. All steps are done or none.
     Raises `StoreUnavailableError`.
     """
+    if revision == "head" and _is_newest(url):
+        return False  # as nearly always: a host need not keep ten megabytes of Alembic in memory
+    from alembic import command  # noqa: PLC0415 - see above
+
     return _run(command.upgrade, url, revision)
 
 
 def downgrade(url: str, revision: str) -> bool:
     """Undo the steps behind `revision` ("base": all of them), with what their tables hold. Otherwise as `upgrade`."""
+    from alembic import command  # noqa: PLC0415 - see `upgrade`
+
     return _run(command.downgrade, url, revision)
 
 
+def _is_newest(url: str) -> bool:
+    with Database(url, deadline_seconds=MIGRATION_DEADLINE_SECONDS).migrating() as connection:
+        if not connection.dialect.has_table(connection, VERSION_TABLE):
+            return False
+        revisions = connection.exec_driver_sql(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608 - a constant
+        return list(revisions.scalars()) == [NEWEST_REVISION]
+
+
 def _run(step: Callable[[Config, str], None], url: str, revision: str) -> bool:
+    from alembic import command  # noqa: PLC0415 - see `upgrade`
+    from alembic.config import Config  # noqa: PLC0415 - see `upgrade`
+    from alembic.migration import MigrationContext  # noqa: PLC0415 - see `upgrade`
+    from alembic.util import CommandError  # noqa: PLC0415 - see `upgrade`
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     with Database(url, deadline_seconds=MIGRATION_DEADLINE_SECONDS).migrating() as connection:

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -371,8 +372,7 @@ async def test_a_port_that_refuses_is_not_dialled_hot() -> None:
 async def test_demand_shortens_the_back_off_to_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     """The link would sleep for 10 s at least; a message that waits wakes it."""
     with FakeBroker(script=[Behaviour(cut_at_publish=0)]) as broker:
-        assert backoff_seconds.__kwdefaults__ is not None
-        monkeypatch.setitem(backoff_seconds.__kwdefaults__, "first_seconds", 20.0)
+        monkeypatch.setattr(link_module, "backoff_seconds", partial(backoff_seconds, first_seconds=20.0))
         async with publishing(broker.url, connected=False) as case:
             await until(lambda: broker.connects == 1 and len(case.changes) >= 2)
             broker.script = [HEALTHY]

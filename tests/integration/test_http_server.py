@@ -389,11 +389,11 @@ def test_a_client_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch
         async with serving(Rooms()) as (_, writer, server):
             hold = server.unread.hold
 
-            def counting(holder: HttpProtocol, size_bytes: int) -> Iterator[HttpProtocol]:
+            def count(connection: HttpProtocol, size_bytes: int) -> Iterator[HttpProtocol]:
                 counted.append(size_bytes)
-                return hold(holder, size_bytes)
+                return hold(connection, size_bytes)
 
-            monkeypatch.setattr(server.unread, "hold", counting)
+            monkeypatch.setattr(server.unread, "hold", count)
             writer.write(GET % b"/large")
             await until(lambda: counted)
             await until(lambda: not server.connections)

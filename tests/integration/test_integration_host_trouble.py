@@ -77,9 +77,8 @@ def test_only_a_connection_that_lasted_ends_the_row_of_failures(tmp_path: Path) 
     """One that the broker accepts and drops at once is one failure more."""
     unit, lasting = 1.0, 0.5
     patch = (
-        f"{SHORT}\nfrom functions.backoff import backoff_seconds\n"
-        f"backoff_seconds.__kwdefaults__['first_seconds'] = {unit}\n"
-        f"from infra.host.mqtt import link\nlink.LASTING_SECONDS = {lasting}"
+        f"{SHORT}\nfrom functools import partial\nfrom infra.host.mqtt import link\nlink.LASTING_SECONDS = {lasting}\n"
+        f"link.backoff_seconds = partial(link.backoff_seconds, first_seconds={unit})"
     )
     assert lasting < LASTING_SECONDS
     dropped = Behaviour(cut_at_publish=0)
@@ -237,7 +236,7 @@ def test_a_row_that_was_changed_by_hand_is_in_force(tmp_path: Path, mosquitto_bi
 def test_settings_stored_anew_through_a_host_are_in_force_there_at_once(tmp_path: Path, mosquitto_binary: Path) -> None:
     """Their version is lower than that of the row that was deleted by hand."""
     del mosquitto_binary
-    never = f"{SHORT}\nintegration.RELOAD_SECONDS = 3600"
+    never = f"{SHORT}\nbroker_settings.RELOAD_SECONDS = 3600"
     url = new_sqlite(tmp_path)
     with ExitStack() as parts:
         old, new = (parts.enter_context(Mosquitto(tmp_path / name)) for name in ("old", "new"))

@@ -15,8 +15,10 @@ def test_back_off_grows_from_one_to_sixty_seconds_with_jitter(failures: int, cei
 
 def test_back_off_is_as_long_as_its_caller_wants() -> None:
     """The first delay, the longest one, how it grows, and the chance are the caller's where it says so."""
-    delays = [
-        backoff_seconds(failures, first_seconds=0.5, longest_seconds=3600.0, factor=4.0, uniform=lambda _, most: most)
-        for failures in (1, 2, 3, 10)
-    ]
-    assert delays == [0.5, 2.0, 8.0, 3600.0]
+
+    def seconds(failures: int) -> float:
+        return backoff_seconds(
+            failures, first_seconds=0.5, longest_seconds=3600.0, factor=4.0, uniform=lambda _, most: most
+        )
+
+    assert [seconds(failures) for failures in (1, 2, 3, 10)] == [0.5, 2.0, 8.0, 3600.0]

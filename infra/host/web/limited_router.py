@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from functions.devices.manifest import LISTED
 from functions.telemetry import logger
 from functions.web.messages import Problem, Reply, Request, unavailable
-from functions.web.router import Route, Router, reply_to
+from functions.web.router import Route, Router
 from infra.host.threads import Daemons
 from infra.host.web.door import Answer, Door
 from infra.host.web.entrance import Gate, too_many
@@ -23,9 +23,11 @@ MAX_WAITING = 256
 HANDLER_SECONDS = 10.0  # the router's own deadlines are shorter, but it may have to wait for a thread
 BUSY_RETRY_SECONDS = 1
 CATCH_UPS_AT_ONCE = 2  # a device may begin once more before its share is whole again
-ASKED_BY = ("authorization", "accept", "if-none-match")  # headers that a device's answer depends on
+ASKED_BY = ("accept", "if-none-match")  # headers that a device's answer depends on, beside its token
 
 Caller = TypeVar("Caller")
+Found = Reply | Exception
+"""What a route has answered, or raised: each who waits is refused by his own name."""
 
 
 class LimitedRouter(Generic[Caller]):
@@ -44,7 +46,7 @@ class LimitedRouter(Generic[Caller]):
         self._mentions = RateLimit(1)
         self._pool = Daemons(THREADS)
         self._waiting = 0
-        self._flights = SingleFlight[Reply](_is_failure) if shares_answers else None
+        self._flights = SingleFlight[Found](_is_failure) if shares_answers else None
 
     def takes(self, path: str) -> bool:
         """Whether a request for this path is for the router."""
@@ -68,17 +70,18 @@ class LimitedRouter(Generic[Caller]):
         if isinstance(route, Route) and route.is_public:
             self._take(neighbourhood(request.address))
             return Door(lambda asked, answer: answer(self._router(asked)))
-        caller = self._admit(request)
-        self._take(caller)
+        share = self._admit(request)
+        self._take(share)
         if isinstance(route, Problem):  # strangers do not learn what there is
             reply = self._router.refuse(route)
             return Door(lambda _asked, answer: answer(reply))
-        return Door(lambda asked, answer: self._enter(asked, caller, answer), route.max_body_bytes)
+        caller = self._router.admit(request)
+        return Door(lambda asked, answer: self._enter(route, asked, caller, share, answer), route.max_body_bytes)
 
-    def _take(self, caller: bytes) -> None:
-        if wait_seconds := self._requests.wait_seconds(caller):
+    def _take(self, share: bytes) -> None:
+        if wait_seconds := self._requests.wait_seconds(share):
             raise too_many(int(wait_seconds) + 1)
-        self._requests.take(caller)
+        self._requests.take(share)
 
     def _admit(self, request: Request) -> bytes:
         """Return whose share a request takes. Raises Problem."""
@@ -93,26 +96,28 @@ class LimitedRouter(Generic[Caller]):
                 logger.info("a token is not in force", extra=details)
             raise
 
-    def _enter(self, request: Request, caller: bytes, answer: Answer) -> None:
+    def _enter(self, route: Route[Caller], request: Request, caller: Caller, share: bytes, answer: Answer) -> None:
         if self._waiting >= MAX_WAITING:
             raise _busy()
 
-        def tell(reply: Reply) -> None:
+        def tell(found: Found) -> None:
+            reply = self._router.refuse(found, caller) if isinstance(found, Exception) else found
             if (listed := reply.headers.get(LISTED)) is not None:
                 # A device is about to ask for what it was just told of: refusing that would be our own fault.
-                self._requests.widen(caller, CATCH_UPS_AT_ONCE * (int(listed) + 1), further="next=" in request.query)
+                self._requests.widen(share, CATCH_UPS_AT_ONCE * (int(listed) + 1), further="next=" in request.query)
             answer(reply)
 
         if self._flights is None:
-            self._call(request, tell)
+            self._call(route, request, caller, tell)
         else:
-            question = (request.method, request.path, request.query, *map(request.header, ASKED_BY))
-            self._flights.ask(question, lambda tell_all: self._call(request, tell_all), tell)
+            whose = "" if route.same_for_all else request.header("authorization")
+            question = (whose, request.method, request.path, request.query, *map(request.header, ASKED_BY))
+            self._flights.ask(question, lambda tell_all: self._call(route, request, caller, tell_all), tell)
 
-    def _call(self, request: Request, tell: Answer) -> None:
+    def _call(self, route: Route[Caller], request: Request, caller: Caller, tell: Callable[[Found], None]) -> None:
         """Have a thread answer; what has not begun in time is not begun any more."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Reply] = loop.run_in_executor(self._pool, self._router, request)
+        future: asyncio.Future[Reply] = loop.run_in_executor(self._pool, route.answer, request, caller)
         self._waiting += 1
 
         def too_late() -> None:
@@ -125,7 +130,7 @@ class LimitedRouter(Generic[Caller]):
             if future.cancelled():
                 tell(_busy().reply)
             elif isinstance(error := future.exception(), Exception):
-                tell(reply_to(error))
+                tell(error)
             else:
                 tell(future.result())
 
@@ -137,5 +142,8 @@ def _busy() -> Problem:
     return unavailable("busy", f"Come again in {BUSY_RETRY_SECONDS} s.", retry_after_seconds=BUSY_RETRY_SECONDS)
 
 
-def _is_failure(reply: Reply) -> bool:
-    return reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+def _is_failure(found: Found) -> bool:
+    """Whether it would fail the next one, too. What a route has not foreseen is a store that does not answer."""
+    if isinstance(found, (Reply, Problem)):
+        return found.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return True
