@@ -1,1 +1,1 @@
-"""The deployed code: entries (notify), the pure core (events, routes) and the adapters (publisher, storage)."""
+"""What runs on Lambda, and what every host shares: entries, and a folder for each subject. Never imports `infra`."""

@@ -6,10 +6,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from functions.admin.api import described, explain, router
-from functions.admin.operations import Administration, CannotPublish
+from functions.admin.operations import Administration, CannotPublishError
 from functions.lifecycle import Renewal, begin
 from functions.settings import SettingsError
-from functions.stored.store import ConfigStore, StoreUnavailable
+from functions.stored.errors import StoreUnavailableError
+from functions.stored.store import ConfigStore
 from functions.telemetry import logger
 from functions.web.api_gateway import answer_of, respond
 
@@ -43,12 +44,14 @@ class NoLocalPublisher:
 
     def publish_discovery(self) -> int:
         """See `Publishing.publish_discovery`."""
-        raise CannotPublish("On Lambda a camera is announced with its next event; only the host can do so at once.")
+        raise CannotPublishError(
+            "On Lambda a camera is announced with its next event; only the host can do so at once."
+        )
 
     def forget_camera(self, camera_id: str) -> bool:
         """See `Publishing.forget_camera`."""
         del camera_id
-        raise CannotPublish("Only the host can remove a camera. Without one: publish an empty retained message.")
+        raise CannotPublishError("Only the host can remove a camera. Without one: publish an empty retained message.")
 
 
 _lock = threading.Lock()
@@ -78,7 +81,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     del context
     try:
         ready = _ready()
-    except (SettingsError, StoreUnavailable) as error:
+    except (SettingsError, StoreUnavailableError) as error:
         return answer_of(explain(error).reply)
     return respond(ready, event)
 

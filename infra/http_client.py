@@ -17,7 +17,7 @@ from pathlib import Path
 import urllib3
 from urllib3 import exceptions
 
-from infra.device.trouble import Trouble
+from infra.device.trouble import FetchError
 from infra.proxies import Proxies, Proxy
 
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -52,15 +52,15 @@ class Answer:
             yield chunk
 
     def body(self, limit_bytes: int) -> bytes:
-        """The whole body; Trouble when it is longer, or takes longer than BODY_TIMEOUT_SECONDS."""
+        """The whole body; FetchError when it is longer, or takes longer than BODY_TIMEOUT_SECONDS."""
         until = time.monotonic() + BODY_TIMEOUT_SECONDS
         body = bytearray()
         for chunk in self.chunks():
             body += chunk
             if len(body) > limit_bytes:
-                raise Trouble("protocol", f"the server's answer is longer than {limit_bytes:,} bytes")
+                raise FetchError("protocol", f"the server's answer is longer than {limit_bytes:,} bytes")
             if time.monotonic() > until:
-                raise Trouble("timed_out", f"the server's answer took longer than {BODY_TIMEOUT_SECONDS:g} s")
+                raise FetchError("timed_out", f"the server's answer took longer than {BODY_TIMEOUT_SECONDS:g} s")
         return bytes(body)
 
     def beginning(self, limit_bytes: int) -> bytes:
@@ -97,7 +97,7 @@ class Web:
         self._pools: dict[Proxy | None, urllib3.PoolManager] = {}
 
     def get(self, url: str, headers: Mapping[str, str]) -> AbstractContextManager[Answer]:
-        """Ask for `url`; whatever the network does inside the `with` is raised as Trouble."""
+        """Ask for `url`; whatever the network does inside the `with` is raised as FetchError."""
         return self.request("GET", url, headers)
 
     @contextmanager
@@ -109,18 +109,18 @@ class Web:
                 method, url, body=body, headers=dict(headers), redirect=False, preload_content=False
             )
             if response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
-                raise Trouble("unreachable", "the proxy wants a user and a password: http://user:password@host:port")
+                raise FetchError("unreachable", "the proxy wants a user and a password: http://user:password@host:port")
             yield Answer(response)
         except (exceptions.NewConnectionError, exceptions.SSLError) as error:  # urllib3 counts the first as a time-out
-            raise Trouble("unreachable", _words(error)) from None
+            raise FetchError("unreachable", _words(error)) from None
         except exceptions.ProxyError as error:
-            raise Trouble("unreachable", f"the proxy: {_words(error.original_error)}") from None
+            raise FetchError("unreachable", f"the proxy: {_words(error.original_error)}") from None
         except exceptions.TimeoutError as error:
-            raise Trouble("timed_out", _words(error)) from None
+            raise FetchError("timed_out", _words(error)) from None
         except (exceptions.LocationValueError, UnicodeError):
-            raise Trouble("protocol", "the URL cannot be used") from None
+            raise FetchError("protocol", "the URL cannot be used") from None
         except (exceptions.HTTPError, ConnectionError) as error:
-            raise Trouble("cut", _words(error)) from None
+            raise FetchError("cut", _words(error)) from None
         finally:
             if response is not None:
                 # Back to the pool if the body is at its end, closed otherwise: what is left of it could be long.

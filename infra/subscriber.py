@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import ssl
 import threading
 import time
@@ -21,6 +20,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from functions.backoff import backoff_seconds
+
 START_TIMEOUT_SECONDS = 5.0
 MESSAGE_TIMEOUT_SECONDS = 20.0
 KEEPALIVE_SECONDS = 30
@@ -36,7 +37,6 @@ _PROTOCOLS = {
     "3.1.1": MQTTProtocolVersion.MQTTv311,
 }
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
-_UNIFORM = random.SystemRandom().uniform
 
 
 class SubscriberError(Exception):
@@ -52,7 +52,7 @@ class SubscriberTimeoutError(SubscriberError, TimeoutError):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class Received:
     """A message as it arrived; properties are empty under MQTT 3.1.1.
 
     `received_at` is `time.monotonic()`, `received_wall` is `time.time()`, both in seconds.
@@ -98,7 +98,7 @@ class Subscriber:
         protocol: int | str = 5,
         session_expiry_seconds: int = 0,
         presence_topic: str | None = None,
-        on_message: Callable[[Message], None] | None = None,
+        on_message: Callable[[Received], None] | None = None,
         on_state: Callable[[SubscriberError | None], None] | None = None,
     ) -> None:
         parts = urlsplit(url)
@@ -118,8 +118,8 @@ class Subscriber:
         self._take_message = on_message
         self._take_state = on_state
         self._news = threading.Condition()
-        self._unread: deque[Message] = deque()
-        self._all: list[Message] = []
+        self._unread: deque[Received] = deque()
+        self._all: list[Received] = []
         self._subscribed = False
         self._error: SubscriberError | None = None
         self._stopping = threading.Event()
@@ -136,7 +136,7 @@ class Subscriber:
             self._client.tls_set_context(context)
 
     @property
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[Received]:
         """All messages so far, taken or not, oldest first."""
         with self._news:
             return list(self._all)
@@ -183,11 +183,11 @@ class Subscriber:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(STOP_TIMEOUT_SECONDS)
 
-    def next(self, timeout_seconds: float = MESSAGE_TIMEOUT_SECONDS) -> Message:
+    def next(self, timeout_seconds: float = MESSAGE_TIMEOUT_SECONDS) -> Received:
         """The oldest message not taken yet; SubscriberTimeoutError when none comes in time."""
         return self.wait_for(1, timeout_seconds)[0]
 
-    def wait_for(self, count: int, timeout_seconds: float = MESSAGE_TIMEOUT_SECONDS) -> list[Message]:
+    def wait_for(self, count: int, timeout_seconds: float = MESSAGE_TIMEOUT_SECONDS) -> list[Received]:
         """Takes the next `count` messages; SubscriberTimeoutError, taking none, when fewer come in time."""
         with self._news:
             if not self._news.wait_for(lambda: len(self._unread) >= count, timeout_seconds):
@@ -195,14 +195,14 @@ class Subscriber:
                 raise SubscriberTimeoutError(f"{came}; not listening: {self._error}" if self._error else came)
             return [self._unread.popleft() for _ in range(count)]
 
-    def drain(self) -> list[Message]:
+    def drain(self) -> list[Received]:
         """Takes whatever has arrived and was not taken, without waiting."""
         with self._news:
             taken = list(self._unread)
             self._unread.clear()
             return taken
 
-    def silence(self, seconds: float) -> list[Message]:
+    def silence(self, seconds: float) -> list[Received]:
         """Waits that long and takes what was there or came; an empty list is silence."""
         time.sleep(seconds)
         return self.drain()
@@ -235,7 +235,7 @@ class Subscriber:
     # bounded time (its connect blocks), and forgets why a connection failed.
 
     def _run(self) -> None:
-        retry_seconds = FIRST_RETRY_SECONDS
+        failures = 0
         while not self._stopping.is_set():
             try:
                 self._client.reconnect()
@@ -244,14 +244,14 @@ class Subscriber:
             else:
                 while self._client.loop(LOOP_SECONDS) is MQTTErrorCode.MQTT_ERR_SUCCESS:
                     if self._subscribed:
-                        retry_seconds = FIRST_RETRY_SECONDS
+                        failures = 0
                     if self._stopping.is_set():
                         break
                 else:
                     self._lost()
-            # Jitter: when a broker comes back, its clients must not come back at once.
-            self._stopping.wait(_UNIFORM(retry_seconds / 2, retry_seconds))
-            retry_seconds = min(2 * retry_seconds, LONGEST_RETRY_SECONDS)
+            failures += 1
+            pause = backoff_seconds(failures, first_seconds=FIRST_RETRY_SECONDS, longest_seconds=LONGEST_RETRY_SECONDS)
+            self._stopping.wait(pause)
         if self._presence_topic is not None and self._subscribed:
             self._client.publish(self._presence_topic, b"offline", retain=True)  # DISCONNECT annuls the will
         self._client.disconnect()
@@ -301,7 +301,7 @@ class Subscriber:
     def _on_message(self, _client: paho.Client, _data: object, arrived: paho.MQTTMessage) -> None:
         received_at, received_wall = time.monotonic(), time.time()
         properties: Any = arrived.properties  # paho gives it its attributes at run time
-        message = Message(
+        message = Received(
             topic=arrived.topic,
             payload=bytes(arrived.payload),
             qos=arrived.qos,

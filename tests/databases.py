@@ -14,7 +14,7 @@ from psycopg import sql
 from pydantic import SecretStr
 
 from functions.stored.database import Database
-from functions.stored.encryption import Vault
+from functions.stored.encryption import PasswordCipher
 from functions.stored.store import ConfigStore
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def new_postgresql(server: Postgres) -> str:
 
 def store_of(url: str, *keys: SecretStr) -> ConfigStore:
     """The store at this URL with these keys."""
-    return ConfigStore(Database(url), Vault(keys) if keys else None)
+    return ConfigStore(Database(url), PasswordCipher(keys) if keys else None)
 
 
 def execute(url: str, statement: str) -> list[tuple[Any, ...]]:

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
 from infra.local.process import free_port
-from infra.subscriber import Message, Subscriber
+from infra.subscriber import Received, Subscriber
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 TOKEN, NEXT_TOKEN = "t0ken-of-this-quarter", "t0ken-of-next-quarter"
@@ -31,12 +32,23 @@ MAC_KEY = "configs/aa-bb-cc-dd-ee-ff.json"
 TOPICS = ("iotsupport/updates/configs", "iotsupport/updates/assets")
 TEST_SECONDS = 100.0  # less than pytest's own time-out, which does not get through to a loop
 EXIT_SECONDS = 30.0  # then it hangs: the promise is `STOP_SECONDS`
-STOP_SECONDS = (
-    3.0 + 2 * SLACK_SECONDS
-)  # DESIGN: the host ends within 3 s; a whole process is slower still, where all is slow
+STOP_SECONDS = 3.0 + 2 * SLACK_SECONDS  # the host ends within 3 s; a whole process is slower still, where all is slow
 
 _numbers = itertools.count(1)
-_OURS = ("MQTT_", "AWS_", "S3_", "WEBHOOK_", "SQS_", "TOPIC_", "BUCKET", "CONFIGS_", "ASSETS_", "LOG_", "SECRETS_")
+_OURS = (
+    "MQTT_",
+    "HOST_",
+    "AWS_",
+    "S3_",
+    "WEBHOOK_",
+    "SQS_",
+    "TOPIC_",
+    "BUCKET",
+    "CONFIGS_",
+    "ASSETS_",
+    "LOG_",
+    "SECRETS_",
+)
 
 P = ParamSpec("P")
 
@@ -100,7 +112,7 @@ def eventually(truth: Callable[[], object], timeout_seconds: float = PATIENCE_SE
         time.sleep(0.02)
 
 
-def exactly(count: int, listener: Subscriber, settle_seconds: float = 0.3) -> list[Message]:
+def exactly(count: int, listener: Subscriber, settle_seconds: float = 0.3) -> list[Received]:
     """The next messages: so many, and for a while no more."""
     messages = listener.wait_for(count)
     assert listener.silence(settle_seconds) == []
@@ -110,10 +122,21 @@ def exactly(count: int, listener: Subscriber, settle_seconds: float = 0.3) -> li
 class Host:
     """`bucketbell host` as a child process, listening when entered; `http` is a client of it."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str], *, ready: bool = True, patch: str = "") -> None:
-        """With `ready`, entering also waits for the broker; `patch` is Python that the process runs first."""
+    def __init__(
+        self,
+        directory: Path,
+        environment: Mapping[str, str],
+        *,
+        ready: bool = True,
+        patch: str = "",
+        ca_file: Path | None = None,
+    ) -> None:
+        """With `ready`, entering also waits for the broker; `patch` is Python that the process runs first.
+
+        `ca_file` is trusted by a client of a host that speaks TLS.
+        """
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'http' if ca_file is None else 'https'}://127.0.0.1:{self.port}"
         self.log_file = directory / f"host-{self.port}.log"
         script = Path(sys.executable).with_name("bucketbell")
         start = ["-c", f"{patch}\nfrom infra.cli import app\napp()"] if patch else [str(script)]
@@ -123,7 +146,8 @@ class Host:
         self._environment = {n: v for n, v in os.environ.items() if not n.startswith(_OURS)} | dict(environment)
         self._environment["PYTHONPATH"] = str(Path(__file__).parents[1])
         self.child: subprocess.Popen[bytes]
-        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_SECONDS, trust_env=False)
+        trusted = ssl.create_default_context(cafile=ca_file)
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_SECONDS, trust_env=False, verify=trusted)
 
     def __enter__(self) -> Self:
         with self.log_file.open("ab") as log:

@@ -14,7 +14,7 @@ from paho.mqtt.publish import single
 
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import Minio
-from infra.subscriber import Message, Subscriber
+from infra.subscriber import Received, Subscriber
 from tests.databases import new_sqlite
 from tests.hosts import Host, eventually, upload
 from tests.stored import PASSWORD, USER, storing
@@ -95,11 +95,11 @@ def kept(broker: Mosquitto, *topics: str) -> dict[str, bytes]:
         return {message.topic: message.payload for message in listener.messages if message.retain}
 
 
-def in_topic_order(messages: list[Message], *, last: str) -> list[Message]:
+def in_topic_order(messages: list[Received], *, last: str) -> list[Received]:
     """By topic: a message of QoS 2 takes a round trip more, and others overtake it."""
     return sorted(messages, key=lambda message: (message.topic == last, message.topic))
 
 
-def document(message: Message) -> dict[str, Any]:
+def document(message: Received) -> dict[str, Any]:
     """What it holds."""
     return dict(json.loads(message.payload))

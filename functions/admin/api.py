@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from functions.admin import openapi
 from functions.admin.openapi import OPERATIONS, STALE, Operation
 from functions.settings import SettingsError
+from functions.stored.errors import PasswordNeededError, StoreUnavailableError, VersionConflictError
 from functions.stored.model import PASSWORD_NEEDED, MqttConfigChange, problems
-from functions.stored.store import PasswordNeeded, StoreUnavailable, VersionConflict
 from functions.telemetry import logger
 from functions.web.messages import Problem, Reply, Request, as_json, internal, malformed, unavailable
 from functions.web.router import Route, Router
@@ -117,11 +117,11 @@ def admit(bearer: str, tokens: tuple[str, ...]) -> None:
 
 def explain(error: Exception) -> Problem:
     """What a failure is to an administrator."""
-    if isinstance(error, VersionConflict):
+    if isinstance(error, VersionConflictError):
         return _outdated(error.current)
-    if isinstance(error, PasswordNeeded):
+    if isinstance(error, PasswordNeededError):
         return _unfit([PASSWORD_NEEDED])
-    if isinstance(error, StoreUnavailable):
+    if isinstance(error, StoreUnavailableError):
         logger.warning("database unavailable", extra={"problem": str(error)})  # which holds no credentials
         detail = f"The database cannot be used: {error}."
         return unavailable("database_unavailable", detail, retry_after_seconds=BUSY_RETRY_SECONDS)

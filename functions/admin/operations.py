@@ -22,11 +22,11 @@ from functions.admin.schemas import (
     StatusAnswer,
     TopicAnswer,
 )
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.settings.reach import Targets
-from functions.stored.in_force import broker_of
+from functions.stored.effective import broker_of
+from functions.stored.errors import NoEncryptionKeyError, StoreUnavailableError
 from functions.stored.model import MqttConfig, MqttConfigChange
-from functions.stored.store import NoEncryptionKey, StoreUnavailable
 from functions.telemetry import logger
 from functions.web.messages import Problem
 
@@ -38,10 +38,10 @@ LIVE_PROBE_SECONDS = 2.5  # within a status: its reader waits
 PROBE_KEPT_SECONDS = 5.0
 
 Password = Literal["given", "stored", "none"]
-Loaded = TypeVar("Loaded")
+T = TypeVar("T")
 
 
-class CannotPublish(Exception):
+class CannotPublishError(Exception):
     """Something cannot be published here or now; the message says why, and what to do."""
 
 
@@ -61,7 +61,10 @@ class Publishing(Protocol):
         """Bring these settings in force in this process, at once: blocks, within a few seconds."""
 
     def publish_discovery(self) -> int:
-        """Publish every known camera's discovery again; return how many. Raises CannotPublish, StoreUnavailable."""
+        """Publish every known camera's discovery again; return how many.
+
+        Raises `CannotPublishError`, `StoreUnavailableError`.
+        """
 
     def forget_camera(self, camera_id: str) -> bool:
         """Take a camera out of Home Assistant; False where it is not known. Raises as `publish_discovery`."""
@@ -79,15 +82,18 @@ class TopicVerdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Read(Generic[Loaded]):
+class Read(Generic[T]):
     """Something out of the database, perhaps of before. `stale`: when that was, "never", or "" where it is fresh."""
 
-    value: Loaded
+    value: T
     stale: str = ""
 
 
 class Administration:
-    """What `functions.admin.openapi` lists. Thread-safe. Methods raise Problem, StoreUnavailable, VersionConflict."""
+    """What `functions.admin.openapi` lists. Thread-safe.
+
+    Methods raise `Problem`, `StoreUnavailableError`, `VersionConflictError`.
+    """
 
     def __init__(self, settings: Settings, store: ConfigStore | None, publishing: Publishing) -> None:
         """`store` is None where DATABASE_URL is unset: the environment alone is in force then. Raises SettingsError."""
@@ -99,7 +105,7 @@ class Administration:
         self._stored: _Memory[Stored | None] = _Memory()
         self._recorded: _Memory[tuple[ProcessStatus, ...]] = _Memory()
         self._probing = threading.Lock()
-        self._probed: tuple[float, Broker, ProbeAnswer] | None = None
+        self._probed: tuple[float, BrokerConfig, ProbeAnswer] | None = None
 
     def config(self) -> Read[ConfigAnswer]:
         """Tell the settings in force."""
@@ -115,7 +121,7 @@ class Administration:
             raise Problem(HTTPStatus.FORBIDDEN, "forbidden_target", WORDS["forbidden"])
         try:
             stored = self._store.save(change, expected_version=expected_version)
-        except NoEncryptionKey as error:
+        except NoEncryptionKeyError as error:
             raise Problem(HTTPStatus.CONFLICT, "no_encryption_key", f"{error}.") from None
         self._stored.keep(stored)
         logger.info(
@@ -163,10 +169,10 @@ class Administration:
         if not self._publish(lambda: self._publishing.forget_camera(camera_id)):
             raise Problem(HTTPStatus.NOT_FOUND, "no_such_camera", "There is no such camera.")
 
-    def _publish(self, call: Callable[[], Loaded]) -> Loaded:
+    def _publish(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except CannotPublish as error:
+        except CannotPublishError as error:
             raise Problem(HTTPStatus.CONFLICT, "cannot_publish", str(error)) from None
 
     def _topics(self) -> tuple[TopicAnswer, ...]:
@@ -180,7 +186,7 @@ class Administration:
             return Read(())
         try:
             return self._recorded.read(self._store.recorded)
-        except StoreUnavailable:  # this process knows its own status all the same
+        except StoreUnavailableError:  # this process knows its own status all the same
             return Read((), "never")
 
     def _shown(self, stored: Stored | None) -> ConfigAnswer:
@@ -194,7 +200,7 @@ class Administration:
                 updated_at=stored.updated_at,
                 **dict(stored.config),
             )
-        broker = Broker.of(self._settings)
+        broker = BrokerConfig.of(self._settings)
         has_password = broker is not None and broker.password is not None
         return ConfigAnswer(
             source="environment",
@@ -215,11 +221,11 @@ class Administration:
             updated_at=None,
         )
 
-    def _in_force(self) -> tuple[Broker | None, bool]:
-        """The broker in force (None: none, or switched off), and whether its password can be read."""
+    def _effective(self) -> tuple[BrokerConfig | None, bool]:
+        """The effective broker (None: none, or switched off), and whether its password can be read."""
         stored = self._load().value
         if stored is None:
-            return Broker.of(self._settings), True
+            return BrokerConfig.of(self._settings), True
         broker = broker_of(self._settings, stored.config, stored.password) if stored.config.enabled else None
         return broker, stored.credentials_readable
 
@@ -229,10 +235,10 @@ class Administration:
             return change.password, "none" if change.password is None else "given"
         try:
             stored = self._load().value
-        except StoreUnavailable:
+        except StoreUnavailableError:
             return None, "none"
         if stored is None:
-            known, password = Broker.of(self._settings), self._settings.mqtt_password
+            known, password = BrokerConfig.of(self._settings), self._settings.mqtt_password
         else:
             known, password = broker_of(self._settings, stored.config, None), stored.password
         if known is None or change.login != (known.host.casefold(), known.port, known.tls, known.username):
@@ -247,8 +253,8 @@ class Administration:
     def _live(self) -> ProbeAnswer | None:
         """Try the settings in force, or tell what came of it a moment ago."""
         try:
-            broker, readable = self._in_force()
-        except StoreUnavailable:
+            broker, readable = self._effective()
+        except StoreUnavailableError:
             return None
         if broker is None or not readable:
             return None
@@ -263,21 +269,21 @@ class Administration:
             return answer
 
 
-class _Memory(Generic[Loaded]):
+class _Memory(Generic[T]):
     """The last that the database said."""
 
     def __init__(self) -> None:
-        self._last: tuple[Loaded, datetime] | None = None
+        self._last: tuple[T, datetime] | None = None
         self._told = False
 
-    def keep(self, value: Loaded) -> None:
+    def keep(self, value: T) -> None:
         self._last, self._told = (value, datetime.now(UTC)), False
 
-    def read(self, load: Callable[[], Loaded]) -> Read[Loaded]:
-        """Raises StoreUnavailable where the database has never answered."""
+    def read(self, load: Callable[[], T]) -> Read[T]:
+        """Raises StoreUnavailableError where the database has never answered."""
         try:
             value = load()
-        except StoreUnavailable as error:
+        except StoreUnavailableError as error:
             if self._last is None:
                 raise
             if not self._told:
@@ -327,7 +333,7 @@ def _process(status: ProcessStatus) -> ProcessAnswer:
     )
 
 
-def _left_out(verdict: Verdict, broker: Broker, config: MqttConfig) -> tuple[str, ...]:
+def _left_out(verdict: Verdict, broker: BrokerConfig, config: MqttConfig) -> tuple[str, ...]:
     """What is asked for and not to be had, although the broker accepts us."""
     if not verdict.ok:
         return ()
@@ -341,7 +347,7 @@ def _left_out(verdict: Verdict, broker: Broker, config: MqttConfig) -> tuple[str
     return tuple(found)
 
 
-def _probed(verdict: Verdict, broker: Broker, password: Password, left_out: tuple[str, ...] = ()) -> ProbeAnswer:
+def _probed(verdict: Verdict, broker: BrokerConfig, password: Password, left_out: tuple[str, ...] = ()) -> ProbeAnswer:
     detail = verdict.detail
     if left_out:
         detail += f" But not everything that is asked for: {'; '.join(left_out)}."

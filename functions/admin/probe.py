@@ -10,20 +10,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from functions.mqtt.broker import new_client_id
 from functions.mqtt.client import UNSUPPORTED_PROTOCOL
 from functions.mqtt.connection import (
     BAD_CREDENTIALS,
     NOT_AUTHORIZED,
     RETAIN_NOT_SUPPORTED,
+    BrokerConnectionError,
     Connection,
-    ConnectionFailure,
     knows_by_certificate,
 )
-from functions.mqtt.publisher import new_client_id
 from functions.settings.reach import Address, Targets, as_address
 
 if TYPE_CHECKING:
-    from functions.mqtt.broker import Broker
+    from functions.mqtt.broker import BrokerConfig
 
 PROBE_SECONDS = 5.0  # name, TCP, TLS and CONNACK together
 MAX_ADDRESSES = 4  # of one name
@@ -103,7 +103,7 @@ class Verdict:
         return self.outcome == "ok"
 
 
-def probe(broker: Broker, targets: Targets | None = None, *, timeout_seconds: float = PROBE_SECONDS) -> Verdict:
+def probe(broker: BrokerConfig, targets: Targets | None = None, *, timeout_seconds: float = PROBE_SECONDS) -> Verdict:
     """Connect and say DISCONNECT, with a client id of its own, within `timeout_seconds` for everything together.
 
     What is connected to is the address that was judged: the name is not resolved a second time.
@@ -112,7 +112,9 @@ def probe(broker: Broker, targets: Targets | None = None, *, timeout_seconds: fl
     deadline = began_at + timeout_seconds
     targets = Targets() if targets is None else targets
 
-    def verdict(outcome: Outcome, failure: ConnectionFailure | None = None, address: Address | None = None) -> Verdict:
+    def verdict(
+        outcome: Outcome, failure: BrokerConnectionError | None = None, address: Address | None = None
+    ) -> Verdict:
         return Verdict(
             outcome,
             _detail(outcome, failure, broker),
@@ -133,7 +135,7 @@ def probe(broker: Broker, targets: Targets | None = None, *, timeout_seconds: fl
         end = time.monotonic() + max(0.001, share_seconds)
         try:
             accepted, will_refused = _connect_as_host(broker, address, end)
-        except ConnectionFailure as failure:
+        except BrokerConnectionError as failure:
             outcome = _outcome(failure, broker)
             if left == 1 or outcome not in _UNHEARD:
                 return verdict(outcome, failure, address)
@@ -147,11 +149,11 @@ def probe(broker: Broker, targets: Targets | None = None, *, timeout_seconds: fl
     raise AssertionError("the last address has been judged")
 
 
-def _connect_as_host(broker: Broker, address: Address, deadline: float) -> tuple[Connection, str]:
-    """Connect, without the last will where the broker does not accept it, and tell why. Raises `ConnectionFailure`."""
+def _connect_as_host(broker: BrokerConfig, address: Address, deadline: float) -> tuple[Connection, str]:
+    """Connect, without the last will where the broker refuses it, and tell why. Raises `BrokerConnectionError`."""
     try:
         accepted = _connect(broker, address, deadline)
-    except ConnectionFailure as failure:
+    except BrokerConnectionError as failure:
         if broker.availability_topic is None or not (failure.refused or failure.cause == "closed"):
             raise
         accepted = _connect(replace(broker, availability_topic=None), address, deadline)
@@ -161,8 +163,8 @@ def _connect_as_host(broker: Broker, address: Address, deadline: float) -> tuple
     return accepted, NO_RETAINED if lost else ""
 
 
-def _connect(broker: Broker, address: Address, deadline: float) -> Connection:
-    """Return a connection that was accepted and is closed. Raises `ConnectionFailure`."""
+def _connect(broker: BrokerConfig, address: Address, deadline: float) -> Connection:
+    """Return a connection that was accepted and is closed. Raises `BrokerConnectionError`."""
     connection = Connection(broker, new_client_id(broker.client_id_prefix), address=str(address))
     try:
         connection.open(max(0.001, deadline - time.monotonic()))
@@ -181,7 +183,7 @@ def _connect(broker: Broker, address: Address, deadline: float) -> Connection:
     return connection
 
 
-def _detail(outcome: Outcome, failure: ConnectionFailure | None, broker: Broker) -> str:
+def _detail(outcome: Outcome, failure: BrokerConnectionError | None, broker: BrokerConfig) -> str:
     words = WORDS[outcome]
     if failure is None:
         return words
@@ -194,7 +196,7 @@ def _detail(outcome: Outcome, failure: ConnectionFailure | None, broker: Broker)
     return f"{words} The broker says: {failure.said}" if failure.said else words
 
 
-def _outcome(failure: ConnectionFailure, broker: Broker) -> Outcome:
+def _outcome(failure: BrokerConnectionError, broker: BrokerConfig) -> Outcome:
     if failure.refused:
         codes: dict[int | None, Outcome] = {
             BAD_CREDENTIALS: "bad_credentials",

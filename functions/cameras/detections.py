@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
 from functions.cameras.discovery import MAX_CAMERAS, camera_topic
-from functions.events.routes import Detection, Notification, Sighting
+from functions.cameras.message import CameraMessage, Sighting
+from functions.events.routes import Detection
 
 if TYPE_CHECKING:
     from functions.settings import Settings
@@ -41,7 +42,7 @@ _MOMENT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d
 _LEAP_SECOND = re.compile(r"(?<=:\d\d):60", re.ASCII)
 
 
-class BadDetection(ValueError):
+class BadDetectionError(ValueError):
     """A document is no detection event. `field` is what is wrong with it, "" for the document as a whole.
 
     Nothing here repeats what the document says.
@@ -97,51 +98,48 @@ class DetectionEvent:
         return self.timestamp.tzinfo is None and _in_utc(self.timestamp) > now + AHEAD
 
     def payload(self, thumbnail_url: str | None) -> bytes:
-        """The event as JSON, known fields first. Raises BadDetection for what no JSON can hold."""
+        """The event as JSON, known fields first. Raises BadDetectionError for what no JSON can hold."""
         document = {name: getattr(self, name) for name in _READERS} | {"thumbnail_url": thumbnail_url}
         try:
             return _encode({**document, **{n: v for n, v in self.extra.items() if n not in document}}).encode()
         except UnicodeEncodeError:
-            raise BadDetection("", "must be Unicode text, without half surrogate pairs") from None
+            raise BadDetectionError("", "must be Unicode text, without half surrogate pairs") from None
         except (ValueError, RecursionError):
-            raise BadDetection("", "must hold finite numbers, in some hundred levels at most") from None
+            raise BadDetectionError("", "must hold finite numbers, in some hundred levels at most") from None
 
 
 def parse(document: bytes, detection: Detection) -> DetectionEvent:
-    """Read the document of `detection`. Raises BadDetection with the first field that is missing or wrong."""
+    """Read the document of `detection`. Raises BadDetectionError with the first field that is missing or wrong."""
     if len(document) > MAX_DOCUMENT_BYTES:
-        raise BadDetection("", f"must have at most {MAX_DOCUMENT_BYTES} bytes")
+        raise BadDetectionError("", f"must have at most {MAX_DOCUMENT_BYTES} bytes")
     try:
         # UTF-8 alone, if need be with the mark that some editors put before it.
         fields = json.loads(document.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
-        raise BadDetection("", "must be JSON in UTF-8") from None
+        raise BadDetectionError("", "must be JSON in UTF-8") from None
     if not isinstance(fields, dict):
-        raise BadDetection("", "must be a JSON object")
+        raise BadDetectionError("", "must be a JSON object")
     read: dict[str, Any] = {}
     for name, reader in _READERS.items():
         if name not in fields:
-            raise BadDetection(name, "is missing")
+            raise BadDetectionError(name, "is missing")
         try:
             read[name] = reader(fields.pop(name))
         except ValueError as error:
-            raise BadDetection(name, str(error)) from None
+            raise BadDetectionError(name, str(error)) from None
     for name, in_the_key in (("event_id", detection.event_id), ("camera_id", detection.camera_id)):
         if read[name] != in_the_key:
-            raise BadDetection(name, "must be the one that the object's key names")
+            raise BadDetectionError(name, "must be the one that the object's key names")
     return DetectionEvent(**read, extra=fields)
 
 
-def notification(
+def event_message(
     detection: Detection, event: DetectionEvent, topics: CameraTopics, thumbnail_url: str | None
-) -> Notification:
-    """What is published of `event`. Raises BadDetection."""
-    return Notification(
+) -> CameraMessage:
+    """What is published of `event`. Raises BadDetectionError."""
+    return CameraMessage(
         topic=camera_topic(topics.topic_prefix, detection.camera_id),
-        filename=f"{detection.camera_id}/{detection.event_id}",
         payload=event.payload(thumbnail_url),
-        identity=detection.identity,
-        time=detection.time,
         user_properties=detection.user_properties,
         qos=topics.qos,
         retain=topics.retain,
@@ -150,7 +148,9 @@ def notification(
     )
 
 
-def addressed(message: Notification, sighting: Sighting, topics: CameraTopics, *, retain: bool = True) -> Notification:
+def addressed(
+    message: CameraMessage, sighting: Sighting, topics: CameraTopics, *, retain: bool = True
+) -> CameraMessage:
     """`message`, which tells of `sighting`, as it is sent under these `topics`; not `retain`: whatever they say."""
     topic = camera_topic(topics.topic_prefix, sighting.camera_id)
     return replace(message, topic=topic, qos=topics.qos, retain=topics.retain and retain)

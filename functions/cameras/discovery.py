@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
 
-from functions.events.routes import Camera, Notification
+from functions.cameras.message import Camera, CameraMessage
+from functions.mqtt.message import Message
 
 VERSION = "0.1.0"
 MAX_CAMERAS = 1000
@@ -34,7 +35,6 @@ EVENT_TYPES = ("person", "vehicle", "animal", "package", "face", "licenseplate",
 """Home Assistant refuses an event of a type that was not announced: all others are a `detection`."""
 
 _DIGEST_BYTES = 16
-_IDENTITY_BYTES = 16
 _CODED = re.compile(rf"-[0-9a-f]{{{2 * _DIGEST_BYTES}}}\Z")
 _PLAIN_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_ID_CHARACTERS}}}")
 _WILD = frozenset("+#/")
@@ -103,6 +103,10 @@ class Cameras:
             self._heard_at.pop(camera_id, None)
             return self._names.pop(camera_id, None) is not None
 
+    def __contains__(self, camera_id: str) -> bool:
+        with self._lock:
+            return camera_id in self._names
+
     def all(self) -> tuple[Camera, ...]:
         """Every camera that is known, for each connect."""
         with self._lock:
@@ -138,7 +142,7 @@ def discovery(
     retained: bool = False,
     availability_topics: Sequence[str] = (),
     support_url: str | None = None,
-) -> Notification:
+) -> Message:
     """The message that makes Home Assistant show `camera`.
 
     `qos` is what the events are published with, and what Home Assistant is told to subscribe with; `retained` says
@@ -169,7 +173,7 @@ def discovery(
     return _retained(camera.camera_id, discovery_prefix, _encode(payload).encode(), qos, camera)
 
 
-def removed(camera_id: str, discovery_prefix: str, *, qos: int = 1) -> Notification:
+def removed(camera_id: str, discovery_prefix: str, *, qos: int = 1) -> Message:
     """The message that makes Home Assistant forget a camera, and the broker what was retained about it."""
     return _retained(camera_id, discovery_prefix, b"", qos)
 
@@ -232,21 +236,11 @@ def discovery_topic(discovery_prefix: str, camera_id: str) -> str:
     return f"{discovery_prefix}/device/{object_id(camera_id)}/config"
 
 
-def _retained(
-    camera_id: str, discovery_prefix: str, payload: bytes, qos: int, about: Camera | None = None
-) -> Notification:
-    topic = discovery_topic(discovery_prefix, camera_id)
-    identity = hashlib.blake2b(b"\0".join((topic.encode(), payload)), digest_size=_IDENTITY_BYTES).digest()
-    return Notification(
-        topic=topic,
-        filename="",
-        payload=payload,
-        identity=identity,
-        qos=qos,
-        retain=True,
-        label=discovery_label(discovery_prefix),
-        about=about,
-    )
+def _retained(camera_id: str, discovery_prefix: str, payload: bytes, qos: int, about: Camera | None = None) -> Message:
+    topic, label = discovery_topic(discovery_prefix, camera_id), discovery_label(discovery_prefix)
+    if about is None:
+        return Message(topic, payload, qos=qos, retain=True, label=label)
+    return CameraMessage(topic, payload, qos=qos, retain=True, label=label, about=about)
 
 
 def _level(text: str) -> str:

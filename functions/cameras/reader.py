@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
-from functions.cameras.detections import MAX_DOCUMENT_BYTES, BadDetection, CameraTopics, notification, parse
+from functions.cameras.detections import MAX_DOCUMENT_BYTES, BadDetectionError, CameraTopics, event_message, parse
 from functions.cameras.discovery import MAX_CAMERAS
 from functions.events.routes import Unread
 from functions.s3.clients import StorageError
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from functions.cameras.detections import DetectionEvent
-    from functions.events.routes import Detection, Notification
+    from functions.events.routes import Detection
+    from functions.mqtt.message import Message
     from functions.settings import Settings
 
 READERS = 10  # as many as SQS hands over at once, by default
@@ -31,15 +32,15 @@ _NOT_IN_A_PATH = frozenset("%?")  # which AWS's gateway takes for something else
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class ReadDetection:
     """A detection event that was read: the camera as its document names it, and what is to be published."""
 
     camera_id: str
     camera_name: str
-    notification: Notification
+    message: Message
 
 
-class Documents:
+class DetectionReader:
     """Thread-safe. boto3 is imported and asked for clients at the first `read`, unless `objects` has it already."""
 
     def __init__(
@@ -64,7 +65,9 @@ class Documents:
         """The cameras that were warned about."""
 
     @classmethod
-    def of(cls, settings: Settings, *, objects: Objects | None = None, keyring: Keyring | None = None) -> Documents:
+    def of(
+        cls, settings: Settings, *, objects: Objects | None = None, keyring: Keyring | None = None
+    ) -> DetectionReader:
         """Take everything from settings with BUCKET and EVENTS_PREFIX; what is at hand already need not be made anew.
 
         Without a usable `keyring`, links are presigned, and the log says so: an event is not lost over it.
@@ -91,7 +94,7 @@ class Documents:
             keyring=keyring,
         )
 
-    def read(self, detection: Detection) -> Read | Unread:
+    def read(self, detection: Detection) -> ReadDetection | Unread:
         """Read the document, in the version that the event tells of where there are versions, and make the message.
 
         Without versions it is what is there now: who has overwritten a document since has rung for it too. Within
@@ -105,12 +108,12 @@ class Documents:
                 return Unread("gone")
             event = parse(document, detection)
             self._check_clock(event)
-            message = notification(detection, event, topics, self._thumbnail_url(detection, retain=topics.retain))
+            message = event_message(detection, event, topics, self._thumbnail_url(detection, retain=topics.retain))
         except StorageError as error:
             return Unread("store_failed", str(error), error.code, error.answered)
-        except BadDetection as error:
+        except BadDetectionError as error:
             return Unread("bad_detection", str(error))
-        return Read(detection.camera_id, event.camera_name, message)
+        return ReadDetection(detection.camera_id, event.camera_name, message)
 
     def store_answers(self) -> bool:
         """Whether the store answers at all: then what it fails at is about an object, and no outage."""
@@ -151,17 +154,19 @@ class Documents:
         return self._objects.presign_picture(detection.picture_key).url
 
 
-def read_all(documents: Documents, detections: Iterable[Detection], end: float) -> dict[bytes, Read | Unread]:
+def read_all(
+    reader: DetectionReader, detections: Iterable[Detection], end: float
+) -> dict[bytes, ReadDetection | Unread]:
     """Read all by `end` (`time.monotonic`), side by side, an event that is there twice once; by identity."""
     wanted = {detection.identity: detection for detection in detections}
     pool = ThreadPoolExecutor(min(len(wanted), READERS))
-    reads = {identity: pool.submit(documents.read, detection) for identity, detection in wanted.items()}
+    reads = {identity: pool.submit(reader.read, detection) for identity, detection in wanted.items()}
     wait(reads.values(), timeout=max(0.0, end - time.monotonic()))
     pool.shutdown(wait=False, cancel_futures=True)
     return {identity: outcome(read) for identity, read in reads.items()}
 
 
-def outcome(read: Future[Read | Unread] | asyncio.Future[Read | Unread]) -> Read | Unread:
+def outcome(read: Future[ReadDetection | Unread] | asyncio.Future[ReadDetection | Unread]) -> ReadDetection | Unread:
     """What came of a read that is done, or that nobody waits for any more."""
     if not read.done() or read.cancelled():
         return Unread("store_failed", "not read in time", "not read in time")

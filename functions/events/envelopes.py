@@ -4,6 +4,8 @@ Pure: no input or output, no settings, no logging, and nothing here raises on ho
 the wrappers (SQS, SNS, CloudEvents, EventBridge, in any sensible nesting); `dialects` reads what is inside.
 """
 
+from __future__ import annotations
+
 import binascii
 import json
 from typing import Any, NamedTuple
@@ -36,7 +38,7 @@ MAX_WRAPPERS = 4
 MAX_RECORDS = 1_000  # senders put one into a document; reading a megabyte of them would hold everybody else up
 """Wrappers around a record that are opened; the deepest known is SQS, SNS and a CloudEvent: three."""
 
-_NO_BODY = "null"  # a JSON text that is no event, see `sqs_messages`
+_NO_BODY = "null"  # a JSON text that is no event, see `SqsMessage.of`
 
 
 class SqsMessage(NamedTuple):
@@ -44,6 +46,17 @@ class SqsMessage(NamedTuple):
 
     message_id: str
     body: str
+
+    @classmethod
+    def of(cls, message_id: object, body: object) -> SqsMessage:
+        """Take what came for these two.
+
+        Without a usable body it gets one that `parse_body` finds `Malformed`, not `Ignored` as a blank webhook is: so
+        it ends in the dead-letter queue, kept for a person. Without an id it gets "": reported back to Lambda, that
+        fails the whole batch, so nothing is lost (Lambda guide, "Handling errors for an SQS event source").
+        """
+        is_usable = isinstance(body, str) and body and not body.isspace()
+        return cls(message_id if isinstance(message_id, str) else "", str(body) if is_usable else _NO_BODY)
 
 
 def parse(document: object) -> list[Record]:
@@ -66,31 +79,15 @@ def parse_body(body: bytes | str) -> list[Record]:
 
 
 def sqs_messages(event: object) -> list[SqsMessage] | None:
-    """Return the messages of an SQS batch as Lambda delivers it, or None when `event` is something else.
-
-    A message without a usable body gets one that `parse_body` finds `Malformed` (not `Ignored`, as a blank
-    webhook is), so that it ends in the dead-letter queue, kept for a person. A message without an id gets "":
-    reported back to Lambda, that fails the whole batch, so nothing is lost (Lambda guide, "Handling errors
-    for an SQS event source").
-    """
+    """Return the messages of an SQS batch as Lambda delivers it, or None when `event` is something else."""
     records = event.get("Records") if isinstance(event, dict) else None
     if not isinstance(records, list) or not records or not _is_sqs(records[0]):
         return None
-    messages = []
-    for record in records:
-        fields = as_object(record)
-        message_id = fields.get("messageId")
-        messages.append(SqsMessage(message_id if isinstance(message_id, str) else "", _sqs_body(fields)))
-    return messages
+    return [SqsMessage.of(one.get("messageId"), one.get("body")) for one in map(as_object, records)]
 
 
 def _is_sqs(record: object) -> bool:
     return isinstance(record, dict) and record.get("eventSource") == "aws:sqs"
-
-
-def _sqs_body(message: dict[Any, Any]) -> str:
-    body = message.get("body")
-    return body if isinstance(body, str) and body and not body.isspace() else _NO_BODY
 
 
 def _read_text(text: bytes | str, depth: int, out: list[Record]) -> None:
@@ -131,7 +128,7 @@ def _read_record(record: object, depth: int, out: list[Record]) -> None:
     elif isinstance(name := record.get("eventName"), str):
         out.append(s3_record(record, name))
     elif _is_sqs(record):
-        _read_text(_sqs_body(record), depth + 1, out)
+        _read_text(SqsMessage.of("", record.get("body")).body, depth + 1, out)
     elif isinstance(message := as_object(record.get("Sns")).get("Message"), str):
         _read_text(message, depth + 1, out)
     else:

@@ -1,4 +1,4 @@
-"""Pure: an object's key → the notification that devices hear, a document to read first, or why none is sent."""
+"""Pure: an object's key → the message that devices hear, a document to read first, or why none is sent."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from functions.events.names import DOCUMENT_SUFFIX, PICTURE_SUFFIX, is_asset_path, is_config_name, is_event_id
+from functions.mqtt.message import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
-
     from functions.events.dialects import IgnoredReason
     from functions.events.envelopes import ObjectCreated
     from functions.settings import Settings
-
-CONTENT_TYPE = "application/json"
 
 _OF_A_FILE = frozenset({"etag", "size", "versionid"})
 
@@ -24,56 +20,16 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make o
 
 
 @dataclass(frozen=True, slots=True)
-class Camera:
-    """A camera as its events name it; `name` is "" where they do not."""
+class Upload:
+    """A file that devices use. Its message says which: the payload names it, the properties say everything else.
 
-    camera_id: str
-    name: str = ""
+    The properties are CloudEvents 1.0 in the MQTT binary binding, then `etag`, `size`, `versionid`.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Sighting:
-    """A camera's event, by what decides whether it is the camera's latest. `at` is in UTC."""
-
-    camera_id: str
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Notification:
-    """One message to publish: the payload says which file, the properties say everything else."""
-
-    topic: str
     filename: str
-    payload: bytes
     identity: bytes
     """16 bytes; the same for every repeat of the event."""
-    time: str = ""
-    user_properties: tuple[tuple[str, str], ...] = ()
-    """MQTT 5 user properties in order: CloudEvents 1.0 in the MQTT binary binding, then `etag`, `size`, `versionid`."""
-    qos: int | None = None
-    """None: the broker settings' own. A broker that grants less gets less."""
-    retain: bool = False
-    label: str = ""
-    """What metrics call the topic, where there are many of them: `camera/+/event`. "": the topic itself."""
-    about: Camera | Sighting | None = None
-    """What it tells of, where stored settings say on which topic and how: they may change until it is sent, and who
-    sends it asks them then. A `Camera`: this is its discovery message."""
-
-    @property
-    def metric_topic(self) -> str:
-        """The topic as metrics name it: one of a few."""
-        return self.label or self.topic
-
-
-def newest_of_each(notifications: Sequence[Notification]) -> dict[tuple[str, bytes], Notification]:
-    """Fold identical messages of one batch into the newest event's: devices would do the same work twice."""
-    newest: dict[tuple[str, bytes], Notification] = {}
-    for notification in notifications:
-        key = (notification.topic, notification.payload)
-        if key not in newest or notification.time >= newest[key].time:
-            newest[key] = notification
-    return newest
+    message: Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +43,8 @@ class Detection:
     event_id: str
     identity: bytes
     """16 bytes; the same for every repeat of the event."""
-    time: str = ""
     user_properties: tuple[tuple[str, str], ...] = ()
-    """As a `Notification`'s, but for `etag`, `size` and `versionid`: the message holds what they would tell apart."""
+    """As an `Upload`'s, but for `etag`, `size` and `versionid`: the message holds what they would tell apart."""
 
     @property
     def picture_key(self) -> str:
@@ -121,6 +76,11 @@ class Unread:
     def retriable(self) -> bool:
         """Whether another try may succeed."""
         return self.label == "store_failed"
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether it may succeed later, as `Outcome.is_transient`."""
+        return self.retriable
 
 
 SkipReason = Literal[
@@ -173,8 +133,8 @@ class Routes:
         """The two topics, configs first: all that an update can be published to."""
         return f"{self.topic_prefix}/updates/configs", f"{self.topic_prefix}/updates/assets"
 
-    def route(self, created: ObjectCreated) -> Notification | Detection | Skip:
-        """Map `created` to its notification. The filename is passed on exactly as it was uploaded."""
+    def route(self, created: ObjectCreated) -> Upload | Detection | Skip:
+        """Map `created` to what it asks for. The filename is passed on exactly as it was uploaded."""
         key = created.object_key
         if self.bucket is not None and created.bucket != self.bucket:
             return Skip("foreign_bucket")
@@ -189,14 +149,12 @@ class Routes:
         if not is_config and not is_asset_path(filename):
             return Skip("bad_asset_name")
         identity = created.identity
-        return Notification(
+        message = Message(
             topic=self.topics[0] if is_config else self.topics[1],
-            filename=filename,
             payload=_encode({"filename": filename}).encode(),
-            identity=identity,
-            time=created.event_time,
             user_properties=_cloud_event(created, identity),
         )
+        return Upload(filename, identity, message)
 
     def _detection(self, created: ObjectCreated) -> Detection | Skip:
         key = created.object_key
@@ -216,7 +174,6 @@ class Routes:
             camera_id=camera_id,
             event_id=event_id,
             identity=identity,
-            time=created.event_time,
             user_properties=tuple(pair for pair in _cloud_event(created, identity) if pair[0] not in _OF_A_FILE),
         )
 

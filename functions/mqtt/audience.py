@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from functions.events.routes import Notification
+    from functions.mqtt.message import Message
 
 EARLY_SECONDS = 5.0
 MAX_TOPICS = 10_000
@@ -29,12 +29,14 @@ class Audience:
         """The broker has accepted us, perhaps again."""
         self._until = now + EARLY_SECONDS
 
-    def doubts(self, message: Notification, reason_code: int, now: float) -> bool:
+    def doubts(self, message: Message, reason_code: int, now: float) -> bool:
         """Take in an acknowledgement, and return whether it says nothing: the topic had a subscriber, and may again.
 
         A retained message waits at the broker for whoever subscribes.
         """
-        if reason_code == 0:
+        # Right after they connect, hosts themselves listen to cameras' topics for a moment: those that have a label.
+        is_of_cameras = bool(message.label) or message.retain
+        if reason_code == 0 and not (is_of_cameras and self.early(now)):
             if len(self._topics) >= MAX_TOPICS:
                 self._topics.clear()
             self._topics.add(message.topic)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Broker:
+class BrokerConfig:
     """Where and how to publish: everything that a connection needs, nothing that it does not."""
 
     host: str
@@ -43,17 +44,24 @@ class Broker:
     """What may be connected to where an administrator named the broker; None where the environment did."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Broker | None:
+    def of(cls, settings: Settings) -> BrokerConfig | None:
         """The broker of the settings, or None where MQTT is not configured (then publishing is a silent no-op)."""
         if settings.mqtt_url is None:
             return None
         tls, host, port = parse_mqtt_url(settings.mqtt_url)
+        return cls.at(host, port, settings, tls=tls, username=settings.mqtt_username, password=settings.mqtt_password)
+
+    @classmethod
+    def at(
+        cls, host: str, port: int, settings: Settings, *, tls: bool, username: str | None, password: SecretStr | None
+    ) -> BrokerConfig:
+        """The broker at this address; certificates, protocol and deadlines are those of the settings."""
         return cls(
             host=host,
             port=port,
             tls=tls,
-            username=settings.mqtt_username,
-            password=settings.mqtt_password,
+            username=username,
+            password=password,
             ca_file=settings.mqtt_ca_file,
             cert_file=settings.mqtt_cert_file,
             key_file=settings.mqtt_key_file,
@@ -74,3 +82,8 @@ class Broker:
         """`mqtt(s)://host:port`, without credentials: safe to show."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+
+
+def new_client_id(prefix: str) -> str:
+    """Return a client id of this process alone: two clients with one id would disconnect each other for ever."""
+    return f"{prefix}-{os.urandom(6).hex()}"

@@ -20,6 +20,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from functions.mqtt.outcome import MIN_REFUSAL
 from functions.mqtt.packets import PUBLISH
 from functions.settings.reach import as_address
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from functions.settings.reach import Targets
 
-MIN_REFUSAL = 0x80  # MQTT 5 §2.4: reason codes from here on are errors
 MIN_ACK_BYTES = 2  # packet identifier; a reason code may follow (MQTT 5 §3.4.2)
 MAX_MID = 65535
 RECEIVE_BYTES = 4096

@@ -13,18 +13,18 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from functions.mqtt.client import MAX_MID, MIN_REFUSAL, UNSUPPORTED_PROTOCOL, Client, Connack, ForbiddenAddressError
+from functions.mqtt.client import MAX_MID, UNSUPPORTED_PROTOCOL, Client, Connack, ForbiddenAddressError
+from functions.mqtt.outcome import MIN_REFUSAL
 from functions.mqtt.packets import publish_packet
 from functions.mqtt.tls import TlsFileError, client_context, incomplete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from functions.events.routes import Notification
-    from functions.mqtt.broker import Broker
+    from functions.mqtt.broker import BrokerConfig
+    from functions.mqtt.message import Message
 
 WINDOW = 20  # acknowledgements awaited at once, and fewer where the broker's Receive Maximum asks for it
-PACKET_TOO_LARGE = 0x95
 OFFLINE = b"offline"  # the last will's payload, in Home Assistant's words
 BAD_CREDENTIALS, NOT_AUTHORIZED = 0x86, 0x87  # MQTT 5 §3.2.2.2
 RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED = 0x9A, 0x9B
@@ -47,7 +47,7 @@ Cause = Literal[
 ]
 
 
-class ConnectionFailure(Exception):
+class BrokerConnectionError(Exception):
     """A connection could not be made, or is lost. `reason_code` is the broker's, where it gave one."""
 
     def __init__(
@@ -90,7 +90,7 @@ class Connection:
 
     def __init__(
         self,
-        broker: Broker,
+        broker: BrokerConfig,
         client_id: str,
         *,
         before_close: Callable[[], None] | None = None,
@@ -107,7 +107,7 @@ class Connection:
         self._last_mid = 0
         self._unacknowledged: dict[int, int] = {}  # packet identifier → QoS
         self.connected = False
-        self.failure: ConnectionFailure | None = None
+        self.failure: BrokerConnectionError | None = None
         self.window = WINDOW
         self.maximum_packet_size: int | None = None
         self.maximum_qos = 2
@@ -126,7 +126,7 @@ class Connection:
             self._client.on_socket_close = lambda *_: before_close()
 
     def open(self, timeout_seconds: float) -> None:
-        """Connect TCP and TLS, and send CONNECT; its answer is for `read`. Raises `ConnectionFailure`.
+        """Connect TCP and TLS, and send CONNECT; its answer is for `read`. Raises `BrokerConnectionError`.
 
         The only call that blocks: `timeout_seconds` at the most, beside the resolver's own time.
         """
@@ -139,27 +139,27 @@ class Connection:
             if self.closed:  # on writing CONNECT already
                 self.failure = self._lost()
         except TlsFileError as error:
-            self.failure = ConnectionFailure(f"{broker.url}: {error}", cause="tls_file")
+            self.failure = BrokerConnectionError(f"{broker.url}: {error}", cause="tls_file")
         except ForbiddenAddressError:
             words = f"{broker.url}: an address that must not be connected to: see MQTT_TEST_ALLOWED_HOSTS"
-            self.failure = ConnectionFailure(words, cause="forbidden")
+            self.failure = BrokerConnectionError(words, cause="forbidden")
         except ssl.SSLCertVerificationError as error:
             other_name = error.verify_code in {HOSTNAME_MISMATCH, ADDRESS_MISMATCH}
             hint = incomplete(error)
             where = "MQTT_URL" if other_name else self._variable("CA")
             words = f"{broker.url}: certificate refused: {error.verify_message}: {hint or f'see {where}'}"
-            self.failure = ConnectionFailure(words, cause="tls_name" if other_name else "tls_untrusted", hint=hint)
+            self.failure = BrokerConnectionError(words, cause="tls_name" if other_name else "tls_untrusted", hint=hint)
         except ssl.SSLError as error:
             reason = f"{broker.url}: TLS failed: {error.reason or error}: does this port speak TLS?"
-            self.failure = ConnectionFailure(reason, cause="tls")
+            self.failure = BrokerConnectionError(reason, cause="tls")
         except TimeoutError:
             words = f"{broker.url}: no answer within {timeout_seconds:.1f} s"
-            self.failure = ConnectionFailure(words, cause="silent")
+            self.failure = BrokerConnectionError(words, cause="silent")
         except (OSError, ValueError) as error:  # ValueError: a host name that IDNA refuses
             in_tls = broker.tls and isinstance(error, ConnectionResetError)
             hint = ": does this port speak TLS?" if in_tls else ""
             words = f"{broker.url}: {getattr(error, 'strerror', None) or error}{hint}"
-            self.failure = ConnectionFailure(words, cause="tls" if in_tls else "unreachable")
+            self.failure = BrokerConnectionError(words, cause="tls" if in_tls else "unreachable")
         if self.failure:
             self._client.discard()
             raise self.failure from None
@@ -222,17 +222,17 @@ class Connection:
         """Send PINGREQ: `ping_unanswered` until its answer is read."""
         self._guard(self._client.ping)
 
-    def send(self, notification: Notification) -> int | None:
+    def send(self, message: Message) -> int | None:
         """Put one message into the outbox for `flush`, and return its packet identifier.
 
         None: it is larger than the broker's Maximum Packet Size (MQTT 5 §3.2.2.3.6), and sending it would cost the
         connection. The owner keeps at most `window` unacknowledged.
         """
-        if notification.retain and not self.retain_available:  # MQTT 5 §3.2.2.3.5: it would cost the connection too
-            notification = replace(notification, retain=False)
+        if message.retain and not self.retain_available:  # MQTT 5 §3.2.2.3.5: it would cost the connection too
+            message = replace(message, retain=False)
         mid = self._new_mid()
-        qos = self.qos if notification.qos is None else min(notification.qos, self.maximum_qos)
-        packet = publish_packet(notification, mid, qos, properties=self._broker.protocol == "5")
+        qos = self.qos if message.qos is None else min(message.qos, self.maximum_qos)
+        packet = publish_packet(message, mid, qos, properties=self._broker.protocol == "5")
         if self.maximum_packet_size is not None and len(packet) > self.maximum_packet_size:
             return None
         self._outbox += packet
@@ -243,7 +243,7 @@ class Connection:
         return mid
 
     def flush(self) -> None:
-        """Put the outbox on the wire, in one piece. Raises `ConnectionFailure`."""
+        """Put the outbox on the wire, in one piece. Raises `BrokerConnectionError`."""
         if self._outbox:
             packets, self._outbox = bytes(self._outbox), bytearray()
             self._guard(self._client.publish_packets, packets)
@@ -251,16 +251,16 @@ class Connection:
                 raise self.why("connection lost")
             self._note_written()
 
-    def why(self, otherwise: str) -> ConnectionFailure:
+    def why(self, otherwise: str) -> BrokerConnectionError:
         """Return the failure, or one that says `otherwise` where the connection has noticed none."""
-        return self.failure or ConnectionFailure(f"{self._broker.url}: {otherwise}")
+        return self.failure or BrokerConnectionError(f"{self._broker.url}: {otherwise}")
 
-    def unanswered(self) -> ConnectionFailure:
+    def unanswered(self) -> BrokerConnectionError:
         """Return why CONNECT has no answer, when there was time enough for one."""
         if self.failure is not None:
             return self.failure
         hint = f"Does the broker hang? {self._other_protocol}"
-        return ConnectionFailure(
+        return BrokerConnectionError(
             f"{self._broker.url}: no answer to CONNECT in time. {hint}", cause="unanswered", hint=hint
         )
 
@@ -295,7 +295,7 @@ class Connection:
             elif connack.reason_code == UNSUPPORTED_PROTOCOL:
                 hint = f": set MQTT_PROTOCOL={self._other}"
             words = f"{self._broker.url}: refused: {_with(connack.reason, connack.said)}{hint}"
-            self.failure = ConnectionFailure(
+            self.failure = BrokerConnectionError(
                 words, reason_code=connack.reason_code, refused=True, said=connack.said, hint=hint
             )
             return
@@ -308,7 +308,7 @@ class Connection:
     def disconnected(self, reason: str, reason_code: int, said: str) -> None:
         """See `Listener.disconnected`."""
         words = f"{self._broker.url}: disconnected by the broker: {_with(reason, said)}"
-        self.failure = self.failure or ConnectionFailure(words, reason_code=reason_code, said=said)
+        self.failure = self.failure or BrokerConnectionError(words, reason_code=reason_code, said=said)
 
     def acknowledged(self, mid: int, reason_code: int, said: str) -> None:
         """See `Listener.acknowledged`."""
@@ -333,13 +333,13 @@ class Connection:
                 self.failure = self._lost()
             self.connected = False
 
-    def _lost(self) -> ConnectionFailure:
+    def _lost(self) -> BrokerConnectionError:
         if self.connected:
-            return ConnectionFailure(f"{self._broker.url}: connection lost")
+            return BrokerConnectionError(f"{self._broker.url}: connection lost")
         if self._client.tls_alert:
             where = f"{self._variable('CERT')} and {self._variable('KEY')}"
             words = f"{self._broker.url}: TLS failed: {self._client.tls_alert}: see {where}"
-            return ConnectionFailure(words, cause="tls_alert")
+            return BrokerConnectionError(words, cause="tls_alert")
         hint = f"is this an MQTT port {'with' if self._broker.tls else 'without'} TLS?"
         if self._broker.tls and not (
             self._broker.cert_file or self._broker.cert_pem
@@ -347,7 +347,7 @@ class Connection:
             hint += " If it asks for a client certificate, set MQTT_CERT_FILE."
         hint += f" Some brokers close instead of refusing: check {self._credentials}. {self._other_protocol}"
         words = f"{self._broker.url}: closed before it answered CONNECT: {hint}"
-        return ConnectionFailure(words, cause="closed", hint=hint)
+        return BrokerConnectionError(words, cause="closed", hint=hint)
 
     @property
     def _credentials(self) -> str:
@@ -371,7 +371,7 @@ class Connection:
         return f"MQTT_{name}_{'PEM' if from_text else 'FILE'}"
 
     def _fail(self, reason: str) -> None:
-        self.failure = self.failure or ConnectionFailure(f"{self._broker.url}: {reason}", cause="protocol")
+        self.failure = self.failure or BrokerConnectionError(f"{self._broker.url}: {reason}", cause="protocol")
         self.discard()
 
     def _note_written(self) -> None:
@@ -388,7 +388,7 @@ class Connection:
                 return self._last_mid
 
 
-def knows_by_certificate(broker: Broker) -> bool:
+def knows_by_certificate(broker: BrokerConfig) -> bool:
     """Whether a client certificate is all that this broker is shown of us."""
     return broker.username is None and (broker.cert_file or broker.cert_pem) is not None
 

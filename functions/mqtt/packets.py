@@ -1,32 +1,32 @@
-"""Pure: a notification as MQTT puts it on the wire. paho's own encoder costs more than the rest of a publish."""
+"""Pure: a message as MQTT puts it on the wire. paho's own encoder costs more than the rest of a publish."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from functions.events.routes import CONTENT_TYPE
+from functions.mqtt.message import CONTENT_TYPE
 
 if TYPE_CHECKING:
-    from functions.events.routes import Notification
+    from functions.mqtt.message import Message
 
 PUBLISH = 0x30
 
 
-def publish_packet(notification: Notification, mid: int, qos: int, *, properties: bool) -> bytes:
+def publish_packet(message: Message, mid: int, qos: int, *, properties: bool) -> bytes:
     """One PUBLISH (MQTT 5 §3.3, MQTT 3.1.1 §3.3), not a duplicate; `properties` are MQTT 5's."""
-    topic = _repeated(notification.topic)
+    topic = _repeated(message.topic)
     identifier = mid.to_bytes(2, "big") if qos else b""
-    packed = _properties(notification) if properties else b""
-    remaining = len(topic) + len(identifier) + len(packed) + len(notification.payload)
-    header = bytes((PUBLISH | qos << 1 | notification.retain,)) + _variable_byte_integer(remaining)
-    return b"".join((header, topic, identifier, packed, notification.payload))
+    packed = _properties(message) if properties else b""
+    remaining = len(topic) + len(identifier) + len(packed) + len(message.payload)
+    header = bytes((PUBLISH | qos << 1 | message.retain,)) + _variable_byte_integer(remaining)
+    return b"".join((header, topic, identifier, packed, message.payload))
 
 
-def _properties(notification: Notification) -> bytes:
+def _properties(message: Message) -> bytes:
     """UTF-8 payload, content type, user properties in their order (MQTT 5 §3.3.2.3)."""
     body = bytearray(_FIXED_PROPERTIES)
-    for name, value in notification.user_properties:
+    for name, value in message.user_properties:
         body += b"\x26" + _repeated(name) + _string(value)
     return _variable_byte_integer(len(body)) + body
 

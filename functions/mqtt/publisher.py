@@ -6,117 +6,28 @@ The host drives the same `Connection` from its event loop instead (`infra.host.m
 from __future__ import annotations
 
 import os
-import random
 import time
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from functions.events.routes import newest_of_each
-from functions.mqtt.audience import NO_MATCHING_SUBSCRIBERS, Audience
-from functions.mqtt.client import MIN_REFUSAL
-from functions.mqtt.connection import PACKET_TOO_LARGE, Connection, ConnectionFailure
+from functions.backoff import LONGEST_SECONDS, backoff_seconds
+from functions.mqtt.audience import Audience
+from functions.mqtt.broker import new_client_id
+from functions.mqtt.connection import BrokerConnectionError, Connection
+from functions.mqtt.message import newest_of_each
+from functions.mqtt.outcome import Outcome, Status, acknowledged, not_sent, too_large
 from functions.mqtt.polling import read_waiting, wait
 from functions.mqtt.suspects import Suspects, likeliest_last
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from functions.events.routes import Notification
-    from functions.mqtt.broker import Broker
-    from functions.mqtt.suspects import Conviction
+    from functions.mqtt.broker import BrokerConfig
+    from functions.mqtt.message import Message
     from functions.telemetry import Telemetry
 
-MIN_BACKOFF_SECONDS = 1.0
-MAX_BACKOFF_SECONDS = 60.0
 WARM_UP_SECONDS = 1.0  # a broker that is away must not eat the start of a process
 CLOSE_SECONDS = 2.0
 MAX_KEEPALIVES = 1.5  # after so many of them a broker ends a silent connection (MQTT 5 §3.1.2.10)
-
-# Refusals that may pass with time: unspecified, implementation specific, packet identifier in use or not found,
-# quota exceeded.
-_PASSING_REFUSALS = frozenset({0x80, 0x83, 0x91, 0x92, 0x97})
-# Refusals that a person can end: not authorised, and ejabberd's word for it, topic name invalid (ours are valid).
-FORBIDDING_REFUSALS = frozenset({0x87, 0x90})
-
-
-class Status(StrEnum):
-    """What became of a notification."""
-
-    DELIVERED = "delivered"
-    NO_SUBSCRIBERS = "no_subscribers"
-    """Delivered, and the broker says that nobody listens."""
-    SENT = "sent"
-    """QoS 0: written to the socket; nobody will ever say more."""
-    REFUSED = "refused"
-    UNCONFIRMED = "unconfirmed"
-    """No answer in time: it may have arrived or not."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One notification's fate, with the broker's reason code where it gave one, and the reason in words."""
-
-    status: Status
-    reason: str = ""
-    reason_code: int | None = None
-    convicted: bool = False
-    """Refused without a word: the broker closes the connection whenever it gets this message."""
-
-    @property
-    def success(self) -> bool:
-        """Whether nothing is left to do for it."""
-        return self.status in {Status.DELIVERED, Status.NO_SUBSCRIBERS, Status.SENT}
-
-    @property
-    def retriable(self) -> bool:
-        """Whether another try may succeed."""
-        return self.status is Status.UNCONFIRMED or (
-            self.status is Status.REFUSED and self.reason_code in _PASSING_REFUSALS
-        )
-
-    @property
-    def forbidden(self) -> bool:
-        """Whether the broker will not have this very message until time, or a person, changes that: maybe never."""
-        codes = _PASSING_REFUSALS | FORBIDDING_REFUSALS
-        return self.status is Status.REFUSED and (self.convicted or self.reason_code in codes)
-
-
-def acknowledged(reason_code: int, qos: int, said: str = "") -> Outcome:
-    """Read an acknowledgement (MQTT 5 §3.4.2.1, §3.5.2.1); `said` are the broker's own words."""
-    if reason_code >= MIN_REFUSAL:
-        words = f"the broker answered 0x{reason_code:02x}{': ' if said else ''}{said}"
-        return Outcome(Status.REFUSED, words, reason_code)
-    if qos == 0:
-        return Outcome(Status.SENT)
-    if reason_code == NO_MATCHING_SUBSCRIBERS:
-        return Outcome(Status.NO_SUBSCRIBERS, reason_code=reason_code)
-    return Outcome(Status.DELIVERED, reason_code=reason_code)
-
-
-def not_sent(conviction: Conviction) -> Outcome:
-    """Tell that a message is not sent now: whenever the broker gets it, it closes the connection."""
-    if conviction.reason_code is not None:
-        return acknowledged(conviction.reason_code, 1)
-    reason = "the broker closes the connection whenever it gets this message: may this user publish on this topic?"
-    return Outcome(Status.REFUSED, reason, convicted=True)
-
-
-def too_large(connection: Connection) -> Outcome:
-    """Tell that a message would break the broker's Maximum Packet Size: sending it would cost the connection."""
-    reason = f"larger than the broker's maximum packet size of {connection.maximum_packet_size} bytes"
-    return Outcome(Status.REFUSED, reason, PACKET_TOO_LARGE)
-
-
-def new_client_id(prefix: str) -> str:
-    """Return a client id of this process alone: two clients with one id would disconnect each other for ever."""
-    return f"{prefix}-{os.urandom(6).hex()}"
-
-
-def backoff_seconds(failures: int) -> float:
-    """Return how long to wait after `failures` (≥ 1) failed attempts: 1, 2, 4 … 60 s, less up to half by chance."""
-    ceiling = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16))
-    return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - spreads reconnects, guards nothing
 
 
 class InlinePublisher:
@@ -125,7 +36,7 @@ class InlinePublisher:
     Without a broker every call is a silent no-op that returns no outcomes.
     """
 
-    def __init__(self, broker: Broker | None, telemetry: Telemetry) -> None:
+    def __init__(self, broker: BrokerConfig | None, telemetry: Telemetry) -> None:
         """Prepare; nothing is connected before `warm_up` or the first `publish`."""
         self._broker = broker
         self._telemetry = telemetry
@@ -135,7 +46,7 @@ class InlinePublisher:
         self._attempts = 0
         self._refusals = 0
         self._refused_until = 0.0
-        self._refusal: ConnectionFailure | None = None
+        self._refusal: BrokerConnectionError | None = None
         self._closed = False
         # Wall clocks: the monotonic one may stand still while Lambda has the process frozen.
         self._suspects = Suspects()
@@ -161,21 +72,21 @@ class InlinePublisher:
             return
         try:
             self._open(WARM_UP_SECONDS)
-        except ConnectionFailure:
+        except BrokerConnectionError:
             self._drop()
 
-    def publish(self, notifications: Sequence[Notification], deadline: float) -> list[Outcome]:
+    def publish(self, messages: Sequence[Message], deadline: float) -> list[Outcome]:
         """Publish all, pipelined, and return one outcome for each, in order, by `deadline` (`time.monotonic`).
 
         A connection lost on the way is replaced, and what was on its way goes out once more: alone and last, since it
         may be what the broker closes over. At the deadline the connection is discarded, so that nothing is sent later
         behind the source's retry.
         """
-        if self._broker is None or not notifications:
+        if self._broker is None or not messages:
             return []
-        messages = newest_of_each(notifications)
-        batch = _Batch(messages.values(), self._suspects, self._audience)
-        failure = ConnectionFailure("shut down") if self._closed else self._deliver(batch, deadline)
+        newest = newest_of_each(messages)
+        batch = _Batch(newest.values(), self._suspects, self._audience)
+        failure = BrokerConnectionError("shut down") if self._closed else self._deliver(batch, deadline)
         for message in batch.unresolved():
             reason = failure.reason if failure else "not acknowledged in time"
             reason_code = failure.reason_code if failure else None
@@ -187,7 +98,7 @@ class InlinePublisher:
                 no_subscribers=outcome.status is Status.NO_SUBSCRIBERS,
                 duration_seconds=batch.durations[message],
             )
-        return [batch.outcomes[messages[n.topic, n.payload]] for n in notifications]
+        return [batch.outcomes[newest[one.topic, one.payload]] for one in messages]
 
     def close(self) -> None:
         """Disconnect for good. Idempotent, bounded by `CLOSE_SECONDS`, and nothing is in flight between calls."""
@@ -201,18 +112,18 @@ class InlinePublisher:
         if self._broker is not None:
             self._state(connected=False)
 
-    def _deliver(self, batch: _Batch, deadline: float) -> ConnectionFailure | None:
+    def _deliver(self, batch: _Batch, deadline: float) -> BrokerConnectionError | None:
         """Return None when every message is resolved or the deadline has passed, else why the connection failed."""
         replaced = False
         while batch.unresolved():
             try:
                 connection = self._ready(deadline)
-            except ConnectionFailure as failure:
+            except BrokerConnectionError as failure:
                 return failure
             ready_at, left = time.monotonic(), len(batch.unresolved())
             try:
                 batch.exchange(connection, deadline)
-            except ConnectionFailure as failure:
+            except BrokerConnectionError as failure:
                 self._alive_at = time.time()
                 progress = batch.lost(failure, time.monotonic() - ready_at) or len(batch.unresolved()) < left
                 if time.monotonic() >= deadline or (replaced and not progress):
@@ -242,7 +153,7 @@ class InlinePublisher:
                 self._drop()
                 connection = None
         if connection is None:
-            if self._refusal and 0 < self._refused_until - time.time() <= MAX_BACKOFF_SECONDS:
+            if self._refusal and 0 < self._refused_until - time.time() <= LONGEST_SECONDS:
                 raise self._refusal.with_traceback(None)  # each raise would add to it
             connect_seconds = self._broker.connect_timeout_seconds if self._broker else 0.0
             connection = self._open(min(connect_seconds, max(0.001, deadline - time.monotonic())))
@@ -261,7 +172,7 @@ class InlinePublisher:
     def _open(self, timeout_seconds: float) -> Connection:
         broker = self._broker
         if broker is None:
-            raise ConnectionFailure("no broker is configured")
+            raise BrokerConnectionError("no broker is configured")
         if self._process_id != os.getpid():
             self._process_id = os.getpid()
             self._client_id = new_client_id(broker.client_id_prefix)
@@ -271,13 +182,13 @@ class InlinePublisher:
         connection = self._connection = Connection(broker, self._client_id)
         try:
             connection.open(timeout_seconds)
-        except ConnectionFailure:
+        except BrokerConnectionError:
             self._drop()
             raise
         return connection
 
     def _accepted(self, connection: Connection, deadline: float) -> Connection:
-        """Wait for CONNACK. Raises `ConnectionFailure` with the broker's reason."""
+        """Wait for CONNACK. Raises `BrokerConnectionError` with the broker's reason."""
         if not connection.connected:
             connect_seconds = self._broker.connect_timeout_seconds if self._broker else 0.0
             until = min(deadline, time.monotonic() + connect_seconds)
@@ -314,28 +225,28 @@ class InlinePublisher:
 class _Batch:
     """The messages of one call, and how far each has come."""
 
-    def __init__(self, messages: Iterable[Notification], suspects: Suspects, audience: Audience) -> None:
+    def __init__(self, messages: Iterable[Message], suspects: Suspects, audience: Audience) -> None:
         self._messages = tuple(messages)
         self._suspects = suspects
         self._audience = audience
-        self._begun_at: dict[Notification, float] = {}
+        self._begun_at: dict[Message, float] = {}
         self._call_at = time.monotonic()
-        self._in_flight: dict[int, Notification] = {}
-        self._lone: dict[Notification, bool] = {}  # the suspects, and whether they were lost in this call
-        self.outcomes: dict[Notification, Outcome] = {}
-        self.durations: dict[Notification, float] = {}
+        self._in_flight: dict[int, Message] = {}
+        self._lone: dict[Message, bool] = {}  # the suspects, and whether they were lost in this call
+        self.outcomes: dict[Message, Outcome] = {}
+        self.durations: dict[Message, float] = {}
 
-    def unresolved(self) -> list[Notification]:
+    def unresolved(self) -> list[Message]:
         return [message for message in self._messages if message not in self.outcomes]
 
-    def resolve(self, message: Notification, outcome: Outcome) -> None:
+    def resolve(self, message: Message, outcome: Outcome) -> None:
         self.outcomes[message] = outcome
         self.durations[message] = time.monotonic() - self._begun_at.get(message, self._call_at)
 
     def exchange(self, connection: Connection, deadline: float) -> None:
         """Send what is unresolved, a window at a time, and collect the answers until all are in or `deadline`.
 
-        Suspects go last, and each alone. Raises `ConnectionFailure` when the connection is lost.
+        Suspects go last, and each alone. Raises `BrokerConnectionError` when the connection is lost.
         """
         waiting, suspects = self._sorted()
         while waiting or suspects or self._in_flight:
@@ -349,7 +260,7 @@ class _Batch:
                 message = waiting.pop()
                 mid = connection.send(message)
                 if mid is None:
-                    self.resolve(message, too_large(connection))
+                    self.resolve(message, too_large(connection.maximum_packet_size))
                 else:
                     self._begun_at.setdefault(message, time.monotonic())
                     self._in_flight[mid] = message
@@ -360,7 +271,7 @@ class _Batch:
                 wait(connection, deadline)
                 self._collect(connection)
 
-    def lost(self, failure: ConnectionFailure, age_seconds: float) -> bool:
+    def lost(self, failure: BrokerConnectionError, age_seconds: float) -> bool:
         """Ask what is to blame for the end of the connection, and return whether anything may be.
 
         What is lost twice in one call is left to the source's retry.
@@ -375,7 +286,7 @@ class _Batch:
             self._lone[message] = True
         return is_open
 
-    def _sorted(self) -> tuple[list[Notification], list[Notification]]:
+    def _sorted(self) -> tuple[list[Message], list[Message]]:
         """What may go together, and the suspects; the next one of either comes last."""
         for message in self.unresolved():
             if conviction := self._suspects.conviction(message, time.time()):

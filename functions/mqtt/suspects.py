@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from functions.events.routes import Notification
+    from functions.mqtt.message import Message
 
 CLOSES = 3
 RETRY_SECONDS = 30.0
@@ -22,7 +22,7 @@ TOPIC_CONVICTIONS = 3  # different messages of one topic, and none acknowledged:
 MAX_SUSPECTS = 500
 
 _Key = tuple[str, bytes]
-Flight = TypeVar("Flight")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,10 @@ class Suspects:
         self._messages: dict[_Key, _Suspicion] = {}
         self._topics: dict[str, _Topic] = {}
         """Where messages were convicted, and none has been acknowledged since."""
-        self._refused: tuple[Notification, int] | None = None
+        self._refused: tuple[Message, int] | None = None
         """The last answer of all, where it was a refusal."""
 
-    def conviction(self, message: Notification, now: float) -> Conviction | None:
+    def conviction(self, message: Message, now: float) -> Conviction | None:
         """Return why `message` is not to be sent now."""
         if not self._messages:
             return None
@@ -71,11 +71,11 @@ class Suspects:
                 return conviction
         return None
 
-    def suspected(self, message: Notification) -> bool:
+    def suspected(self, message: Message) -> bool:
         """Return whether `message` has to travel alone."""
         return bool(self._messages) and (message.topic in self._topics or _key(message) in self._messages)
 
-    def pause_seconds(self, message: Notification) -> float:
+    def pause_seconds(self, message: Message) -> float:
         """Return how old a connection has to be before `message` goes out over it.
 
         Longer each time, so that a connection without it has the time to live longer; and losing a connection of that
@@ -86,13 +86,13 @@ class Suspects:
             return PAUSE_SECONDS if message.topic in self._topics else 0.0
         return PAUSE_SECONDS * min(suspicion.closes, CLOSES)
 
-    def sending(self, message: Notification, age_seconds: float) -> None:
+    def sending(self, message: Message, age_seconds: float) -> None:
         """`message` goes out over a connection that has lived for `age_seconds` without it."""
         suspicion = self._messages.get(_key(message))
         if suspicion is not None and age_seconds > suspicion.shortest_life_seconds:
             suspicion.contrast = True
 
-    def answered(self, message: Notification, refusal: int | None) -> None:
+    def answered(self, message: Message, refusal: int | None) -> None:
         """The broker has answered `message`: with a `refusal`, where the reason code is one."""
         self._refused = None if refusal is None else (message, refusal)
         if not self._messages:
@@ -103,7 +103,7 @@ class Suspects:
         for suspicion in self._messages.values():
             suspicion.contrast = True
 
-    def lost(self, in_flight: list[Notification], age_seconds: float, now: float) -> tuple[Conviction | None, bool]:
+    def lost(self, in_flight: list[Message], age_seconds: float, now: float) -> tuple[Conviction | None, bool]:
         """The connection is over, at this age, with these on their way.
 
         Return the conviction of the only one, where it is due, and whether they have to travel alone from now on.
@@ -116,7 +116,7 @@ class Suspects:
             return self._closed(in_flight[0], age_seconds, now), True
         return None, bool(in_flight)
 
-    def _closed(self, message: Notification, age_seconds: float, now: float) -> Conviction | None:
+    def _closed(self, message: Message, age_seconds: float, now: float) -> Conviction | None:
         suspicion = self._suspicion(message)
         suspicion.closes += 1
         suspicion.shortest_life_seconds = min(suspicion.shortest_life_seconds, age_seconds)
@@ -125,7 +125,7 @@ class Suspects:
             return self._convict(message, None, now)
         return None
 
-    def _convict(self, message: Notification, reason_code: int | None, now: float) -> Conviction:
+    def _convict(self, message: Message, reason_code: int | None, now: float) -> Conviction:
         conviction = self._suspicion(message).conviction = Conviction(reason_code, now + RETRY_SECONDS)
         if len(self._topics) >= MAX_SUSPECTS:
             del self._topics[next(iter(self._topics))]
@@ -135,13 +135,13 @@ class Suspects:
             topic.messages.add(_key(message))
         return conviction
 
-    def _suspicion(self, message: Notification) -> _Suspicion:
+    def _suspicion(self, message: Message) -> _Suspicion:
         if len(self._messages) >= MAX_SUSPECTS:
             del self._messages[next(iter(self._messages))]
         return self._messages.setdefault(_key(message), _Suspicion())
 
 
-def likeliest_last(in_flight: list[Flight]) -> list[Flight]:
+def likeliest_last(in_flight: list[T]) -> list[T]:
     """Return what was on its way in the order in which it goes out again.
 
     Brokers answer in order: the first without an answer is the likeliest reason for the end.
@@ -149,5 +149,5 @@ def likeliest_last(in_flight: list[Flight]) -> list[Flight]:
     return in_flight[1:] + in_flight[:1]
 
 
-def _key(message: Notification) -> _Key:
+def _key(message: Message) -> _Key:
     return message.topic, message.payload

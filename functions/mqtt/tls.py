@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from functions.mqtt.broker import Broker
+    from functions.mqtt.broker import BrokerConfig
 
 # OpenSSL's X509_V_ERR_… of what Python 3.13 and later do not let pass (VERIFY_X509_STRICT; RFC 5280).
 _STRICT = range(79, 95)
@@ -18,7 +18,7 @@ class TlsFileError(Exception):
     """A file or text is not what its variable says; the message names the variable."""
 
 
-def client_context(broker: Broker) -> ssl.SSLContext:
+def client_context(broker: BrokerConfig) -> ssl.SSLContext:
     """Return the context for the files as they are now: certificates are renewed while a process runs.
 
     Raises `TlsFileError`, and `OSError` when a file has gone.
@@ -28,7 +28,7 @@ def client_context(broker: Broker) -> ssl.SSLContext:
 
 
 @lru_cache(maxsize=4)  # reading the system's authorities takes tens of milliseconds
-def _context(broker: Broker, _modified_at: tuple[int, ...]) -> ssl.SSLContext:
+def _context(broker: BrokerConfig, _modified_at: tuple[int, ...]) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=broker.ca_file, cadata=broker.ca_pem)
     except ssl.SSLError as error:

@@ -110,14 +110,14 @@ def client(
     wait. `attempts` counts the first one too; `connections` are kept open at most. Clients of one `open_session` share
     its credentials. Raises StorageError for credentials or an endpoint that cannot be used.
     """
-    # Half a second (FACTS, "Import cost") that a function which never asks S3 need not pay.
+    # Half a second that a function which never asks S3 need not pay.
     from botocore.config import Config  # noqa: PLC0415 - see above
 
     if session is None:
         session = open_session(settings)
     endpoint = endpoint_url or configured_endpoint(service, settings) or _endpoint_of_files(service, session)
     config = Config(
-        # Without this boto3 presigns SigV2 in places (FACTS, "Presigned URLs").
+        # Without this boto3 1.44 presigns by Signature Version 2 in places, such as us-east-1 and any endpoint_url.
         signature_version="s3v4" if service == "s3" else None,
         s3=_addressing(settings, own_endpoint=bool(endpoint)) if service == "s3" else None,
         connect_timeout=connect_timeout_seconds,

@@ -22,7 +22,7 @@ from functions.s3.clients import (
     region,
     storage_errors,
 )
-from functions.s3.signing import Header, Signer
+from functions.s3.signing import ObjectReader, Signer
 from functions.telemetry import logger
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Objects:
         self._public_endpoint_url = public_endpoint_url
         # Again and again by one thread: to sign for S3 Express, boto3 asks the store, whose answer may be `_hear`d.
         self._lock = RLock()
-        self._tools: tuple[S3Client, Header, Signer] | None = None
+        self._tools: tuple[S3Client, ObjectReader, Signer] | None = None
         self._regions: list[str] = []  # which the store itself has named, none of them twice
         self._lists_versions = True
 
@@ -191,7 +191,7 @@ class Objects:
         self._lists_versions = False
         return page
 
-    def _open(self) -> tuple[S3Client, Header, Signer]:
+    def _open(self) -> tuple[S3Client, ObjectReader, Signer]:
         with self._lock:  # boto3 makes clients on one thread at a time only
             if self._tools is None:
                 session = open_session(self._settings)
@@ -215,7 +215,7 @@ class Objects:
                     session=session,
                     region_name=found,
                 )
-                self._tools = s3, Header(s3, self._bucket, session), signer
+                self._tools = s3, ObjectReader(s3, self._bucket, session), signer
             return self._tools
 
     def _head(self, key: str, version_id: str, *, asks_region: bool) -> ObjectInfo | None:

@@ -131,7 +131,7 @@ class Signer:
         return min(end, signed_at + timedelta(seconds=SESSION_PROMISE_SECONDS)) if hidden else end
 
 
-class Header:
+class ObjectReader:
     """HEADs and GETs of one bucket's objects: signed by botocore's own signer, sent over a client's own connections.
 
     What boto3 does around that takes most of their processor time; it is asked itself where it would do more, as for

@@ -1,4 +1,4 @@
-"""Pure: addresses as people write them into settings."""
+"""Pure: addresses and topics as people write them into settings."""
 
 from __future__ import annotations
 
@@ -127,6 +127,19 @@ def can_be_virtual(bucket: str, endpoints: Iterable[str]) -> bool:
 def path_of(url: str | None) -> str:
     """The path of what `parse_endpoint` returned."""
     return (url or "").partition("://")[2].partition("/")[2]
+
+
+def parse_topic_prefix(text: str, *, allows_spaces: bool = True) -> str:
+    """Return the levels that topics begin with, without a slash at the end (MQTT 5 §4.7.1 to §4.7.3).
+
+    Raises `ValueError` with what is wrong.
+    """
+    levels = text.rstrip("/")
+    if not levels or levels.startswith(("/", "$")):
+        raise ValueError("begins with / or $")
+    if {"+", "#"} & set(levels) or not levels.isprintable() or (" " in levels and not allows_spaces):
+        raise ValueError(f"holds +, #{'' if allows_spaces else ', a space'} or a control character")
+    return levels
 
 
 def check_database_url(url: str) -> None:

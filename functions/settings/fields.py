@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from functions.settings.addresses import check_database_url, parse_endpoint, parse_http_url
+from functions.settings.addresses import check_database_url, parse_endpoint, parse_http_url, parse_topic_prefix
 from functions.settings.reach import Targets
 
 MIN_TOKEN_CHARACTERS = 16
@@ -29,10 +29,14 @@ def _split(value: object) -> object:
     return tuple(item.strip() for item in value.split(",")) if isinstance(value, str) else value
 
 
+def is_one_word(token: str) -> bool:
+    """Whether this can be a bearer token. MinIO sends a token of two words verbatim, and none at all of more."""
+    return bool(token) and token.isascii() and token.isprintable() and " " not in token
+
+
 def _tokens(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-    # One word: MinIO sends a token of two words verbatim and none at all for anything else (FACTS: webhook).
     for token in (secret.get_secret_value() for secret in secrets):
-        if len(token) < MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable() or " " in token:
+        if len(token) < MIN_TOKEN_CHARACTERS or not is_one_word(token):
             raise ValueError(
                 f"each token must be one word of at least {MIN_TOKEN_CHARACTERS} ASCII characters, "
                 "e.g. from `openssl rand -hex 24`"
@@ -79,13 +83,13 @@ def _mqtt_secret(secret: SecretStr) -> SecretStr:
 
 
 def _topic_prefix(prefix: str) -> str:
-    prefix = prefix.rstrip("/")
-    if len(prefix.encode()) > MAX_TOPIC_PREFIX_BYTES:
+    try:
+        levels = parse_topic_prefix(prefix)
+    except ValueError:
+        raise ValueError("must not begin with / or $, nor hold + # or control characters, e.g. iotsupport") from None
+    if len(levels.encode()) > MAX_TOPIC_PREFIX_BYTES:
         raise ValueError(f"must have at most {MAX_TOPIC_PREFIX_BYTES} bytes, e.g. iotsupport")
-    # MQTT 5 §4.7.1: a topic name holds no wildcard; §4.7.3: at least one character.
-    if not prefix or prefix.startswith(("/", "$")) or {"+", "#"} & set(prefix) or not prefix.isprintable():
-        raise ValueError("must not begin with / or $, nor hold + # or control characters, e.g. iotsupport")
-    return prefix
+    return levels
 
 
 def is_there(check: Callable[[], bool]) -> bool:

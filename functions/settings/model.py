@@ -112,6 +112,14 @@ class Settings(BaseSettings):
         description="Tokens that a store may present, comma-separated (two at once while rotating): as bearer token, "
         "as password of `Basic`, or as `/events?token=`. Unset: the host starts on loopback only.",
     )
+    host_cert_file: setting_types.ReadableFile | None = Field(
+        default=None,
+        description="PEM file with the host's certificate, then those of the authorities in between: the host then "
+        "serves HTTPS. A renewed file counts within a minute.",
+    )
+    host_key_file: setting_types.ReadableFile | None = Field(
+        default=None, description="PEM file with the key of HOST_CERT_FILE."
+    )
     trusted_proxies: setting_types.Networks = Field(
         default=(),
         description="The host's own proxies: addresses and networks (CIDR), comma-separated. Their `Forwarded` or "
@@ -271,11 +279,12 @@ class Settings(BaseSettings):
             raise ValueError("needs TLS: MQTT_URL must start with mqtts://")
         return value
 
-    @field_validator("mqtt_key_file")
+    @field_validator("mqtt_key_file", "host_key_file")
     @classmethod
     def _with_certificate(cls, path: Path | None, info: ValidationInfo) -> Path | None:
-        if "mqtt_cert_file" in info.data and (path is None) != (info.data["mqtt_cert_file"] is None):
-            raise ValueError("goes together with MQTT_CERT_FILE: set both or neither")
+        certificate = str(info.field_name).replace("_key_", "_cert_")
+        if certificate in info.data and (path is None) != (info.data[certificate] is None):
+            raise ValueError(f"goes together with {certificate.upper()}: set both or neither")
         return path
 
     @field_validator("assets_prefix")

@@ -93,7 +93,7 @@ def secret_text(secret_id: str, access: Access) -> str:
 
 
 def import_botocore() -> ModuleType:
-    """Import what `secret_text` needs: a tenth of a second and more (FACTS, "Import cost"), hence not at the top."""
+    """Import what `secret_text` needs: a tenth of a second and more, hence not at the top."""
     import botocore.session  # noqa: PLC0415 - see above
 
     return botocore

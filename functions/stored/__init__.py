@@ -1,1 +1,1 @@
-"""Broker settings in a database. Loaded with DATABASE_URL only; the only folder that may load SQLAlchemy."""
+"""Broker settings in a database, loaded with DATABASE_URL only; the only one with SQLAlchemy. May import `mqtt`."""

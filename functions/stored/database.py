@@ -47,7 +47,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from functions.stored.store import StoreUnavailable
+from functions.stored.errors import StoreUnavailableError
 
 DEADLINE_SECONDS = 3.0
 GRACE_SECONDS = 0.5  # for the server to say itself that the time is over
@@ -223,7 +223,7 @@ class Rows:
             kinds = {column.name: column.type.python_type for column in table.columns}
             if all(value is None or isinstance(value, kinds[name]) for row in rows for name, value in row.items()):
                 return rows
-        raise StoreUnavailable(f"a row of {table.name} was changed by hand and is not valid: delete it there")
+        raise StoreUnavailableError(f"a row of {table.name} was changed by hand and is not valid: delete it there")
 
     def _put(self, table: Table, row: Mapping[str, Any]) -> None:
         dialect = postgresql if self._postgresql else sqlite
@@ -251,13 +251,13 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Rows]:
-        """Give the rows. Raises `StoreUnavailable`."""
+        """Give the rows. Raises `StoreUnavailableError`."""
         with self._transaction("BEGIN") as connection:
             yield Rows(connection, writing=False)
 
     @contextmanager
     def writing(self) -> Iterator[Rows]:
-        """Give the rows; all is written at the end, or nothing. Raises `StoreUnavailable`."""
+        """Give the rows; all is written at the end, or nothing. Raises `StoreUnavailableError`."""
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield Rows(connection, writing=True)
 
@@ -265,7 +265,7 @@ class Database:
     def migrating(self) -> Iterator[Connection]:
         """Give the database to one process at a time, for changes of its tables; a SQLite file is made.
 
-        All is changed at the end, or nothing. Raises `StoreUnavailable`.
+        All is changed at the end, or nothing. Raises `StoreUnavailableError`.
         """
         if self._file is not None:
             self._make(self._file)
@@ -280,7 +280,7 @@ class Database:
             with self._engine.connect().execution_options(begin=begin) as connection, connection.begin():
                 yield connection
         except SQLAlchemyError as error:
-            failure = StoreUnavailable(f"{self.name} cannot be used: {self._explained(error)}")
+            failure = StoreUnavailableError(f"{self.name} cannot be used: {self._explained(error)}")
             try:
                 raise failure from None
             finally:
@@ -313,7 +313,9 @@ class Database:
             said = error.strerror
         else:
             return
-        raise StoreUnavailable(f"{self.name} cannot be made: {said}. Make its directory, writable for this process")
+        raise StoreUnavailableError(
+            f"{self.name} cannot be made: {said}. Make its directory, writable for this process"
+        )
 
 
 def _opened(file: Path, deadline_seconds: float) -> sqlite3.Connection:

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from pydantic import SecretStr
 
-
-class Unreadable(Exception):
-    """None of the keys decrypts this."""
+from functions.stored.errors import CredentialsUnreadableError
 
 
-class Vault:
+class PasswordCipher:
     """MultiFernet over some keys: the first encrypts, all decrypt. At least one key; each as `Fernet.generate_key`."""
 
     def __init__(self, keys: Sequence[SecretStr]) -> None:
@@ -23,15 +21,15 @@ class Vault:
         return self._fernet.encrypt(secret.get_secret_value().encode()).decode()
 
     def decrypt(self, token: str) -> SecretStr:
-        """Return the secret again. Raises `Unreadable`, also for what was never one of our tokens."""
+        """Return the secret again. Raises `CredentialsUnreadableError`, also for what was never one of our tokens."""
         try:
             return SecretStr(self._fernet.decrypt(token.encode()).decode())
         except InvalidToken:
-            raise Unreadable from None
+            raise CredentialsUnreadableError from None
 
     def rotate(self, token: str) -> str:
-        """Return the same secret, encrypted with the first key. Raises `Unreadable`."""
+        """Return the same secret, encrypted with the first key. Raises `CredentialsUnreadableError`."""
         try:
             return self._fernet.rotate(token.encode()).decode()
         except InvalidToken:
-            raise Unreadable from None
+            raise CredentialsUnreadableError from None

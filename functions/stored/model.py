@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from functions.settings.addresses import MAX_HOST_CHARACTERS, MAX_PORT, parse_host
+from functions.settings.addresses import MAX_HOST_CHARACTERS, MAX_PORT, parse_host, parse_topic_prefix
 
 MAX_PREFIX_CHARACTERS = 128  # AWS IoT Core takes 256 bytes of topic; ours go on behind the prefix
 MAX_USERNAME_CHARACTERS = 256
@@ -82,13 +82,10 @@ def _host(text: str) -> str:
 
 
 def _topic_levels(text: str) -> str:
-    """Check how a topic may begin (MQTT 5 §4.7.1, §4.7.2); Home Assistant refuses one with a space."""
-    levels = text.rstrip("/")
-    if not levels or levels.startswith(("/", "$")):
-        raise PydanticCustomError("topic_start", "begins with / or $")
-    if {"+", "#", " "} & set(levels) or not levels.isprintable():
-        raise PydanticCustomError("topic_character", "holds +, #, a space or a control character")
-    return levels
+    try:
+        return parse_topic_prefix(text, allows_spaces=False)  # Home Assistant refuses a topic with a space
+    except ValueError as error:
+        raise PydanticCustomError("topic", "{problem}", {"problem": str(error)}) from None
 
 
 def _printable(text: str) -> str:
@@ -173,7 +170,7 @@ def problems(error: ValidationError) -> list[dict[str, str]]:
 def _problem(detail: ErrorDetails) -> dict[str, str]:
     field = str(detail["loc"][0]) if detail["loc"] else DOCUMENT
     kind = detail["type"]
-    custom = kind in {"host", "topic_start", "topic_character", "control_character", "surrogate", "alone"}
+    custom = kind in {"host", "topic", "control_character", "surrogate", "alone"}
     expected = _RIGHT.get(field, "one of " + ", ".join(MqttConfigChange.model_fields))
     return {
         "field": _shown(field),

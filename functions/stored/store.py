@@ -7,58 +7,29 @@ imported by `ConfigStore.of` and only where DATABASE_URL is set.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import SecretStr, ValidationError
 
+from functions.stored.errors import (
+    CredentialsUnreadableError,
+    NoEncryptionKeyError,
+    PasswordNeededError,
+    StoreUnavailableError,
+    VersionConflictError,
+)
 from functions.stored.model import MqttConfig, MqttConfigChange, problems
 
 if TYPE_CHECKING:
     from functions.settings import Settings
     from functions.stored.database import Database
-    from functions.stored.encryption import Vault
+    from functions.stored.encryption import PasswordCipher
 
 STATUS_KEPT = timedelta(days=1)
 MAX_ERROR_CHARACTERS = 500
-
-
-class StoreUnavailable(Exception):
-    """The database cannot be used now. The message says why and what to do, and holds no credentials."""
-
-
-class VersionConflict(Exception):
-    """Somebody else stored settings in between."""
-
-    def __init__(self, current: int) -> None:
-        """Keep the version that is stored now; 0 where nothing is."""
-        self.current = current
-        super().__init__(f"the stored settings have version {current} by now")
-
-
-class NoEncryptionKey(Exception):
-    """There is a password to encrypt, and no key."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "ENCRYPTION_KEYS must be set before a password can be stored, e.g. from "
-            "`openssl rand -base64 32 | tr '+/' '-_'`"
-        )
-
-
-class PasswordNeeded(Exception):
-    """No password was sent along, and the stored one belongs to another broker, port, TLS or user name."""
-
-
-class CredentialsUnreadable(Exception):
-    """None of ENCRYPTION_KEYS decrypts the stored password."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "credentials_unreadable: none of ENCRYPTION_KEYS decrypts the stored password. Bring back the key that "
-            "encrypted it, or store the password again"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +70,12 @@ class ProcessStatus:
 class ConfigStore:
     """The database, in our terms. Thread-safe; every call blocks, within `database.DEADLINE_SECONDS` or a little more.
 
-    Every method raises `StoreUnavailable`.
+    Every method raises `StoreUnavailableError`.
     """
 
-    def __init__(self, database: Database, vault: Vault | None) -> None:
+    def __init__(self, database: Database, cipher: PasswordCipher | None) -> None:
         self._database = database
-        self._vault = vault
+        self._cipher = cipher
 
     @classmethod
     def of(cls, settings: Settings) -> ConfigStore | None:
@@ -113,13 +84,13 @@ class ConfigStore:
             return None
         try:
             from functions.stored.database import Database  # noqa: PLC0415 - see the module's docstring
-            from functions.stored.encryption import Vault  # noqa: PLC0415 - see the module's docstring
+            from functions.stored.encryption import PasswordCipher  # noqa: PLC0415 - see the module's docstring
         except ModuleNotFoundError as error:  # a function without the layer that holds them
             lacking = error.name
         else:
             keys = settings.encryption_keys
-            return cls(Database(settings.database_url.get_secret_value()), Vault(keys) if keys else None)
-        raise StoreUnavailable(
+            return cls(Database(settings.database_url.get_secret_value()), PasswordCipher(keys) if keys else None)
+        raise StoreUnavailableError(
             f"DATABASE_URL is set, and {lacking} is not installed: attach the layer of stored settings"
         )
 
@@ -133,22 +104,22 @@ class ConfigStore:
         """Store new settings, and return them. Of several at once with the same `expected_version`, one wins.
 
         `expected_version` 0 means that nothing must be stored yet, None that anything may be. Raises
-        `VersionConflict`, `PasswordNeeded`, and `NoEncryptionKey` where there is a password and no key.
+        `VersionConflictError`, `PasswordNeededError`, and `NoEncryptionKeyError` where there is a password and no key.
         """
         encrypted = None
         if change.password is not None:
-            if self._vault is None:
-                raise NoEncryptionKey
-            encrypted = self._vault.encrypt(change.password)
+            if self._cipher is None:
+                raise NoEncryptionKeyError
+            encrypted = self._cipher.encrypt(change.password)
         now = datetime.now(UTC)
         with self._database.writing() as rows:
             row = rows.config()
             current = 0 if row is None else row["version"]
             if expected_version not in {None, current}:
-                raise VersionConflict(current)
+                raise VersionConflictError(current)
             kept = row is not None and "password" not in change.model_fields_set
             if row is not None and kept and row["password_encrypted"] is not None and change.login != _login(row):
-                raise PasswordNeeded
+                raise PasswordNeededError
             new = change.config.model_dump() | {
                 "password_encrypted": row["password_encrypted"] if row is not None and kept else encrypted,
                 "version": current + 1,
@@ -190,37 +161,27 @@ class ConfigStore:
     def rotate_keys(self) -> int:
         """Encrypt what is stored with the first key; return how many secrets that were: 0 or 1. The version stays.
 
-        Raises `NoEncryptionKey` and `CredentialsUnreadable` where there is a secret that this concerns.
+        Raises `NoEncryptionKeyError` and `CredentialsUnreadableError` where there is a secret that this concerns.
         """
-        from functions.stored.encryption import Unreadable  # noqa: PLC0415 - see the module's docstring
-
         with self._database.writing() as rows:
             row = rows.config()
             if row is None or row["password_encrypted"] is None:
                 return 0
-            if self._vault is None:
-                raise NoEncryptionKey
-            try:
-                encrypted = self._vault.rotate(row["password_encrypted"])
-            except Unreadable:
-                raise CredentialsUnreadable from None
-            rows.put_config({**row, "password_encrypted": encrypted})
+            if self._cipher is None:
+                raise NoEncryptionKeyError
+            rows.put_config({**row, "password_encrypted": self._cipher.rotate(row["password_encrypted"])})
         return 1
 
     def _stored(self, row: Mapping[str, Any]) -> Stored:
-        from functions.stored.encryption import Unreadable  # noqa: PLC0415 - see the module's docstring
-
         try:
             config = MqttConfig(**{name: row[name] for name in MqttConfig.model_fields})
         except ValidationError as error:
             wrong = "; ".join(f"{found['field']} must be {found['expected']}" for found in problems(error))
         else:
             encrypted, password = row["password_encrypted"], None
-            if encrypted is not None and self._vault is not None:
-                try:
-                    password = self._vault.decrypt(encrypted)
-                except Unreadable:
-                    password = None
+            if encrypted is not None and self._cipher is not None:
+                with suppress(CredentialsUnreadableError):
+                    password = self._cipher.decrypt(encrypted)
             return Stored(
                 config=config,
                 password=password,
@@ -230,7 +191,9 @@ class ConfigStore:
                 created_at=row["created_at"],
                 updated_at=row["updated_at"],
             )
-        raise StoreUnavailable(f"the stored settings were changed by hand and are not valid: {wrong}. Store them again")
+        raise StoreUnavailableError(
+            f"the stored settings were changed by hand and are not valid: {wrong}. Store them again"
+        )
 
 
 def _login(row: Mapping[str, Any]) -> tuple[str, int, bool, str | None]:

@@ -93,7 +93,7 @@ class Reply:
     """Whether the connection ends with it, where there is one."""
 
 
-class Problem(Exception):
+class Problem(Exception):  # noqa: N818 - RFC 9457's own word
     """An answer other than the one asked for. `reason` is a slug for the log; `kid` and `jti` name the token."""
 
     def __init__(

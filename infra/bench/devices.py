@@ -24,7 +24,7 @@ from infra.device.names import Kind
 from infra.device.server import Server
 from infra.device.store import Store
 from infra.http_client import Answer, Web
-from infra.subscriber import Message, Subscriber, SubscriberError
+from infra.subscriber import Received, Subscriber, SubscriberError
 
 START_SECONDS = 40.0
 WAIT_SECONDS = 40.0
@@ -151,7 +151,7 @@ class _Running:
             self._news.wait_for(lambda: len(complete()) == len(self._devices), WAIT_SECONDS)
             return Pulled(complete(), self._web.asked_server_at, self._web.asked_store_at, self._failures)
 
-    def _tell(self, message: Message) -> None:
+    def _tell(self, message: Received) -> None:
         for device in self._devices.values():
             device.hear(message)
 

@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 
+from functions.events.plan import plan_body, to_publish
 from functions.events.routes import Routes
-from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import InlinePublisher, Status
-from functions.notify import plan_body, to_publish
+from functions.mqtt.broker import BrokerConfig
+from functions.mqtt.outcome import Status
+from functions.mqtt.publisher import InlinePublisher
 from infra.bench.child import Child
 from infra.bench.events import minio_event, post
 from infra.bench.figures import Bench, Figure, NotMeasuredError, compared, milliseconds
@@ -143,7 +144,7 @@ def _ways(bench: Bench, broker: Mosquitto) -> Iterator[Ways]:
 
 def _publishing(parts: ExitStack, broker: Mosquitto, numbers: Iterator[int]) -> Callable[[], None]:
     """What publishes as the Lambda handler does."""
-    publisher = InlinePublisher(Broker(host=broker.host, port=broker.port), PrometheusTelemetry())
+    publisher = InlinePublisher(BrokerConfig(host=broker.host, port=broker.port), PrometheusTelemetry())
     publisher.warm_up()
     parts.callback(publisher.close)
     routes = Routes(bucket=BUCKET)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from functions.events.routes import Notification
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
+from functions.mqtt.message import Message
 from functions.mqtt.publisher import InlinePublisher
 from functions.telemetry import EmfTelemetry
 from infra.bench.events import ask, minio_event, post
@@ -30,7 +29,7 @@ from infra.bench.threaded import ThreadedPublisher
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from infra.local.stack import Host
-from infra.subscriber import Message, Subscriber
+from infra.subscriber import Received, Subscriber
 
 ROUNDS = 5
 KEEPALIVE_SECONDS = 20  # a third of the default, so that the peer's wait is bearable
@@ -127,14 +126,14 @@ async def _side(
         return post_event
     if side == INLINE:
         inline = InlinePublisher(
-            Broker(host="127.0.0.1", port=mqtt_port, keepalive_seconds=KEEPALIVE_SECONDS), EmfTelemetry()
+            BrokerConfig(host="127.0.0.1", port=mqtt_port, keepalive_seconds=KEEPALIVE_SECONDS), EmfTelemetry()
         )
         parts.callback(inline.close)
 
         def publish(filename: str) -> bool:
             payload = json.dumps({"filename": filename}).encode()
-            notification = Notification(TOPIC, filename, payload, identity=os.urandom(16))
-            (outcome,) = inline.publish([notification], time.monotonic() + DEADLINE_SECONDS)
+            message = Message(TOPIC, payload)
+            (outcome,) = inline.publish([message], time.monotonic() + DEADLINE_SECONDS)
             return outcome.success
     else:
         threaded = await loop.run_in_executor(threads, ThreadedPublisher, mqtt_port, KEEPALIVE_SECONDS)
@@ -152,7 +151,7 @@ def _filename(stem: str, number: int) -> str:
     return f"{stem}-{number:09d}.bin"
 
 
-def _figures(began_at: Mapping[str, float], messages: list[Message]) -> list[Figure]:
+def _figures(began_at: Mapping[str, float], messages: list[Received]) -> list[Figure]:
     heard: dict[str, list[float]] = {}
     for message in messages:
         heard.setdefault(json.loads(message.payload)["filename"], []).append(message.received_at)

@@ -1,6 +1,6 @@
 """The host's memory, open files and threads after ten thousand events and after a million, all different.
 
-The host remembers the last 50,000 identities (`infra.host.bell.MEMORY_LIMIT`), so it grows until it has seen that many;
+The host remembers the last 50,000 identities (`infra.host.bell.SEEN_LIMIT`), so it grows until it has seen that many;
 what counts is what it has grown since.
 """
 
@@ -20,7 +20,7 @@ from infra.bench.figures import Bench, Figure, NotMeasuredError
 from infra.bench.load import Order
 from infra.bench.rig import BUCKET, device_token, download_variables
 from infra.bench.throughput import BROKER_LOG, TOKEN
-from infra.host.bell import MEMORY_LIMIT
+from infra.host.bell import SEEN_LIMIT
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import Process, free_port
 from infra.local.stack import Host
@@ -29,7 +29,7 @@ from infra.local.stores import Minio
 CONNECTIONS = 64
 FIRST = 10_000
 STEP = 50_000
-BASELINE = 2 * MEMORY_LIMIT  # events, after which the host's memory of them is full
+BASELINE = 2 * SEEN_LIMIT  # events, after which the host's memory of them is full
 EVENTS, QUICK_EVENTS = 1_000_000, 200_000
 MIX_EVENTS, QUICK_MIX_EVENTS = 400_000, 200_000
 STEP_SECONDS = 120.0
@@ -177,7 +177,7 @@ def _figures(samples: Sequence[Sample], seconds: float, what: str, also: str = "
             "MB",
             f"{_megabytes(baseline)} → {_megabytes(last)}, at most {max(since):+.1f} MB between, "
             f"{last.events / seconds:,.0f} events/s; {_megabytes(first)} after {first.events:,}, "
-            f"before {MEMORY_LIMIT:,} identities were remembered{also}",
+            f"before {SEEN_LIMIT:,} identities were remembered{also}",
         ),
         *(
             Figure(

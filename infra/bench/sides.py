@@ -18,10 +18,11 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from functions.events.routes import CONTENT_TYPE, Notification, Routes
-from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import Outcome, Status
-from functions.notify import Settled, Step, settle, to_publish
+from functions.events.plan import Settled, Step, settle, to_publish
+from functions.events.routes import Routes
+from functions.mqtt.broker import BrokerConfig
+from functions.mqtt.message import CONTENT_TYPE, Message
+from functions.mqtt.outcome import Outcome, Status
 from functions.web.messages import Reply, Request
 from functions.web.router import Route, Router, unforeseen
 from infra.bench.rig import BUCKET
@@ -77,12 +78,12 @@ class WaitingBell(Bell):
         waits = [loop.run_in_executor(self._pool, self._publish, one) for one in to_publish(steps)]
         asyncio.gather(*waits).add_done_callback(lambda done: tell(settle(steps, done.result())))
 
-    def _publish(self, notification: Notification) -> Outcome:
+    def _publish(self, message: Message) -> Outcome:
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho left it untyped
         properties.PayloadFormatIndicator = 1
         properties.ContentType = CONTENT_TYPE
-        properties.UserProperty = list(notification.user_properties)
-        info = self._client.publish(notification.topic, notification.payload, 1, properties=properties)
+        properties.UserProperty = list(message.user_properties)
+        info = self._client.publish(message.topic, message.payload, 1, properties=properties)
         info.wait_for_publish(PATIENCE_SECONDS)
         return Outcome(Status.DELIVERED if info.is_published() else Status.UNCONFIRMED)
 
@@ -95,7 +96,7 @@ async def serve(side: str, port: int, mqtt_port: int, token: str) -> None:
     """Serve until the process is killed, with the server that the host has."""
     telemetry = PrometheusTelemetry()
     publisher = HostPublisher(
-        Broker(host="127.0.0.1", port=mqtt_port), telemetry
+        BrokerConfig(host="127.0.0.1", port=mqtt_port), telemetry
     )  # not started: it only says "configured"
     routes = Routes(bucket=BUCKET)
     bell: Bell = (

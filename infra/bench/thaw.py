@@ -9,7 +9,6 @@ more, as its source would do.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -18,16 +17,17 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from functions.events.routes import Notification
-from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import InlinePublisher, Status
+from functions.mqtt.broker import BrokerConfig
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Status
+from functions.mqtt.publisher import InlinePublisher
 from functions.telemetry import EmfTelemetry
 from infra.bench.child import Child, obey
 from infra.bench.figures import Bench, Figure, NotMeasuredError, compared, milliseconds, percentile
 from infra.bench.rig import TOPIC
 from infra.bench.threaded import ThreadedPublisher
 from infra.local.mosquitto import Mosquitto
-from infra.subscriber import Message, Subscriber
+from infra.subscriber import Received, Subscriber
 
 PROCESSES = 10  # of each kind
 KEEPALIVE_SECONDS = 5
@@ -87,7 +87,7 @@ def _ask(sleeper: Child, filename: str) -> _Asked:
     return _Asked(asked_at, bool(confirmed), float(took_seconds))
 
 
-def _heard(messages: list[Message]) -> Mapping[str, list[float]]:
+def _heard(messages: list[Received]) -> Mapping[str, list[float]]:
     """When each name's copies came, in order."""
     heard: dict[str, list[float]] = {}
     for message in messages:
@@ -152,13 +152,13 @@ def _figures(asked: Mapping[str, _Asked], heard: Mapping[str, list[float]]) -> l
 def _inline(port: int) -> Callable[[str], bool]:
     """Child: the inline publisher."""
     publisher = InlinePublisher(
-        Broker(host="127.0.0.1", port=port, keepalive_seconds=KEEPALIVE_SECONDS), EmfTelemetry()
+        BrokerConfig(host="127.0.0.1", port=port, keepalive_seconds=KEEPALIVE_SECONDS), EmfTelemetry()
     )
 
     def publish(filename: str) -> bool:
         payload = json.dumps({"filename": filename}).encode()
-        notification = Notification(TOPIC, filename, payload, identity=os.urandom(16))
-        (outcome,) = publisher.publish([notification], time.monotonic() + DEADLINE_SECONDS)
+        message = Message(TOPIC, payload)
+        (outcome,) = publisher.publish([message], time.monotonic() + DEADLINE_SECONDS)
         return outcome.status is Status.DELIVERED
 
     return publish

@@ -28,7 +28,7 @@ from infra.bench.rig import BUCKET, TOPIC
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import Process, free_port
 from infra.local.stack import Host
-from infra.subscriber import Message, Subscriber
+from infra.subscriber import Received, Subscriber
 
 CONNECTIONS = (1, 16, 64, 256)
 TARGETS_AT = 64  # connections
@@ -141,7 +141,7 @@ def _compare_messages(load: Child, broker: Mosquitto, ports: Mapping[str, int]) 
             raise NotMeasuredError(f"{side} sends {message} where the host sends {heard['host']}")
 
 
-def _essence(message: Message) -> object:
+def _essence(message: Received) -> object:
     """All that two sides must agree on; an id is of a side's own making."""
     properties = {name: value if name != "id" else len(value) for name, value in message.user_properties}
     return message.topic, json.loads(message.payload), message.qos, message.retain, message.content_type, properties

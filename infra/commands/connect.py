@@ -8,15 +8,15 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from functions.s3 import clients as storage
 from functions.settings import Settings, SettingsError, load
+from infra.commands.common import ENV_FILE, http_url
 from infra.commands.common import endpoint_url as parsed_endpoint_url
-from infra.commands.common import http_url
 from infra.connect import documents
 from infra.connect.apply import Clients, Plan, Wish, carry_out, look
 from infra.connect.errors import ConnectError, explain
@@ -25,7 +25,6 @@ from infra.connect.minio import DEFAULT_QUEUE_DIRECTORY, TOKEN_PLACEHOLDER, Door
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
 
-ENV_FILE = Path(".env")
 EXIT_PROBLEM = 1
 # With storage.CONNECT_TIMEOUT_SECONDS before it: a store that does not answer is given up within 5 s.
 LOOK_TIMEOUT_SECONDS = 3.0
@@ -34,7 +33,7 @@ WRITE_TIMEOUT_SECONDS = 20.0  # AWS tries each destination before it answers
 EPILOG = (
     "Example: `bucketbell connect --endpoint-url http://127.0.0.1:9000 --bucket firmware --create`\n\n"
     "Credentials and region: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, S3_REGION or AWS_REGION. "
-    "Exit code 0: done, or nothing to do. 1: something for you to do, which it names. 2: wrong options."
+    "Exit code 0: done, or nothing to do. 1: you have to do something; it says what. 2: wrong options."
 )
 
 
@@ -54,7 +53,7 @@ def _queue_name(name: str | None) -> str | None:
 
 def _directory(path: str) -> str:
     if not PurePosixPath(path).is_absolute():
-        raise typer.BadParameter("MinIO wants an absolute path, e.g. " + DEFAULT_QUEUE_DIRECTORY)
+        raise typer.BadParameter("MinIO needs an absolute path, e.g. " + DEFAULT_QUEUE_DIRECTORY)
     return path
 
 
@@ -71,7 +70,7 @@ def connect(
         ),
     ] = None,
     create: Annotated[
-        bool, typer.Option("--create", help="Create the bucket, and on SQS the queue, where missing.")
+        bool, typer.Option("--create", help="Create the bucket, and on SQS the queue, if missing.")
     ] = False,
     host_url: Annotated[
         str, typer.Option(callback=http_url, help="MinIO: where `bucketbell host` is, as MinIO reaches it.")
@@ -80,8 +79,8 @@ def connect(
         bool,
         typer.Option(
             "--sure-only",
-            help="MinIO: only the door that keeps events on disk. Nothing is lost even if host and MinIO die "
-            "together; each event takes up to 3 s.",
+            help="MinIO: use only the target that keeps events on disk. Nothing is lost even if host and MinIO "
+            "fail together; each event takes up to 3 s.",
         ),
     ] = False,
     queue_dir: Annotated[
@@ -105,19 +104,20 @@ def connect(
         Literal["auto", "minio", "sqs"], typer.Option(help="How the store notifies; `auto` asks it.")
     ] = "auto",
     remove: Annotated[
-        bool, typer.Option("--remove", help="Take our rules away again. Bucket, queue and others' rules stay.")
+        bool, typer.Option("--remove", help="Remove our rules. The bucket, the queue and rules of others stay.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on stdout, for scripts; words go to stderr.")
+        bool, typer.Option("--json", help="One JSON document on stdout, for scripts; text for people goes to stderr.")
     ] = False,
 ) -> None:
-    """Set a bucket up so that its uploads reach the host; run it as often as you like.
+    """Set up a bucket so that its uploads reach the host. You can run it as often as you like.
 
-    Adds notification rules for CONFIGS_PREFIX, ASSETS_PREFIX and EVENTS_PREFIX beside those that are there. On
-    **MinIO**, two webhook targets, one fast and one that keeps events on disk; it prints the lines that MinIO's
-    environment needs. On **AWS** and whatever else has SQS, one queue; it prints the SQS_QUEUE_URL for the host. With
-    `--queue-url` the queue may be that of a stack on AWS: then its function takes the messages, and no host should.
+    It adds notification rules for CONFIGS_PREFIX, ASSETS_PREFIX and EVENTS_PREFIX; existing rules stay. On **MinIO**
+    it uses two webhook targets, a fast one and one that keeps events on disk, and prints the lines that MinIO's
+    environment needs. On **AWS** and other stores with SQS it uses one queue, and prints the SQS_QUEUE_URL for the
+    host. With `--queue-url` the queue may belong to a stack on AWS: then its function takes the messages, and a host
+    should not.
     """
     if queue and queue_url:
         raise typer.BadParameter("use --queue or --queue-url, not both")
@@ -166,7 +166,7 @@ def connect(
 
 
 def _look(clients: Callable[..., Clients], wish: Wish, region: str) -> tuple[Plan, str]:
-    """The plan, and the region that it was made for: the store's own, where that says that it is another."""
+    """Return the plan, and the region it is for: the one that the store names, if it names another."""
     heard: list[str] = []
     readers = clients(region, LOOK_TIMEOUT_SECONDS, attempts=1)
     storage.on_other_region(readers.s3, heard.append)

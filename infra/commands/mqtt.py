@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from functions.settings.sources import plain
-from infra.commands.common import http_url
+from functions.settings.sources import plain as line
+from infra.commands.common import ca_file_option, fail, http_client, http_url, plain, token_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,13 +57,6 @@ class _Answer:
     document: dict[str, Any]
 
 
-def _word(token: str) -> str:
-    token = token.strip()
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise typer.BadParameter("must be one word, one of the host's ADMIN_TOKENS")
-    return token
-
-
 def _server(url: str) -> str:
     return http_url(url) or url
 
@@ -72,31 +65,18 @@ Server = Annotated[
     str, typer.Option(envvar="BUCKETBELL_SERVER", callback=_server, help="The host, e.g. http://127.0.0.1:8080.")
 ]
 Token = Annotated[
-    str,
-    typer.Option(
-        envvar="BUCKETBELL_TOKEN",
-        callback=_word,
-        help="One of the host's ADMIN_TOKENS. Better by environment: every user of a machine can read command lines.",
-        show_default=False,
-    ),
+    str, token_option("BUCKETBELL_TOKEN", "One of the host's ADMIN_TOKENS", "one of the host's ADMIN_TOKENS")
 ]
-CaFile = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="BUCKETBELL_CA_FILE",
-        exists=True,
-        dir_okay=False,
-        readable=True,
-        help="PEM file with authorities to trust for the host, besides the system's.",
-    ),
-]
+CaFile = Annotated[Path | None, ca_file_option("BUCKETBELL_CA_FILE", "the host")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, as the API answers it.")]
 BrokerHost = Annotated[str | None, typer.Option(help="Name or address of the broker.")]
-BrokerPort = Annotated[int | None, typer.Option(help="Its port.", min=1, max=65535)]
+BrokerPort = Annotated[int | None, typer.Option(help="Port of the broker.", min=1, max=65535)]
 Username = Annotated[str | None, typer.Option(help='User name at the broker; "" for none.')]
 Password = Annotated[
     PasswordFrom,
-    typer.Option(help=f"keep what is stored; or take it from a prompt, from stdin or from {PASSWORD_VARIABLE} (env)."),
+    typer.Option(
+        help=f"keep the stored one, clear it, or read it from a prompt, from stdin or from {PASSWORD_VARIABLE} (env)."
+    ),
 ]
 Tls = Annotated[bool | None, typer.Option("--tls/--no-tls", help="Whether to connect by TLS.")]
 
@@ -113,7 +93,7 @@ mqtt = typer.Typer(
 def status(
     *, server: Server = "http://127.0.0.1:8080", token: Token, ca_file: CaFile = None, as_json: AsJson = False
 ) -> None:
-    """Show whether the host is connected to the broker. Exit 1 where it is not."""
+    """Show whether the host is connected to the broker. Exit 1 if it is not."""
     with _api(server, token, ca_file) as api:
         answer = api.ask("GET", "status")
         if as_json:
@@ -137,7 +117,7 @@ def attempt(
     tls: Tls = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let the host try to connect once, with the settings in force and what is named here. Stores nothing."""
+    """Let the host try to connect once, with the settings in force and those given here. It stores nothing."""
     given = {"broker_host": broker_host, "broker_port": broker_port, "username": username, "use_tls": tls}
     with _api(server, token, ca_file) as api:
         settings = _changed(api.ask("GET", "config"), given, _secret(password))
@@ -166,7 +146,9 @@ def store(
     password: Password = PasswordFrom.keep,
     tls: Tls = None,
     topic_prefix: Annotated[str | None, typer.Option(help="Topics of camera events begin with it.")] = None,
-    qos: Annotated[int | None, typer.Option(help="Of camera events: 0, 1 or 2.", min=0, max=2)] = None,
+    qos: Annotated[
+        int | None, typer.Option(help="Quality of service of camera events: 0, 1 or 2.", min=0, max=2)
+    ] = None,
     enabled: Annotated[bool | None, typer.Option("--enabled/--disabled", help="Whether to publish at all.")] = None,
     discovery: Annotated[
         bool | None, typer.Option("--discovery/--no-discovery", help="Whether to tell Home Assistant of cameras.")
@@ -176,13 +158,13 @@ def store(
         bool | None, typer.Option("--retain/--no-retain", help="Whether the broker keeps each camera's last event.")
     ] = None,
     wait_seconds: Annotated[
-        float, typer.Option(help="How long to wait for the connection; 0: not at all.", min=0, max=60)
+        float, typer.Option(help="How long to wait for the connection. 0: do not wait.", min=0, max=60)
     ] = DEFAULT_WAIT_SECONDS,
     as_json: AsJson = False,
 ) -> None:
-    """Store what is named here, leave the rest as it is, and see whether the host connects.
+    """Store the settings given here, leave the others as they are, and see whether the host connects.
 
-    Exit 1 where nothing was stored, or where the host is not connected in time: the settings are stored then.
+    Exit 1 if nothing was stored. Exit 1 also if the host does not connect in time: then the settings are stored.
     """
     given = {
         "broker_host": broker_host,
@@ -233,7 +215,7 @@ def _changed(before: _Answer, given: dict[str, Any], password: dict[str, str | N
     if before.stale:
         typer.echo(f"the database does not answer; these settings are of {before.stale}", err=True)
     settings = {name: before.document[name] for name in KEPT}
-    if settings["broker_host"] is None:  # then nothing is enabled: whoever names a broker means it
+    if settings["broker_host"] is None:  # nothing was enabled before, and a broker is given now
         settings["enabled"] = True
     settings |= {name: value for name, value in given.items() if value is not None}
     settings["username"] = settings["username"] or None
@@ -252,7 +234,7 @@ def _secret(source: PasswordFrom) -> dict[str, str | None]:
     if source is PasswordFrom.prompt:
         return {"password": typer.prompt("Password at the broker", hide_input=True, err=True)}
     given = sys.stdin.readline() if source is PasswordFrom.stdin else os.environ.get(PASSWORD_VARIABLE, "")
-    secret = plain(given)
+    secret = line(given)
     if not secret:
         where = "standard input" if source is PasswordFrom.stdin else PASSWORD_VARIABLE
         raise typer.BadParameter(f"there is no password in {where}", param_hint="--password")
@@ -270,8 +252,8 @@ class _Api:
     def ask(
         self, method: str, what: str, document: Mapping[str, object] | None = None, *, if_match: str = ""
     ) -> _Answer:
-        """Return the answer, or say why there is none and exit 1."""
-        from infra.device.trouble import Trouble  # noqa: PLC0415 - what this command needs is loaded when it runs
+        """Return the answer, or say why there is not one and exit 1."""
+        from infra.device.trouble import FetchError  # noqa: PLC0415 - what this command needs is loaded when it runs
 
         headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
         body = None
@@ -284,10 +266,10 @@ class _Api:
                 status, text = answer.status, answer.body(MAX_ANSWER_BYTES)
                 etag, stale = answer.headers.get("ETag", ""), answer.headers.get("Bucketbell-Stale", "")
             found = json.loads(text)
-        except Trouble as trouble:
-            _fail(f"{self._server}: {trouble}")
+        except FetchError as trouble:
+            fail(f"{self._server}: {trouble}")
         except ValueError:
-            _fail(f"{self._server}: HTTP {status}, and no JSON: is this bucketbell's host?")
+            fail(f"{self._server}: HTTP {status}, and the answer is not JSON: is this bucketbell's host?")
         if not isinstance(found, dict) or status != HTTPStatus.OK:
             _refused(self._server, status, found)
         return _Answer(etag, stale, found)
@@ -295,28 +277,17 @@ class _Api:
 
 @contextmanager
 def _api(server: str, token: str, ca_file: Path | None) -> Iterator[_Api]:
-    from infra.http_client import Web  # noqa: PLC0415 - as above
-    from infra.proxies import ProxyError  # noqa: PLC0415 - as above
-
-    try:
-        web = Web(ca_file=ca_file, environment=os.environ)
-    except ProxyError as error:
-        _fail(str(error))
-    except OSError as error:  # OpenSSL's errors are some
-        _fail(f"BUCKETBELL_CA_FILE is not what it should be: {error}")
-    try:
+    with http_client(ca_file, "BUCKETBELL_CA_FILE") as web:
         yield _Api(web, server, token)
-    finally:
-        web.close()
 
 
 def _refused(server: str, status: int, found: object) -> NoReturn:
     problem = found if isinstance(found, dict) else {}
     errors = problem.get("errors") or []
     if not errors:
-        _fail(f"{server}: HTTP {status}: {problem.get('detail') or problem.get('title') or 'no reason given'}")
+        fail(f"{server}: HTTP {status}: {problem.get('detail') or problem.get('title') or 'no reason given'}")
     for one in errors:
-        typer.echo(_plain(f"{one['field']} {one['problem']}: it must be {one['expected']}"), err=True)
+        typer.echo(plain(f"{one['field']} {one['problem']}: it must be {one['expected']}"), err=True)
     raise typer.Exit(1)
 
 
@@ -331,7 +302,7 @@ def _spinner(words: str, *, quiet: bool) -> AbstractContextManager[object]:
 
     console = _console()
     console.quiet = quiet
-    return console.status(escape(_plain(words)))
+    return console.status(escape(plain(words)))
 
 
 def _show_status(answer: _Answer) -> None:
@@ -370,7 +341,7 @@ def _topics(document: Mapping[str, Any]) -> dict[str, str]:
 def _say(words: str, *, well: bool = True) -> None:
     from rich.markup import escape  # noqa: PLC0415 - as above
 
-    _console().print(f"[bold {'green' if well else 'red'}]{escape(_plain(words))}[/]")
+    _console().print(f"[bold {'green' if well else 'red'}]{escape(plain(words))}[/]")
 
 
 def _rows(rows: Mapping[str, object]) -> None:
@@ -380,18 +351,8 @@ def _rows(rows: Mapping[str, object]) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         shown = "-" if value is None else json.dumps(value) if isinstance(value, bool) else str(value)
-        console.print(f"  [dim]{escape(_plain(name)):<{width}}[/]  {escape(_plain(shown))}")
-
-
-def _plain(text: str) -> str:
-    """No control character of a stranger's reaches the terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        console.print(f"  [dim]{escape(plain(name)):<{width}}[/]  {escape(plain(shown))}")
 
 
 def _print_json(document: Mapping[str, object]) -> None:
     typer.echo(json.dumps(document))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(_plain(message), err=True)
-    raise typer.Exit(1)

@@ -16,7 +16,7 @@ from infra.device.names import Name
 from infra.device.refusals import MAX_ERROR_BYTES, refusal
 from infra.device.server import Ticket
 from infra.device.store import Part, Store, storing
-from infra.device.trouble import Reason, Trouble
+from infra.device.trouble import FetchError, Reason
 from infra.http_client import Answer, Web
 
 DISK_RESERVE_BYTES = 64 * 1024  # for the notes, and for whoever else lives on a small disk
@@ -26,7 +26,7 @@ _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")  # RFC 9110 §14.
 Progress = Callable[[int, int], None]
 """Called before the first chunk and after each: bytes on disk, and how many of them an earlier attempt had.
 
-It may raise Trouble to end the download.
+It may raise FetchError to end the download.
 """
 
 
@@ -45,7 +45,7 @@ class Fetched:
 def fetch(web: Web, store: Store, name: Name, ticket: Ticket, progress: Progress, *, fresh: bool) -> Fetched:
     """Download what is missing of `ticket`'s version, verify it, and put it in place; `fresh`: the ticket is new.
 
-    Raises Trouble: what was had of the file stays for the next attempt, except when it is `corrupt` or cannot be read.
+    Raises FetchError: what was had of the file stays for the next attempt, unless it is `corrupt` or cannot be read.
     The file in place is only ever replaced by a whole one.
     """
     version = ticket.version
@@ -54,13 +54,15 @@ def fetch(web: Web, store: Store, name: Name, ticket: Ticket, progress: Progress
     downloaded_at = time.monotonic()
     part = store.resume(name, version)
     if part is None:
-        raise Trouble("cannot_store", "what was downloaded is not there any more")
+        raise FetchError("cannot_store", "what was downloaded is not there any more")
     with part:
         whole = part.length == version.size and _passes(store, part)
         verified_at = time.monotonic()
         if not whole:
             store.drop(name)
-            raise Trouble("corrupt", f"{part.length:,} bytes came that are not what the store says ({part.check.by})")
+            raise FetchError(
+                "corrupt", f"{part.length:,} bytes came that are not what the store says ({part.check.by})"
+            )
         store.put_in_place(part)
     return Fetched(
         part.check.by,
@@ -76,7 +78,7 @@ def _passes(store: Store, part: Part) -> bool:
         return passes(part.check, part.file)
     except OSError as error:  # the disk does not give back what it took: to other sectors with it
         store.drop(part.name)
-        raise Trouble("corrupt", f"what was downloaded cannot be read: {error.strerror}") from None
+        raise FetchError("corrupt", f"what was downloaded cannot be read: {error.strerror}") from None
 
 
 def _download(web: Web, store: Store, name: Name, ticket: Ticket, progress: Progress, *, fresh: bool) -> int:
@@ -91,11 +93,13 @@ def _download(web: Web, store: Store, name: Name, ticket: Ticket, progress: Prog
             return offset
         free_bytes = max(0, store.free_bytes() - DISK_RESERVE_BYTES)
         if version.size - offset > free_bytes:
-            raise Trouble("disk_full", f"{version.size - offset:,} bytes are to come; there is room for {free_bytes:,}")
+            raise FetchError(
+                "disk_full", f"{version.size - offset:,} bytes are to come; there is room for {free_bytes:,}"
+            )
         answer, pinned = _ask(opened, web, ticket, offset, fresh=fresh)
         if answer.status == HTTPStatus.PARTIAL_CONTENT and not _fits(answer, ticket, offset, pinned=pinned):
             store.drop(name)  # or it would be sent the same again
-            raise Trouble("protocol", "the store sent another part than was asked for, or does not say which")
+            raise FetchError("protocol", "the store sent another part than was asked for, or does not say which")
         if part is None or answer.status == HTTPStatus.OK:
             offset = 0
             part = opened.enter_context(store.begin(name, version, choose(version.etag or "", answer.headers)))
@@ -105,18 +109,18 @@ def _download(web: Web, store: Store, name: Name, ticket: Ticket, progress: Prog
             length += len(chunk)
             if length > version.size:
                 store.drop(name)
-                raise Trouble("corrupt", f"more came than the {version.size:,} bytes that the file has")
+                raise FetchError("corrupt", f"more came than the {version.size:,} bytes that the file has")
             part.append(chunk)
             progress(length, offset)
     if length < version.size:
-        raise Trouble("cut", f"the store ended the connection after {length:,} of {version.size:,} bytes")
+        raise FetchError("cut", f"the store ended the connection after {length:,} of {version.size:,} bytes")
     return offset
 
 
 def _ask(opened: ExitStack, web: Web, ticket: Ticket, offset: int, *, fresh: bool) -> tuple[Answer, bool]:
     """The store's answer whose body is that of the ticket's version, and whether the store was held to that version.
 
-    Trouble for any other answer.
+    FetchError for any other answer.
     """
     headers = checksum_headers(ticket.url)
     if offset:
@@ -136,17 +140,17 @@ def _ask(opened: ExitStack, web: Web, ticket: Ticket, offset: int, *, fresh: boo
 
 
 def _judge(answer: Answer, ticket: Ticket, *, fresh: bool) -> None:
-    """Return when what follows is of the ticket's version, as far as the answer says; Trouble otherwise."""
+    """Return when what follows is of the ticket's version, as far as the answer says; FetchError otherwise."""
     status = answer.status
     if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         reason: Reason = "rate_limited" if status == HTTPStatus.TOO_MANY_REQUESTS else "unavailable"
-        raise Trouble(reason, f"the store answered {status}", after_seconds=answer.retry_after_seconds)
+        raise FetchError(reason, f"the store answered {status}", after_seconds=answer.retry_after_seconds)
     if status >= HTTPStatus.MULTIPLE_CHOICES:
         raise refusal(status, answer.beginning(MAX_ERROR_BYTES), fresh=fresh)
     if status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}:
-        raise Trouble("protocol", f"the store answered {status}")
+        raise FetchError("protocol", f"the store answered {status}")
     if _same(answer, ticket) is False:
-        raise Trouble("replaced", "the object was replaced")
+        raise FetchError("replaced", "the object was replaced")
 
 
 def _same(answer: Answer, ticket: Ticket) -> bool | None:

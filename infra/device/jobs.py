@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import count
 
+from functions.backoff import backoff_seconds
 from infra.device.names import Name
 from infra.device.server import Ticket
 from infra.device.store import Version
-from infra.device.trouble import Reason, Trouble
+from infra.device.trouble import FetchError, Reason
 
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 60.0
 LONGEST_REFUSED_SECONDS = 3600.0
@@ -33,10 +34,9 @@ _LINE: set[Reason] = {"cut", "timed_out"}
 # A person has to change something, or the whole file is fetched for nothing: waiting grows beyond a minute.
 _NEEDS_A_PERSON: set[Reason] = {"archived", "clock_skew", "forbidden", "misdirected", "refused", "unauthorized"}
 _SELDOM = _NEEDS_A_PERSON | {"corrupt", "replaced"}
-_HOPELESS: set[Reason] = {"conflict"}
-_HOPELESS_ONCE = _NEEDS_A_PERSON | {"disk_full", "cannot_store"}
+_PERMANENT: set[Reason] = {"conflict"}
+_PERMANENT_ONCE = _NEEDS_A_PERSON | {"disk_full", "cannot_store"}
 MAX_STALE_ENTRIES = 64
-_MAX_GROWTHS = 16  # 2.0 ** failures would overflow after a week of them
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Job:
         """The job for what was announced while this one was running."""
         return Job(self.name, now, now, self.etag)
 
-    def failed(self, trouble: Trouble, uniform: Callable[[float, float], float], *, once: bool) -> float | None:
+    def failed(self, trouble: FetchError, uniform: Callable[[float, float], float], *, once: bool) -> float | None:
         """Count a failure; returns for how many seconds to leave the job alone, None to give it up.
 
         A line that brings something is not punished for breaking, and to be asked to come later is no failure. With
@@ -83,8 +83,8 @@ class Job:
         self.delays = 0
         self.failures = 1 if self.moved and reason in _LINE else self.failures + 1
         self.refusals = self.refusals + 1 if reason in _SELDOM else 0
-        hopeless = reason in _HOPELESS or (once and reason in _HOPELESS_ONCE)
-        if hopeless or (once and self.failures >= ONCE_ATTEMPTS):
+        permanent = reason in _PERMANENT or (once and reason in _PERMANENT_ONCE)
+        if permanent or (once and self.failures >= ONCE_ATTEMPTS):
             return None
         if self.refusals:
             return _pause(trouble, self.refusals, uniform, factor=4.0, longest_seconds=LONGEST_REFUSED_SECONDS)
@@ -92,16 +92,17 @@ class Job:
 
 
 def _pause(
-    trouble: Trouble,
+    trouble: FetchError,
     number: int,
     uniform: Callable[[float, float], float],
     *,
     factor: float = 2.0,
     longest_seconds: float = LONGEST_RETRY_SECONDS,
 ) -> float:
-    """What was asked for, and a random part of a time that grows with `number`."""
-    most = min(longest_seconds, FIRST_RETRY_SECONDS * factor ** min(number - 1, _MAX_GROWTHS))
-    return (trouble.after_seconds or 0.0) + uniform(most / 2, most)
+    """What was asked for, and a time that grows with `number`."""
+    return (trouble.after_seconds or 0.0) + backoff_seconds(
+        number, first_seconds=FIRST_RETRY_SECONDS, longest_seconds=longest_seconds, factor=factor, uniform=uniform
+    )
 
 
 class Jobs:

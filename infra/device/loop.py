@@ -16,12 +16,12 @@ from typing import Protocol
 
 from infra.device.fetch import fetch
 from infra.device.jobs import STALE, Job, Jobs
-from infra.device.names import FOLDERS, Kind, Name, UnsafeName, is_own, parse_payload, safe
+from infra.device.names import FOLDERS, Kind, Name, UnsafeNameError, is_own, parse_payload, safe
 from infra.device.server import Server
 from infra.device.store import Store
-from infra.device.trouble import Reason, Trouble
+from infra.device.trouble import FetchError, Reason
 from infra.http_client import Web
-from infra.subscriber import Message
+from infra.subscriber import Received
 
 FIRST_CATCH_UP_SECONDS = 5.0  # the broker's time to confirm the subscription; without it we catch up all the same
 REMEMBERED_IDS = 1024
@@ -78,7 +78,7 @@ class Device:
         self._seen_ids: OrderedDict[str, None] = OrderedDict()
         self._stopping = False
 
-    def hear(self, message: Message) -> None:
+    def hear(self, message: Received) -> None:
         """Take a notification: due after a random part of the spread, unless there is no need for it."""
         kind = self._topics.get(message.topic)
         if kind is None:
@@ -86,7 +86,7 @@ class Device:
         said = dict(message.user_properties)
         try:
             name = safe(kind, parse_payload(message.payload))
-        except UnsafeName as unsafe:
+        except UnsafeNameError as unsafe:
             self._report("skipped", reason="unsafe_name", kind=kind, detail=str(unsafe))
             return
         etag = said.get("etag", "").strip('"') or None
@@ -191,7 +191,7 @@ class Device:
         """One attempt at a job, and what follows from how it ended. False when it is given up."""
         try:
             self._attempt(job)
-        except Trouble as trouble:
+        except FetchError as trouble:
             return self._after(job, trouble, once=once)
         with self._changed:
             self._running = None
@@ -200,7 +200,7 @@ class Device:
                 self._jobs.put(job.anew(self._clock()))
         return True
 
-    def _after(self, job: Job, trouble: Trouble, *, once: bool) -> bool:
+    def _after(self, job: Job, trouble: FetchError, *, once: bool) -> bool:
         """What follows from an attempt that failed. False when the job is given up."""
         with self._changed:
             self._running = None
@@ -236,7 +236,7 @@ class Device:
             return
         try:
             self._update(job, job.name)
-        except Trouble as trouble:
+        except FetchError as trouble:
             if trouble.reason == "gone":
                 self._store.drop(job.name)
                 self._report("gone", **_about(job.name))
@@ -251,7 +251,7 @@ class Device:
                 continue
             try:
                 name = safe(entry.kind, entry.filename)
-            except UnsafeName as unsafe:
+            except UnsafeNameError as unsafe:
                 self._report("skipped", reason="unsafe_name", kind=entry.kind, detail=str(unsafe))
                 continue
             if not is_own(name, self._mac):
@@ -268,7 +268,7 @@ class Device:
                     self._renew(job, Job(name, now, now, entry.version.etag))
         self._report("caught_up", listed=len(manifest.objects), unchanged=unchanged, wanted=wanted)
         if manifest.senseless:
-            raise Trouble("protocol", f"{manifest.senseless:,} lines of the manifest make no sense")
+            raise FetchError("protocol", f"{manifest.senseless:,} lines of the manifest make no sense")
 
     def _update(self, job: Job, name: Name) -> None:
         """Bring one file up to date, with the URL of an earlier attempt if there is one."""
@@ -276,7 +276,7 @@ class Device:
         had_ticket = job.ticket is not None
         try:
             self._fetch(job, name)
-        except Trouble as trouble:
+        except FetchError as trouble:
             if trouble.reason not in STALE or not had_ticket:
                 raise
             job.ticket = None
@@ -299,9 +299,9 @@ class Device:
 
         def progress(length: int, resumed_bytes: int) -> None:
             if self._stopping:
-                raise Trouble("stopped", "asked to stop")
+                raise FetchError("stopped", "asked to stop")
             if job.again and job.etag not in {None, version.etag}:
-                raise Trouble("obsolete", "a newer version was announced")
+                raise FetchError("obsolete", "a newer version was announced")
             if length > max(resumed_bytes, job.furthest):
                 job.furthest, job.moved = length, True
             self._report("progress", **about, length=length)

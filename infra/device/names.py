@@ -16,7 +16,7 @@ MAX_SEGMENT_BYTES = 255  # NAME_MAX of every common file system
 MAX_PAYLOAD_BYTES = 8 * 1024  # 1,024 bytes of name, each escaped as \u00XX, and room to spare
 
 
-class UnsafeName(ValueError):
+class UnsafeNameError(ValueError):
     """The name has no place on this device; the message says why."""
 
 
@@ -44,21 +44,21 @@ class Name:
 
 
 def parse_payload(payload: bytes) -> str:
-    """The filename of a notification, still to be judged by `safe`. UnsafeName when it is no notification."""
+    """The filename of a notification, still to be judged by `safe`. UnsafeNameError when it is no notification."""
     if len(payload) > MAX_PAYLOAD_BYTES:
-        raise UnsafeName(f"a notification is at most {MAX_PAYLOAD_BYTES:,} bytes")
+        raise UnsafeNameError(f"a notification is at most {MAX_PAYLOAD_BYTES:,} bytes")
     try:
         document = json.loads(payload)
     except (ValueError, RecursionError):
-        raise UnsafeName("the payload is not JSON") from None
+        raise UnsafeNameError("the payload is not JSON") from None
     filename = document.get("filename") if isinstance(document, dict) else None
     if not isinstance(filename, str):
-        raise UnsafeName('the payload is not {"filename": …}')
+        raise UnsafeNameError('the payload is not {"filename": …}')
     return filename
 
 
 def safe(kind: Kind, filename: str) -> Name:
-    """Judge a name that anybody may have chosen. UnsafeName when its file could land outside of the folder.
+    """Judge a name that anybody may have chosen. UnsafeNameError when its file could land outside of the folder.
 
     Beyond the server's own rules: no backslash, which is a separator elsewhere, and no segment that a file system
     cannot hold. Links inside the folder are the store's to refuse, since only walking down meets them.
@@ -66,15 +66,17 @@ def safe(kind: Kind, filename: str) -> Name:
     try:
         filename.encode()
     except UnicodeEncodeError:  # JSON may hold half of a surrogate pair
-        raise UnsafeName("the name is not Unicode text") from None
+        raise UnsafeNameError("the name is not Unicode text") from None
     if kind == "config" and not is_config_name(filename):
-        raise UnsafeName("a config is called <mac>.json")
+        raise UnsafeNameError("a config is called <mac>.json")
     if not is_asset_path(filename):
-        raise UnsafeName("the name would leave the folder, or holds what no name may")
+        raise UnsafeNameError("the name would leave the folder, or holds what no name may")
     if "\\" in filename:
-        raise UnsafeName("the name holds a backslash")
+        raise UnsafeNameError("the name holds a backslash")
     if any(len(segment.encode()) > MAX_SEGMENT_BYTES for segment in filename.split("/")):
-        raise UnsafeName(f"a part of the name is longer than the {MAX_SEGMENT_BYTES} bytes that a file system takes")
+        raise UnsafeNameError(
+            f"a part of the name is longer than the {MAX_SEGMENT_BYTES} bytes that a file system takes"
+        )
     return Name(kind, filename)
 
 

@@ -9,7 +9,7 @@ import html
 import re
 from http import HTTPStatus
 
-from infra.device.trouble import Reason, Trouble
+from infra.device.trouble import FetchError, Reason
 
 MAX_ERROR_BYTES = 8 * 1024
 MAX_MESSAGE_CHARACTERS = 200
@@ -56,7 +56,7 @@ _TOO_YOUNG = re.compile("not yet valid|not valid yet", re.IGNORECASE)
 _TOO_OLD = re.compile("expired|too old", re.IGNORECASE)
 
 
-def refusal(status: int, body: bytes, *, fresh: bool) -> Trouble:
+def refusal(status: int, body: bytes, *, fresh: bool) -> FetchError:
     """Say what a 3xx or 4xx of the store means; `fresh`: the URL was signed a moment ago.
 
     A URL that is not fresh is taken for expired unless the store names something that a new one would not cure: Ceph
@@ -77,7 +77,7 @@ def refusal(status: int, body: bytes, *, fresh: bool) -> Trouble:
             reason, meaning = "expired", "the store no longer accepts the URL"
     said = "" if not message or _SECRET.search(message) else f": {message}"
     answer = f"the store answered {status} {code}".rstrip()
-    return Trouble(reason, f"{meaning} ({answer}{said})", code=code or None)
+    return FetchError(reason, f"{meaning} ({answer}{said})", code=code or None)
 
 
 def _by_time(code: str, message: str, *, fresh: bool) -> tuple[Reason, str] | None:

@@ -118,7 +118,7 @@ def _failed(fields: dict[str, Any]) -> str:
 
 _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "listening": lambda fields: f"on {fields['broker']}: {', '.join(fields['topics'])}",
-    "deaf": lambda fields: f"{fields['detail']}; trying on",
+    "deaf": lambda fields: f"{fields['detail']}; trying again",
     "caught_up": lambda f: f"{f['listed']:,} listed, {f['unchanged']:,} here already, {f['wanted']:,} to fetch",
     "heard": _heard,
     "skipped": lambda fields: f"{_path(fields)}  {fields['reason']}: {fields.get('detail', '')}",

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 
 from infra.device.names import Name
 from infra.device.store import Version
-from infra.device.trouble import Trouble
+from infra.device.trouble import FetchError
 from infra.http_client import Answer, Web
 
 MAX_TICKET_BYTES = 64 * 1024
@@ -67,7 +67,7 @@ class Server:
         self._pages: dict[str, _Page] = {}
 
     def locate(self, name: Name) -> Ticket:
-        """A URL for the file, and its version; Trouble `gone` when there is none."""
+        """A URL for the file, and its version; FetchError `gone` when there is none."""
         target = quote(name.path, safe="/")
         if name.kind == "asset" and {"%", "?"} & set(name.filename):
             # AWS decodes a path twice and ends it at an encoded question mark; a query arrives as it was sent.
@@ -76,9 +76,9 @@ class Server:
             document = _document(answer, MAX_TICKET_BYTES)
         url = document.get("url")
         if not isinstance(url, str) or not url.isascii() or not url.startswith(("http://", "https://")):
-            raise Trouble("protocol", "the server named no http or https URL")
+            raise FetchError("protocol", "the server named no http or https URL")
         if (version := _version(document)) is None:
-            raise Trouble("protocol", "the server gave no ETag, or no size")
+            raise FetchError("protocol", "the server gave no ETag, or no size")
         return Ticket(url, version, _last_modified(document))
 
     def manifest(self) -> Manifest:
@@ -96,7 +96,7 @@ class Server:
                 return Manifest(tuple(objects), senseless)
             query = "?" + urlencode({"next": page.next})
             if query in self._pages or len(self._pages) >= MAX_PAGES:
-                raise Trouble("protocol", "the manifest has no end")
+                raise FetchError("protocol", "the manifest has no end")
 
     def _page(self, query: str, known: _Page | None) -> _Page:
         headers = self._headers
@@ -107,39 +107,39 @@ class Server:
                 return known
             try:
                 document = _document(answer, MAX_PAGE_BYTES)
-            except Trouble as trouble:
+            except FetchError as trouble:
                 if trouble.reason == "gone":
-                    raise Trouble("protocol", "the server has no manifest: is its address right?") from None
+                    raise FetchError("protocol", "the server has no manifest: is its address right?") from None
                 raise
             etag = answer.headers.get("ETag")
         objects, following = document.get("objects"), document.get("next")
         if not isinstance(objects, list) or not isinstance(following, str | None):
-            raise Trouble("protocol", "the manifest is not one")
+            raise FetchError("protocol", "the manifest is not one")
         listed = tuple(entry for entry in map(_listed, objects) if entry is not None)
         return _Page(etag, listed, len(objects) - len(listed), following)
 
 
 def _document(answer: Answer, limit_bytes: int) -> dict[str, Any]:
-    """The JSON object of a 200; Trouble for every other answer."""
+    """The JSON object of a 200; FetchError for every other answer."""
     status = answer.status
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        raise Trouble("unauthorized", "the server does not accept the token")
+        raise FetchError("unauthorized", "the server does not accept the token")
     if status == HTTPStatus.NOT_FOUND:
-        raise Trouble("gone", "the server has no such file for this device")
+        raise FetchError("gone", "the server has no such file for this device")
     if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise Trouble(
+        raise FetchError(
             "rate_limited" if status == HTTPStatus.TOO_MANY_REQUESTS else "unavailable",
             f"the server answered {status}",
             after_seconds=answer.retry_after_seconds,
         )
     if status != HTTPStatus.OK:
-        raise Trouble("protocol", f"the server answered {status}")
+        raise FetchError("protocol", f"the server answered {status}")
     try:
         document = json.loads(answer.body(limit_bytes))
     except (ValueError, RecursionError):
-        raise Trouble("protocol", "the server's answer is not JSON") from None
+        raise FetchError("protocol", "the server's answer is not JSON") from None
     if not isinstance(document, dict):
-        raise Trouble("protocol", "the server's answer is no JSON object")
+        raise FetchError("protocol", "the server's answer is no JSON object")
     return document
 
 

@@ -26,7 +26,7 @@ from typing import Any, Self, cast
 
 from infra.device.checks import By, Check
 from infra.device.names import Name
-from infra.device.trouble import Reason, Trouble
+from infra.device.trouble import FetchError, Reason
 
 STATE_FOLDER = ".bucketbell"
 
@@ -69,7 +69,7 @@ class Part:
         return os.fstat(self.file.fileno()).st_size
 
     def append(self, chunk: bytes) -> None:
-        """Write all of `chunk`, or raise Trouble (`disk_full`, `cannot_store`) with some of it written."""
+        """Write all of `chunk`, or raise FetchError (`disk_full`, `cannot_store`) with some of it written."""
         left = memoryview(chunk)
         with storing():
             while left:
@@ -160,7 +160,7 @@ class Store:
             os.fsync(self._state)
 
     def put_in_place(self, part: Part) -> None:
-        """Make a whole, verified part the file: on disk first, then by one rename. Trouble leaves the old file."""
+        """Make a whole, verified part the file: on disk first, then by one rename. FetchError leaves the old file."""
         name = part.name
         with storing():
             os.fsync(part.file.fileno())
@@ -214,7 +214,7 @@ class Store:
 
 @contextmanager
 def storing() -> Iterator[None]:
-    """Turn what the operating system says inside the `with` into Trouble."""
+    """Turn what the operating system says inside the `with` into FetchError."""
     try:
         yield
     except OSError as error:
@@ -223,7 +223,7 @@ def storing() -> Iterator[None]:
             reason = "disk_full"
         elif error.errno in _CONFLICT:
             reason = "conflict"
-        raise Trouble(reason, error.strerror or "the file could not be written") from None
+        raise FetchError(reason, error.strerror or "the file could not be written") from None
 
 
 def _version(note: dict[str, Any] | None) -> Version | None:

@@ -29,7 +29,7 @@ Reason = Literal[
 ]
 
 
-class Trouble(Exception):
+class FetchError(Exception):
     """A file could not be had; `reason` decides what happens next.
 
     `after_seconds` is what was asked to wait (`Retry-After`), `code` the store's own word for the cause. The message

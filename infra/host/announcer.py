@@ -16,11 +16,12 @@ from functions.cameras.discovery import (
     discovery_topic,
     removed,
 )
-from functions.events.routes import Camera, Notification, Sighting
-from functions.mqtt.broker import Broker
-from functions.stored.in_force import announcement, camera_topics
-from infra.host.mqtt.greetings import WILL
-from infra.host.mqtt.publisher import HostPublisher, QueueFull
+from functions.cameras.message import Camera, CameraMessage, Sighting
+from functions.mqtt.broker import BrokerConfig
+from functions.mqtt.message import Message
+from functions.stored.effective import announcement, camera_topics
+from infra.host.mqtt.birth_messages import WILL
+from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.host.mqtt.retained import Retained, nothing_of
 from infra.host.replicas import Replicas
 
@@ -42,13 +43,13 @@ class Announcer:
         self.retained = Retained()
         self.replicas = Replicas(process)
         self.stored: Stored | None = None
-        self.broker: Broker | None = Broker.of(settings)
+        self.broker: BrokerConfig | None = BrokerConfig.of(settings)
         self._settings = settings
         self._publisher = publisher
         self._process = process
-        publisher.greetings = self.greetings
+        publisher.birth_messages = self.birth_messages
         publisher.addressed = self._addressed
-        publisher.farewells = lambda: self.available(OFFLINE)
+        publisher.goodbye_messages = lambda: self.available(OFFLINE)
 
     @property
     def topics(self) -> CameraTopics:
@@ -74,20 +75,20 @@ class Announcer:
 
     # What is said.
 
-    def greetings(self) -> Iterator[Notification]:
+    def birth_messages(self) -> Iterator[Message]:
         """What a camera's discovery says of availability hangs on what the broker has said to `online` by then."""
         yield from self.available(ONLINE)
         for camera in self.cameras.all():
             yield from self._discoveries((camera,))
 
-    def available(self, payload: bytes) -> tuple[Notification, ...]:
+    def available(self, payload: bytes) -> tuple[Message, ...]:
         """`ONLINE` or `OFFLINE`, where that is said at all."""
         topic = None if self.broker is None else self.broker.availability_topic
         if topic is None or self._leaves_out_availability:
             return ()
         return (self._availability_of(topic, payload),)
 
-    def heard(self, camera_id: str, name: str) -> tuple[Notification, ...]:
+    def heard(self, camera_id: str, name: str) -> tuple[Message, ...]:
         """What goes before this camera's event: its discovery message, where that is due."""
         camera = Camera(camera_id, name)
         self.removed.pop(camera_id, None)
@@ -99,12 +100,12 @@ class Announcer:
         """Say which cameras there are, as far as that is news."""
         self.say(self._discoveries(self.cameras.found(cameras)))
 
-    def say(self, notifications: Sequence[Notification]) -> int:
-        """Say these as greetings are said; return how many."""
+    def say(self, messages: Sequence[Message]) -> int:
+        """Say these as birth messages are said; return how many."""
         if not self._publisher.status.connected:
-            return 0  # they are among the greetings
-        self._publisher.greet(notifications)
-        return len(notifications)
+            return 0  # they are among the birth messages
+        self._publisher.say(messages)
+        return len(messages)
 
     def say_all(self) -> int:
         """Say of every camera that it is there; return how many."""
@@ -112,29 +113,30 @@ class Announcer:
 
     def say_again(self) -> int:
         """Do so although the broker did not want it: somebody has asked."""
-        self._publisher.greeted.retry()
+        self._publisher.births.retry()
         return self.say_all()
 
-    def _discoveries(self, cameras: Sequence[Camera]) -> tuple[Notification, ...]:
+    def _discoveries(self, cameras: Sequence[Camera]) -> tuple[Message, ...]:
         stored = self.stored
         if stored is None or not stored.config.discovery_enabled:
             return ()
         return tuple(self._announcement(stored, camera) for camera in cameras)
 
-    def _announcement(self, stored: Stored, camera: Camera) -> Notification:
+    def _announcement(self, stored: Stored, camera: Camera) -> Message:
         config = stored.config
-        if camera.camera_id in self.removed:
+        if self._is_gone(camera.camera_id):
             return removed(camera.camera_id, config.discovery_prefix, qos=config.qos)
         replicas = () if self._leaves_out_availability else self.replicas.there
         return announcement(config, camera, [availability_topic(config.topic_prefix, replica) for replica in replicas])
 
-    def _addressed(self, message: Notification) -> Notification:
+    def _addressed(self, message: Message) -> Message:
         """`message` as it is sent now: what it was made for may have changed meanwhile."""
-        if isinstance(message.about, Sighting):
-            is_latest = self.retained.take(message.about)
-            message = addressed(message, message.about, self.topics, retain=is_latest)
-        elif isinstance(message.about, Camera) and self.stored is not None:
-            message = self._announcement(self.stored, message.about)
+        if isinstance(message, CameraMessage):
+            if isinstance(message.about, Sighting):
+                is_latest = self.retained.take(message.about)
+                message = addressed(message, message.about, self.topics, retain=is_latest)
+            elif self.stored is not None:
+                message = self._announcement(self.stored, message.about)
         self.retained.sent(message)
         return message
 
@@ -143,21 +145,22 @@ class Announcer:
     @property
     def _leaves_out_availability(self) -> bool:
         """Whether nothing is said of it: without the last will or `online`, it would be wrong sooner or later."""
-        greeted = self._publisher.greeted
-        return bool(greeted.leaves_out(WILL) or greeted.leaves_out(self._availability_label))
+        births = self._publisher.births
+        return bool(births.leaves_out(WILL) or births.leaves_out(self._availability_label))
 
     @property
     def _leaves_out_discovery(self) -> str:
         if self.stored is None:
             return ""
-        return self._publisher.greeted.leaves_out(discovery_label(self.stored.config.discovery_prefix))
+        return self._publisher.births.leaves_out(discovery_label(self.stored.config.discovery_prefix))
 
     # What is taken back.
 
     def tidy_up(self) -> None:
         """Take away what the broker keeps and the settings do not want."""
         if self.stored is not None and self._publisher.status.connected:
-            self._take_away(self.retained.unwanted(self.stored.config, self.removed))
+            gone = [camera_id for camera_id in self.removed if self._is_gone(camera_id)]
+            self._take_away(self.retained.unwanted(self.stored.config, gone))
 
     def take_away_gone(self) -> None:
         """Take away what is kept of hosts that have gone."""
@@ -173,25 +176,29 @@ class Announcer:
         if self.stored is not None and self._publisher.status.connected:
             self._take_away(nothing_of(camera_id, self.stored.config))
 
+    def _is_gone(self, camera_id: str) -> bool:
+        """Whether it was removed, and neither an event nor the bucket has brought it back."""
+        return camera_id in self.removed and camera_id not in self.cameras
+
     def knows(self, camera_id: str) -> bool:
         """Whether there is such a camera, or something is kept of one."""
         topic = "" if self.stored is None else discovery_topic(self.stored.config.discovery_prefix, camera_id)
-        return topic in self.retained or any(one.camera_id == camera_id for one in self.cameras.all())
+        return topic in self.retained or camera_id in self.cameras
 
-    def _take_away(self, messages: Sequence[Notification]) -> None:
-        """Not as greetings: a camera's next event may follow at once, and what that brings must come after."""
+    def _take_away(self, messages: Sequence[Message]) -> None:
+        """Not as birth messages: a camera's next event may follow at once, and what that brings must come after."""
         for message in messages:
-            if message.label != LABEL and self._publisher.greeted.leaves_out(message.label):
+            if message.label != LABEL and self._publisher.births.leaves_out(message.label):
                 self.retained.stays(message)
                 continue
-            with contextlib.suppress(QueueFull):
-                flight = self._publisher.submit(message)
-                flight.done.add_done_callback(
+            with contextlib.suppress(QueueFullError):
+                pending = self._publisher.submit(message)
+                pending.done.add_done_callback(
                     lambda done, message=message: None if done.result().success else self.retained.stays(message)  # type: ignore[misc]  # the default binds this one
                 )
 
-    def _availability_of(self, topic: str, payload: bytes) -> Notification:
-        return Notification(topic, "", payload, b"", qos=1, retain=True, label=self._availability_label)
+    def _availability_of(self, topic: str, payload: bytes) -> Message:
+        return Message(topic, payload, qos=1, retain=True, label=self._availability_label)
 
     @property
     def _availability_label(self) -> str:

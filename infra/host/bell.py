@@ -1,4 +1,4 @@
-"""What the doors and the poller share: one identity for each event, one flight for each identity, and a memory."""
+"""What the doors and the poller share: one identity for each event, published once, and a memory."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import Any, get_args
 
 from functions.events.dialects import IgnoredReason
 from functions.events.envelopes import Malformed, ObjectCreated
-from functions.events.routes import Detection, Notification, Routes, Skip, SkipReason, Unread, UnreadLabel
-from functions.mqtt.publisher import Outcome, Status
-from functions.notify import Settled, Step, log, settle_one
+from functions.events.plan import Fate, Settled, Step, settle_one
+from functions.events.routes import Detection, Routes, Skip, SkipReason, Unread, UnreadLabel, Upload
+from functions.events_log import log
+from functions.mqtt.outcome import Outcome, Status
 from functions.telemetry import Telemetry, logger
-from infra.host.causes import RETRY_SECONDS, Holdups, may_pass
-from infra.host.detections import Reader, Reading
-from infra.host.mqtt.aside import Flight
-from infra.host.mqtt.publisher import HostPublisher, QueueFull
+from infra.host.causes import RETRY_SECONDS, Holdups
+from infra.host.detections import HostReader, Reading
+from infra.host.mqtt.aside import PendingPublish
+from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.host.pending import Pending
 from infra.host.twins import Twins
 
-MEMORY_LIMIT = 50_000
-MEMORY_SECONDS = 24 * 3600.0
+SEEN_LIMIT = 50_000
+SEEN_SECONDS = 24 * 3600.0
 REPEATED, DROPPED, UNAUTHORISED, GAVE_UP = "repeated", "dropped", "unauthorised", "gave_up"
 AGAIN = "again"  # the source of what was given up and is tried anew
 OUTCOMES = (*Status, *get_args(SkipReason), *get_args(IgnoredReason), *get_args(UnreadLabel), REPEATED)
@@ -39,10 +40,10 @@ LOG_WINDOW_SECONDS = 60.0
 MAX_LOG_KINDS = 1_000
 
 
-class Memory:
+class SeenEvents:
     """Settled identities, bounded in number and age: after that a repeat can ring again, with the same `id`."""
 
-    def __init__(self, limit: int = MEMORY_LIMIT, seconds: float = MEMORY_SECONDS) -> None:
+    def __init__(self, limit: int = SEEN_LIMIT, seconds: float = SEEN_SECONDS) -> None:
         """Begin empty, as after every restart."""
         self._limit = limit
         self._seconds = seconds
@@ -71,9 +72,9 @@ class Memory:
 
 @dataclass(slots=True)
 class _Joined:
-    """An arrival that waits for a flight; `began` it, or met it."""
+    """An arrival that waits for a message on its way; `began` it, or met it."""
 
-    flight: Flight | Reading
+    pending: PendingPublish | Reading
     began: bool
 
 
@@ -88,7 +89,7 @@ class Bell:
         *,
         patience_seconds: float,
         retry_seconds: float = RETRY_SECONDS,
-        reader: Reader | None = None,
+        reader: HostReader | None = None,
     ) -> None:
         """`patience_seconds`: how long `ring` waits for the broker's word. `reader` is for routes with detections.
 
@@ -100,10 +101,10 @@ class Bell:
         self._telemetry = telemetry
         self._patience_seconds = patience_seconds
         self._twins = Twins()
-        self._memory = Memory()
-        self._refused = Memory()
+        self._seen = SeenEvents()
+        self._refused = SeenEvents()
         self.holdups = Holdups(retry_seconds, is_outage=self._is_outage, try_again=self._try_again)
-        self._flights: dict[bytes, Flight | Reading] = {}
+        self._under_way: dict[bytes, PendingPublish | Reading] = {}
         self._log_counts: Counter[tuple[str, str, str]] = Counter()
         self._log_window_at = 0.0
 
@@ -122,7 +123,7 @@ class Bell:
         """As `ring`; `tell` is called with each step's fate as soon as that is known."""
         steps = [self._twins.known(step) for step in steps]
         arrivals = [self._begin(step, source) for step in steps]
-        waiting = [arrival.flight.done for arrival in arrivals if isinstance(arrival, _Joined)]
+        waiting = [arrival.pending.done for arrival in arrivals if isinstance(arrival, _Joined)]
         left = len(waiting)
 
         def settle() -> None:
@@ -162,7 +163,7 @@ class Bell:
                 # Nobody will ask again at this door: what found no room is gone here.
                 self._account(arrival._replace(label=DROPPED) if arrival.retriable else arrival, source)
             elif arrival.began:
-                arrival.flight.done.add_done_callback(
+                arrival.pending.done.add_done_callback(
                     lambda done, step=step: self._account(settle_one(step, done.result()), source)  # type: ignore[misc]  # the default binds this step
                 )
             else:
@@ -181,64 +182,64 @@ class Bell:
             return settle_one(step, None)
         identity = record.identity if isinstance(action, Skip) else action.identity
         # A queue asks again on purpose, perhaps after a person has corrected the broker's rules.
-        if identity in self._memory or (identity in self._refused and source != "sqs"):
+        if identity in self._seen or (identity in self._refused and source != "sqs"):
             return Settled(step, REPEATED)
         if isinstance(action, Skip):
-            self._memory.add(identity)
+            self._seen.add(identity)
             return settle_one(step, None)
-        if (under_way := self._flights.get(identity)) is not None:
+        if (under_way := self._under_way.get(identity)) is not None:
             return _Joined(under_way, began=False)
-        flight = self._take_off(action)
-        if isinstance(flight, Outcome):
-            return self._put_off(step, flight, source)
-        return _Joined(flight, began=True)
+        pending = self._take_off(action)
+        if isinstance(pending, Outcome):
+            return self._put_off(step, pending, source)
+        return _Joined(pending, began=True)
 
-    def _take_off(self, action: Notification | Detection) -> Flight | Reading | Outcome:
+    def _take_off(self, action: Upload | Detection) -> PendingPublish | Reading | Outcome:
         """Put one on its way; an outcome says why that cannot be."""
         try:
-            flight = self._read(action) if isinstance(action, Detection) else self._publisher.submit(action)
-        except QueueFull:
+            pending = self._read(action) if isinstance(action, Detection) else self._publisher.submit(action.message)
+        except QueueFullError:
             return Outcome(Status.UNCONFIRMED, "too many notifications wait already")
         except Exception as error:  # noqa: BLE001 - whatever it is, a store's queue must not stand still over it
             logger.exception("an event cannot be put on its way")
             return Outcome(Status.UNCONFIRMED, f"internal error: {type(error).__name__}")
-        self._flights[action.identity] = flight
-        flight.done.add_done_callback(lambda done: self._landed(action, done.result()))
-        return flight
+        self._under_way[action.identity] = pending
+        pending.done.add_done_callback(lambda done: self._landed(action, done.result()))
+        return pending
 
     def _read(self, detection: Detection) -> Reading:
         if self._reader is None:
             raise RuntimeError("routes with detections need a reader")
         return self._reader.submit(detection)
 
-    def _landed(self, action: Notification | Detection, outcome: Outcome | Unread) -> None:
-        self._flights.pop(action.identity, None)
+    def _landed(self, action: Upload | Detection, outcome: Outcome | Unread) -> None:
+        self._under_way.pop(action.identity, None)
         self.holdups.landed(action, outcome)
         if outcome.success:
-            self._memory.add(action.identity)
-        elif not may_pass(outcome):
+            self._seen.add(action.identity)
+        elif not outcome.is_transient:
             self._refused.add(action.identity)
 
     def _verdict(self, step: Step, joined: _Joined, source: str) -> Settled:
-        done = joined.flight.done
+        done = joined.pending.done
         if done.done():
             outcome = done.result()
         else:
             reason = self._publisher.status.reason or "not acknowledged in time"
             outcome = Outcome(Status.UNCONFIRMED, reason, self._publisher.status.reason_code)
-        if not outcome.success and may_pass(outcome):
+        if outcome.is_transient:
             return self._put_off(step, outcome, source)
         is_final = outcome.success or source != "sqs"
         return Settled(step, REPEATED) if is_final and not joined.began else settle_one(step, outcome)
 
     def _put_off(self, step: Step, outcome: Outcome | Unread, source: str) -> Settled:
         """Have its source bring it again. A store's queue not for ever: behind it waits whatever else is in there."""
-        settled = settle_one(step, outcome)._replace(retriable=True, hopeless=False)
+        settled = settle_one(step, outcome)._replace(fate=Fate.RETRIABLE)
         # SQS goes on with what is behind, and has its own way with what comes back too often.
         if source != "sure" or isinstance(step.action, Skip) or not self.holdups.gives_up(step, step.action, outcome):
             return settled
         self._refused.add(step.action.identity)
-        return settled._replace(label=GAVE_UP, retriable=False, hopeless=True)
+        return settled._replace(label=GAVE_UP, fate=Fate.PERMANENT)
 
     def _is_outage(self) -> bool:
         return self._publisher.away or (self._reader is not None and self._reader.store_away)
@@ -246,11 +247,11 @@ class Bell:
     def _try_again(self, step: Step) -> None:
         """Announce what was given up, if it can be."""
         action = step.action
-        if isinstance(action, Skip) or action.identity in self._flights:
+        if isinstance(action, Skip) or action.identity in self._under_way:
             return
-        flight = self._take_off(action)
-        if not isinstance(flight, Outcome):
-            flight.done.add_done_callback(lambda done: self._tried_again(step, done.result()))
+        pending = self._take_off(action)
+        if not isinstance(pending, Outcome):
+            pending.done.add_done_callback(lambda done: self._tried_again(step, done.result()))
 
     def _tried_again(self, step: Step, outcome: Outcome | Unread) -> None:
         if isinstance(step.action, Skip) or self.holdups.lasts(step.action, outcome):

@@ -12,13 +12,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from functions.admin.operations import CannotPublish, TopicVerdict
+from functions.admin.operations import CannotPublishError, TopicVerdict
 from functions.cameras.detections import CameraTopics
 from functions.cameras.discovery import availability_topic
 from functions.events.names import is_event_id
-from functions.mqtt.connection import ConnectionFailure
-from functions.stored.in_force import GOES_ON, broker_in_force, still_known
-from functions.stored.store import CredentialsUnreadable, ProcessStatus, StoreUnavailable
+from functions.mqtt.connection import BrokerConnectionError
+from functions.stored.effective import GOES_ON, effective_broker, still_known
+from functions.stored.errors import CredentialsUnreadableError, StoreUnavailableError
+from functions.stored.store import ProcessStatus
 from functions.telemetry import logger
 from infra.host.announcer import ONLINE, Announcer
 from infra.host.camera_search import look
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from functions.stored.model import MqttConfig
     from functions.stored.store import ConfigStore, Stored
 
-RELOAD_SECONDS = 10.0  # another process may have stored settings; DESIGN gives it 30 s
+RELOAD_SECONDS = 10.0  # another process may have stored settings: they are in force here within 30 s
 RETRY_SECONDS = 1.0  # until the settings have been read once: nothing is published before
 APPLY_SECONDS = 5.0
 KNOWN_SECONDS = 5.0  # a camera to be removed may not be found yet, right after a start
@@ -113,7 +114,7 @@ class Integration:
         await asyncio.gather(*tasks, return_exceptions=True)
         store = self._store
         if store is not None:
-            with contextlib.suppress(TimeoutError, StoreUnavailable):
+            with contextlib.suppress(TimeoutError, StoreUnavailableError):
                 await asyncio.wait_for(in_thread(lambda: store.record(self.status())), LAST_WORD_SECONDS)
 
     async def _keep_up(self, store: ConfigStore) -> None:
@@ -134,8 +135,8 @@ class Integration:
                 ready = True
                 await in_thread(lambda: store.record(self.status()))
                 self._meet(await in_thread(store.recorded))
-                self._trouble("" if stored == read else str(CredentialsUnreadable()))
-            except StoreUnavailable as error:
+                self._trouble("" if stored == read else str(CredentialsUnreadableError()))
+            except StoreUnavailableError as error:
                 if ready or self._stored is not None:
                     self._trouble(str(error))
                 else:
@@ -151,8 +152,8 @@ class Integration:
         if announcer.retained.moved(None if stored is None else stored.config):
             self._is_learned = False
         try:
-            broker = broker_in_force(self._settings, stored)
-        except CredentialsUnreadable as error:
+            broker = effective_broker(self._settings, stored)
+        except CredentialsUnreadableError as error:
             self._publisher.hold(str(error))
             announcer.broker = None
             self._tell_topics()
@@ -165,7 +166,7 @@ class Integration:
             logger.info("broker settings in force", extra={"broker": broker.url if broker else None})
         elif self._publisher.status.connected:
             announcer.tidy_up()  # first, while Home Assistant still reads it as before
-            self._publisher.greet(announcer.greetings())
+            self._publisher.say(announcer.birth_messages())
             self._begin_to_learn()
         self._tell_topics()
 
@@ -213,7 +214,7 @@ class Integration:
             announcer.tidy_up()
             try:
                 heard = await in_thread(lambda: listen(broker, stored.config, stopped=self._stopped))
-            except ConnectionFailure as failure:
+            except BrokerConnectionError as failure:
                 if not self._publisher.status.connected:
                     return  # the next connect asks again
                 logger.info("what the broker keeps is not known", extra={"reason": failure.reason})
@@ -269,7 +270,7 @@ class Integration:
 
     def topics(self) -> tuple[TopicVerdict, ...]:
         """What the broker last said to each topic, as far as anything was published there."""
-        return self._publisher.greeted.verdicts()
+        return self._publisher.births.verdicts()
 
     def availability_topic(self, config: MqttConfig) -> str | None:
         """Where this host's last will would be, under these settings."""
@@ -281,16 +282,19 @@ class Integration:
             self._on_loop(self._apply, stored)
 
     def publish_discovery(self) -> int:
-        """Publish every camera's discovery message again; return how many. Raises `CannotPublish`."""
+        """Publish every camera's discovery message again; return how many. Raises `CannotPublishError`."""
         if not self.announcer.announces:
-            raise CannotPublish(_DISCOVERY_IS_OFF)
+            raise CannotPublishError(_DISCOVERY_IS_OFF)
         self._check_connected()
         return self._on_loop(self.announcer.say_again)
 
     def forget_camera(self, camera_id: str) -> bool:
-        """Remove a camera from Home Assistant; False: there is none. Raises `CannotPublish`, `StoreUnavailable`."""
+        """Remove a camera from Home Assistant; False: there is none.
+
+        Raises `CannotPublishError`, `StoreUnavailableError`.
+        """
         if self._stored is None or self._store is None:
-            raise CannotPublish(_DISCOVERY_IS_OFF)
+            raise CannotPublishError(_DISCOVERY_IS_OFF)
         self._check_connected()
         if not is_event_id(camera_id):
             return False
@@ -306,7 +310,9 @@ class Integration:
 
     def _check_connected(self) -> None:
         if not self._publisher.status.connected:
-            raise CannotPublish(f"The broker is not connected: {self._publisher.status.reason or 'try again soon'}.")
+            raise CannotPublishError(
+                f"The broker is not connected: {self._publisher.status.reason or 'try again soon'}."
+            )
 
     def _on_loop(self, call: Callable[..., T], *arguments: object) -> T:
         if self._loop is None:

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from functions.cameras.discovery import MAX_CAMERAS
-from functions.events.routes import Camera
+from functions.cameras.message import Camera
 from functions.s3.clients import StorageError, storage_errors
 from functions.telemetry import logger
 

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from functions.events.routes import Detection, Notification, Unread
-from functions.mqtt.publisher import FORBIDDING_REFUSALS, Outcome, Status
+from functions.events.routes import Detection, Unread, Upload
+from functions.mqtt.outcome import FORBIDDING_REFUSALS, Outcome, Status
 from functions.telemetry import logger
 from infra.host.rounds import Rounds
 
 if TYPE_CHECKING:
-    from functions.notify import Step
+    from functions.events.plan import Step
 
 RETRY_SECONDS = 3600.0
 LAPSE_SECONDS = 600.0  # at least: a cause that no queue has met for so long stalls none, and has a new clock later
@@ -187,24 +187,24 @@ class Holdups:
         """End that. Idempotent."""
         await self._rounds.stop()
 
-    def gives_up(self, step: Step, action: Notification | Detection, outcome: Outcome | Unread) -> bool:
+    def gives_up(self, step: Step, action: Upload | Detection, outcome: Outcome | Unread) -> bool:
         """Whether what failed has held up a queue for long enough; then it is listed, to be announced later."""
         if not self._failed(action, outcome):
             return False
         self._causes.give_up(action.identity, step)
         return True
 
-    def landed(self, action: Notification | Detection, outcome: Outcome | Unread) -> None:
+    def landed(self, action: Upload | Detection, outcome: Outcome | Unread) -> None:
         """Hear what became of an event, wherever it came from."""
         if isinstance(outcome, Outcome) and outcome.success:
             for cause in self._causes.succeeded(action.identity, _topic(action)):
                 logger.info("announced again", extra={"place": cause.place, "reason": cause.reason})
-        elif outcome.success or not may_pass(outcome):
+        elif not outcome.is_transient:
             self._causes.forget(action.identity)
 
-    def lasts(self, action: Notification | Detection, outcome: Outcome | Unread) -> bool:
+    def lasts(self, action: Upload | Detection, outcome: Outcome | Unread) -> bool:
         """Whether something that was given up fails still; then it stays on the list."""
-        if outcome.success or not may_pass(outcome):
+        if not outcome.is_transient:
             return False
         self._failed(action, outcome)
         return True
@@ -217,19 +217,14 @@ class Holdups:
                 self._try_again(step)
         return math.inf if self._causes.idle else TICK_SECONDS
 
-    def _failed(self, action: Notification | Detection, outcome: Outcome | Unread) -> bool:
+    def _failed(self, action: Upload | Detection, outcome: Outcome | Unread) -> bool:
         if not _is_answer(outcome) and self._is_outage():
             return False
         self._rounds.stir()
         return self._causes.failed(action.identity, cause_of(action, outcome))
 
 
-def may_pass(outcome: Outcome | Unread) -> bool:
-    """Whether what failed may succeed later: it passes, or a person corrects the broker's rules."""
-    return outcome.retriable or (isinstance(outcome, Outcome) and outcome.forbidden)
-
-
-def cause_of(action: Notification | Detection, outcome: Outcome | Unread) -> Cause:
+def cause_of(action: Upload | Detection, outcome: Outcome | Unread) -> Cause:
     """Why it failed, the same for every event that fails alike: no text that names an object, or a number of bytes."""
     if isinstance(outcome, Unread):
         return Cause(f"store {_prefix(action)}", outcome.code)
@@ -246,11 +241,11 @@ def _is_answer(outcome: Outcome | Unread) -> bool:
     return outcome.answered if isinstance(outcome, Unread) else outcome.status is Status.REFUSED
 
 
-def _prefix(action: Notification | Detection) -> str:
+def _prefix(action: Upload | Detection) -> str:
     """Where the store keeps the documents of all cameras: its rules go by prefixes."""
     return action.object_key.rsplit("/", 2)[0] if isinstance(action, Detection) else ""
 
 
-def _topic(action: Notification | Detection) -> str:
+def _topic(action: Upload | Detection) -> str:
     """What the broker's rules go by; a camera has a topic of its own."""
-    return action.topic if isinstance(action, Notification) else f"camera {action.camera_id}"
+    return action.message.topic if isinstance(action, Upload) else f"camera {action.camera_id}"

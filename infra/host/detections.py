@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from functions.cameras.detections import CameraTopics
-from functions.cameras.reader import READERS, Documents, Read, outcome
-from functions.events.routes import Detection, Notification, Unread
-from functions.mqtt.publisher import Outcome, Status
-from infra.host.mqtt.publisher import HostPublisher, QueueFull
+from functions.cameras.reader import READERS, DetectionReader, ReadDetection, outcome
+from functions.events.routes import Detection, Unread
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Outcome, Status
+from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.host.pending import Pending
 from infra.host.threads import Daemons
 
@@ -28,22 +29,22 @@ class Reading:
         self.done = Pending[Outcome | Unread]()
 
 
-class Reader:
+class HostReader:
     """Bounded in threads, in waiting events and in time. Every call belongs to the event loop."""
 
     def __init__(
         self,
-        documents: Documents,
+        reader: DetectionReader,
         publisher: HostPublisher,
         *,
-        on_camera: Callable[[str, str], Sequence[Notification]] = lambda _camera_id, _name: (),
+        on_camera: Callable[[str, str], Sequence[Message]] = lambda _camera_id, _name: (),
         on_camera_failed: Callable[[str], object] = lambda _camera_id: None,
     ) -> None:
         """`on_camera` says what goes before an event of this camera (its id, and its name as the event has it).
 
         `on_camera_failed` hears of a camera whose event, or what went before it, did not reach the broker.
         """
-        self._documents = documents
+        self._reader = reader
         self._publisher = publisher
         self._on_camera = on_camera
         self._on_camera_failed = on_camera_failed
@@ -53,7 +54,7 @@ class Reader:
         self._away_until = 0.0
         self._waiting = 0
         self._holds = False
-        self._held: dict[Reading, tuple[Read, asyncio.TimerHandle]] = {}
+        self._held: dict[Reading, tuple[ReadDetection, asyncio.TimerHandle]] = {}
 
     @property
     def store_away(self) -> bool:
@@ -64,20 +65,20 @@ class Reader:
         """Publish there what is read; None: nothing before it is known how, and not for longer than events wait."""
         self._holds = topics is None
         if topics is not None:
-            self._documents.topics = topics
+            self._reader.topics = topics
             for reading in list(self._held):
                 found, timer = self._held.pop(reading)
                 timer.cancel()
                 self._publish(found, reading)
 
     def submit(self, detection: Detection) -> Reading:
-        """Put one event on its way. Raises `QueueFull`."""
+        """Put one event on its way. Raises `QueueFullError`."""
         if self._waiting >= MAX_WAITING:
-            raise QueueFull
+            raise QueueFullError
         loop = asyncio.get_running_loop()
         reading = Reading()
         self._waiting += 1
-        read = loop.run_in_executor(self._pool, self._documents.read, detection)
+        read = loop.run_in_executor(self._pool, self._reader.read, detection)
         timer = loop.call_later(READ_SECONDS, read.cancel)
         read.add_done_callback(lambda _: self._has_read(read, timer, reading))
         return reading
@@ -91,7 +92,9 @@ class Reader:
             timer.cancel()
             self._give_up(reading)
 
-    def _has_read(self, read: asyncio.Future[Read | Unread], timer: asyncio.TimerHandle, reading: Reading) -> None:
+    def _has_read(
+        self, read: asyncio.Future[ReadDetection | Unread], timer: asyncio.TimerHandle, reading: Reading
+    ) -> None:
         timer.cancel()
         found = outcome(read)
         if isinstance(found, Unread) and not found.answered and found.retriable:
@@ -117,24 +120,24 @@ class Reader:
         reason = status.reason or "what the broker keeps of cameras is not known yet"
         reading.done.set_result(Outcome(Status.UNCONFIRMED, reason, status.reason_code))
 
-    def _publish(self, found: Read, reading: Reading) -> None:
+    def _publish(self, found: ReadDetection, reading: Reading) -> None:
         self._waiting -= 1
         try:
             before = [self._publisher.submit(one) for one in self._on_camera(found.camera_id, found.camera_name)]
-            flight = self._publisher.submit(found.notification)
-        except QueueFull:
+            pending = self._publisher.submit(found.message)
+        except QueueFullError:
             self._on_camera_failed(found.camera_id)
             reading.done.set_result(Outcome(Status.UNCONFIRMED, "too many notifications wait already"))
             return
         for one in before:
             one.done.add_done_callback(lambda done: self._has_announced(found.camera_id, done.result()))
-        flight.done.add_done_callback(lambda done: reading.done.set_result(done.result()))
+        pending.done.add_done_callback(lambda done: reading.done.set_result(done.result()))
 
     def _ask_store(self) -> asyncio.Future[bool]:
         """Have `store_away` tell the truth; one call at a time is enough."""
         if self._asking is None:
             loop = asyncio.get_running_loop()
-            self._asking = loop.run_in_executor(self._control, self._documents.store_answers)
+            self._asking = loop.run_in_executor(self._control, self._reader.store_answers)
             timer = loop.call_later(READ_SECONDS, self._asking.cancel)
             self._asking.add_done_callback(lambda asked: self._has_asked(asked, timer))
         return self._asking

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from functions.mqtt.publisher import backoff_seconds
-from functions.notify import plan, sqs_answer
+from functions.backoff import backoff_seconds
+from functions.events.envelopes import SqsMessage
+from functions.events.plan import plan_batch, to_keep
 from functions.telemetry import logger
 from infra.host.bell import Bell
 from infra.host.threads import in_thread
@@ -70,9 +71,8 @@ class Poller:
             await asyncio.shield(self._batch)
 
     async def _settle(self, messages: list[dict[str, str]]) -> None:
-        records = [{"messageId": m["MessageId"], "body": m["Body"], "eventSource": "aws:sqs"} for m in messages]
-        settled = await self._bell.ring(plan({"Records": records}, self._bell.routes), "sqs")
-        kept = {failure["itemIdentifier"] for failure in sqs_answer(settled)["batchItemFailures"]}
+        batch = [SqsMessage.of(m["MessageId"], m["Body"]) for m in messages]
+        kept = to_keep(await self._bell.ring(plan_batch(batch, self._bell.routes), "sqs"))
         done = [
             {"Id": str(index), "ReceiptHandle": m["ReceiptHandle"]}
             for index, m in enumerate(messages)

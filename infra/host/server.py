@@ -15,18 +15,19 @@ import uvloop
 from functions.admin.api import router as admin_router
 from functions.admin.operations import Administration
 from functions.cameras.detections import LABEL
-from functions.cameras.reader import Documents
+from functions.cameras.reader import DetectionReader
 from functions.devices.api import router as devices_router
 from functions.devices.downloads import Downloads
 from functions.events.routes import Routes
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.settings import Settings, SettingsError
-from functions.stored.store import ConfigStore, StoreUnavailable
+from functions.stored.errors import StoreUnavailableError
+from functions.stored.store import ConfigStore
 from functions.telemetry import logger
 from functions.web.tokens import KeyringError
 from infra.host.bell import DOORS, QUEUE, Bell
 from infra.host.broker_settings import Integration
-from infra.host.detections import Reader
+from infra.host.detections import HostReader
 from infra.host.heap import settle, share_one_heap
 from infra.host.logs import LinkLog, configure_logging
 from infra.host.metrics import PrometheusTelemetry
@@ -39,6 +40,7 @@ from infra.host.web.limited_router import LimitedRouter
 from infra.host.web.origin import Proxies, is_loopback
 from infra.host.web.server import Server
 from infra.host.web.site import HostSite
+from infra.host.web.tls import Certificate
 
 MAX_DESCRIPTORS = 65_536
 OWN_DESCRIPTORS = 128  # for the broker, the store, the database and the log, whoever else connects
@@ -52,7 +54,7 @@ class Host:
         telemetry = PrometheusTelemetry()
         store = _store(settings)
         downloads = _downloads(settings)
-        publisher = HostPublisher(Broker.of(settings), telemetry, on_change=LinkLog())
+        publisher = HostPublisher(BrokerConfig.of(settings), telemetry, on_change=LinkLog())
         integration = Integration(settings, publisher, store, port=port, prepare=lambda: _migrate(settings))
         reader = _reader(settings, downloads, publisher, integration)
         bell = Bell(
@@ -97,6 +99,7 @@ class Host:
         )
         self.publisher = publisher
         self._settings = settings
+        self._certificate = Certificate.of(settings)
         self._integration = integration
         self._bell = bell
         self._reader = reader
@@ -108,8 +111,9 @@ class Host:
         async with AsyncExitStack() as stack:
             await self._start(stack)
             server = Server(self.site, max_connections=room_for_connections())
-            await server.start(host, port)
-            logger.info("listening", extra={"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
+            await server.start(host, port, self._certificate)
+            scheme = "http" if self._certificate is None else "https"
+            logger.info("listening", extra={"url": f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"})
             await _asked_to_end()
             self.publisher.hurry()  # after FLUSH_SECONDS everybody who waits has an answer
             await server.stop()
@@ -165,7 +169,7 @@ async def _asked_to_end() -> None:
 def _store(settings: Settings) -> ConfigStore | None:
     try:
         return ConfigStore.of(settings)
-    except StoreUnavailable as error:
+    except StoreUnavailableError as error:
         raise SettingsError((("DATABASE_URL", str(error).removeprefix("DATABASE_URL ")),)) from None
 
 
@@ -179,13 +183,13 @@ def _migrate(settings: Settings) -> None:
 
 def _reader(
     settings: Settings, downloads: Downloads, publisher: HostPublisher, integration: Integration
-) -> Reader | None:
+) -> HostReader | None:
     """What reads detection events, where there are any."""
     if settings.events_prefix is None or downloads.objects is None:
         return None
-    documents = Documents.of(settings, objects=downloads.objects, keyring=downloads.keyring)
+    reading = DetectionReader.of(settings, objects=downloads.objects, keyring=downloads.keyring)
     announcer = integration.announcer
-    reader = Reader(documents, publisher, on_camera=announcer.heard, on_camera_failed=announcer.cameras.forget)
+    reader = HostReader(reading, publisher, on_camera=announcer.heard, on_camera_failed=announcer.cameras.forget)
     integration.follow(reader.use)
     integration.look_in(downloads.objects)
     return reader

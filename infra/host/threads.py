@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -14,37 +13,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def in_thread(call: Callable[[], T]) -> T:
-    """Return what `call` returns; it goes on, unheard, where nobody waits for it any more."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # None only where T is None
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = call()
-        except Exception as raised:  # noqa: BLE001 - handed to whoever awaits
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=work, name="call", daemon=True).start()
-    return await future
-
-
 class Daemons(Executor):
     """Threads that the process does not wait for at its end, unlike ThreadPoolExecutor's: a store may hang."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, name: str = "daemon") -> None:
         """Start none yet: each is started when it is needed."""
+        self._name = name
         self._limit = threads
         self._threads = 0
         self._idle = threading.Semaphore(0)
@@ -56,7 +30,7 @@ class Daemons(Executor):
         self._work.put((future, lambda: call(*args, **kwargs)))
         if not self._idle.acquire(blocking=False) and self._threads < self._limit:
             self._threads += 1
-            threading.Thread(target=self._run, name=f"daemon-{self._threads}", daemon=True).start()
+            threading.Thread(target=self._run, name=f"{self._name}-{self._threads}", daemon=True).start()
         return future
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = True) -> None:  # noqa: FBT001, FBT002 - Executor's
@@ -75,3 +49,11 @@ class Daemons(Executor):
                     future.set_exception(error)
             del work, future, call  # nothing of a request outlives it here
             self._idle.release()
+
+
+def in_thread(call: Callable[[], T], name: str = "call") -> asyncio.Future[T]:
+    """Run `call` in a thread of its own. It goes on, unheard, if nobody waits for it any more."""
+    once = Daemons(1, name)
+    future = asyncio.wrap_future(once.submit(call))
+    once.shutdown()
+    return future

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from functions.events.dialects import ObjectCreated
-from functions.events.routes import Skip
+from functions.events.routes import Detection, Skip, Upload
 
 if TYPE_CHECKING:
-    from functions.notify import Step
+    from functions.events.plan import Step
 
 LIMIT = 5_000
 
@@ -54,5 +54,15 @@ class Twins:
                 self._told.popitem(last=False)
         if one.identity == action.identity:
             return step
-        pairs = tuple((name, one.identity.hex() if name == "id" else value) for name, value in action.user_properties)
-        return step._replace(action=replace(action, identity=one.identity, user_properties=pairs))
+        return step._replace(action=_renamed(action, one.identity))
+
+
+def _renamed(action: Upload | Detection, identity: bytes) -> Upload | Detection:
+    if isinstance(action, Detection):
+        return replace(action, identity=identity, user_properties=_with_id(action.user_properties, identity))
+    message = replace(action.message, user_properties=_with_id(action.message.user_properties, identity))
+    return replace(action, identity=identity, message=message)
+
+
+def _with_id(pairs: tuple[tuple[str, str], ...], identity: bytes) -> tuple[tuple[str, str], ...]:
+    return tuple((name, identity.hex() if name == "id" else value) for name, value in pairs)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from infra.local.stack import BUCKET, EVENTS_PREFIX, DemoError, Stack
 
 if TYPE_CHECKING:
-    from infra.subscriber import Message, Subscriber
+    from infra.subscriber import Received, Subscriber
 
 CAMERA_ID = "front-door"
 PICTURE = Path(__file__).with_name("front-door.jpg")
@@ -30,7 +30,7 @@ class Detected:
     """
 
     key: str
-    message: Message
+    message: Received
     uploaded_ms: float
     heard_ms: float
     opened_ms: float

@@ -29,7 +29,7 @@ from infra.local.install import find_minio
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import Process, free_port
 from infra.local.stores import Minio, MotoServer, Store
-from infra.subscriber import Message, Subscriber
+from infra.subscriber import Received, Subscriber
 
 BUCKET = "devices"
 TOPICS = ("iotsupport/updates/configs", "iotsupport/updates/assets")
@@ -178,7 +178,7 @@ class Stack:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda part: part.stop(STOP_SECONDS), (self.device, self.host, self.store, self.broker)))
 
-    def hear(self, key: str, subscriber: Subscriber | None = None) -> Message:
+    def hear(self, key: str, subscriber: Subscriber | None = None) -> Received:
         """Take the next message after the upload of `key`. Raises `DemoError` when none comes."""
         try:
             return (subscriber or self.subscriber).next(HEAR_SECONDS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from functions.stored.database import VERSION_TABLE, Database
-from functions.stored.store import StoreUnavailable
+from functions.stored.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -25,7 +25,7 @@ def upgrade(url: str, revision: str = "head") -> bool:
     """Run the steps that this database has not had; return whether there were any.
 
     Of several processes at once one runs them, and the others wait for it. All steps are done or none.
-    Raises `StoreUnavailable`.
+    Raises `StoreUnavailableError`.
     """
     if revision == "head" and _is_newest(url):
         return False  # as nearly always: a host need not keep ten megabytes of Alembic in memory
@@ -65,7 +65,7 @@ def _run(step: Callable[[Config, str], None], url: str, revision: str) -> bool:
         if len(found) == len(FIRST_TABLES):
             command.stamp(config, FIRST_REVISION)
         elif found:
-            raise StoreUnavailable(
+            raise StoreUnavailableError(
                 f"the database has a table {found[0]} that belongs to another program: name a database in DATABASE_URL "
                 "that is bucketbell's own"
             )
@@ -74,5 +74,7 @@ def _run(step: Callable[[Config, str], None], url: str, revision: str) -> bool:
             step(config, revision)
         except CommandError:
             newer = ", ".join(before)
-            raise StoreUnavailable(f"the database's tables are of a newer release ({newer}): run that one") from None
+            raise StoreUnavailableError(
+                f"the database's tables are of a newer release ({newer}): run that one"
+            ) from None
         return context.get_current_heads() != before

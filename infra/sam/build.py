@@ -39,7 +39,7 @@ _UNREAD = (
     "functions/requirements.*",
     "requirements.*",  # of the layer
 )
-# A fifth of the whole: parts of packages that nothing of ours imports, nor what it imports. tests/sam/test_artefact.py
+# A third of the whole: parts of packages that nothing of ours imports, nor what it imports. tests/sam/test_artefact.py
 # runs the entries without them.
 _UNIMPORTED = (
     "annotated_types/test_cases.py",

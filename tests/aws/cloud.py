@@ -21,7 +21,7 @@ from typing import Any, Self
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import MotoServer
 from infra.sam.image import ARCHITECTURE
-from infra.subscriber import Message, Subscriber, SubscriberTimeoutError
+from infra.subscriber import Received, Subscriber, SubscriberTimeoutError
 from tests.aws.deployment import Deployment, deploy
 from tests.aws.function import Function
 from tests.aws.mapping import EventSourceMapping, Turn
@@ -211,7 +211,7 @@ class Cloud(contextlib.ExitStack):
 
     # The devices' side.
 
-    def hear(self, count: int = 1) -> list[Message]:
+    def hear(self, count: int = 1) -> list[Received]:
         """Take exactly the next `count` messages."""
         try:
             messages = self.ear.wait_for(count, HEAR_SECONDS)

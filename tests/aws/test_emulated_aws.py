@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 
 from functions.web.tokens import Keyring
-from infra.subscriber import Message
+from infra.subscriber import Received
 from tests.aws.cloud import BELL, MAX_RECEIVE_COUNT, VISIBILITY_SECONDS, Cloud
 from tests.aws.mapping import Turn
 from tests.gateway import Answered, http_event
@@ -28,7 +28,7 @@ def bodies(turn: Turn) -> list[str]:
     return [one["body"] for one in turn.records]
 
 
-def assert_message(message: Message, *, topic: str, filename: str) -> None:
+def assert_message(message: Received, *, topic: str, filename: str) -> None:
     """The message to the letter: one key, QoS 1, not retained."""
     assert message.topic == topic
     assert message.payload == f'{{"filename": "{filename}"}}'.encode()

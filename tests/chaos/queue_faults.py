@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from functions.mqtt.publisher import Status
+from functions.mqtt.outcome import Status
 from infra.local.stores import MotoServer
 from tests.chaos.function import FunctionWorld
 from tests.chaos.host_faults import TwoHosts

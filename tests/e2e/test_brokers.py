@@ -1,4 +1,4 @@
-"""Every sort of broker, well and ailing, behind a real store (A5-A7, A11-A13)."""
+"""Every sort of broker, well and ailing, behind a real store."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def upload_seconds(world: World, count: int = 8) -> tuple[list[str], list[float]
 
 
 def test_many_uploads_share_one_mqtt_5_connection_and_one_more_follows_a_restart(build: Build) -> None:
-    """Fifteen uploads, one CONNECT of protocol 5; after the broker's restart one more, and uploads ring (A5, A6)."""
+    """Fifteen uploads, one CONNECT of protocol 5; after the broker's restart one more, and uploads ring."""
     world = build()
     names, _ = upload_seconds(world, 14)
     world.hear(*names)
@@ -95,7 +95,7 @@ def test_a_broker_with_passwords_and_rules_rings(build_minio: Build, tmp_path: P
 
 
 def test_without_a_broker_uploads_are_fine_and_nothing_is_said(build: Build) -> None:
-    """No MQTT_URL: no warning, no failure, no metric but `mqtt_enabled 0`, and the host is ready (A7)."""
+    """No MQTT_URL: no warning, no failure, no metric but `mqtt_enabled 0`, and the host is ready."""
     world = build(mqtt={"MQTT_URL": ""})
     names, _ = upload_seconds(world, 2)
     assert world.ear.silence(0.3) == []
@@ -108,7 +108,7 @@ def test_without_a_broker_uploads_are_fine_and_nothing_is_said(build: Build) -> 
 
 
 def test_a_message_that_nobody_hears_is_a_success_and_counted(build_minio: Build) -> None:
-    """The broker says that there is no subscriber (0x10): delivered, and `mqtt_no_subscribers_total` tells (A13)."""
+    """The broker says that there is no subscriber (0x10): delivered, and `mqtt_no_subscribers_total` tells."""
     world = build_minio()
     world.ear.stop()
     world.put(f"assets/{fresh()}")
@@ -122,7 +122,7 @@ def test_a_message_that_nobody_hears_is_a_success_and_counted(build_minio: Build
 
 
 def test_a_broker_that_forbids_a_topic_harms_no_upload(build: Build, tmp_path: Path) -> None:
-    """The object is there; topic, filename and reason are logged (A11); what MinIO keeps rings once it is allowed."""
+    """The object is there; topic, filename and reason are logged; what MinIO keeps rings once it is allowed."""
     broker = Mosquitto(tmp_path / "users", users=USERS, acl=DEAF_ACL)
     world = build(broker=broker, mqtt=MQTT_USER, ears=EAR)
     [name], [seconds] = upload_seconds(world, 1)
@@ -156,7 +156,7 @@ def test_a_broker_that_forbids_a_topic_harms_no_upload(build: Build, tmp_path: P
 def test_a_broker_in_trouble_harms_no_upload_and_hears_of_each_afterwards(
     build: Build, harm: Callable[[World], None], heal: Callable[[World], None], why: str
 ) -> None:
-    """No upload waits for it, failures are logged and counted, and all rings once the broker is back (A11)."""
+    """No upload waits for it, failures are logged and counted, and all rings once the broker is back."""
     world = build(mqtt=PATIENCE, queue=SOON, proxied=True)
     names, _ = upload_seconds(world)
     world.hear(*names)
@@ -180,7 +180,7 @@ def test_a_broker_in_trouble_harms_no_upload_and_hears_of_each_afterwards(
 
 
 def test_bad_credentials_are_reported_as_such_and_right_ones_put_it_right(build_minio: Build, tmp_path: Path) -> None:
-    """`/readyz` names the broker's reason; `mqtt_enabled` is 1 only while the broker has accepted us (A12)."""
+    """`/readyz` names the broker's reason; `mqtt_enabled` is 1 only while the broker has accepted us."""
     broker = Mosquitto(tmp_path / "users", users={**USERS, "bell": "another"}, acl=ACL)
     world = build_minio(broker=broker, mqtt=MQTT_USER | PATIENCE, ears=EAR, ready=False)
 
@@ -202,7 +202,7 @@ def test_bad_credentials_are_reported_as_such_and_right_ones_put_it_right(build_
 
 
 def test_access_that_is_taken_away_disables_publishing_until_it_is_back(build_minio: Build, tmp_path: Path) -> None:
-    """A connection that fails after the start is as good as none, and says why (A12)."""
+    """A connection that fails after the start is as good as none, and says why."""
     world = build_minio(broker=Mosquitto(tmp_path / "users", users=USERS, acl=ACL), mqtt=MQTT_USER, ears=EAR)
     world.broker.set_users({"ear": USERS["ear"]})
     world.broker.reload()
@@ -232,7 +232,7 @@ def test_an_event_that_can_never_succeed_ends_in_the_dead_letter_queue(build_mot
 
 
 def test_a_delete_marker_is_silent_and_each_version_rings_with_its_id(build: Build) -> None:
-    """In a versioned bucket a message names the version where the store does; a delete marker is silent (A3)."""
+    """In a versioned bucket a message names the version where the store does; a delete marker is silent."""
     world = build()
     world.s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
     world.add_foreign_rule("s3:ObjectRemoved:*")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from infra.cli import app
 from infra.local.mosquitto import Mosquitto
-from infra.subscriber import Message, Subscriber
+from infra.subscriber import Received, Subscriber
 from tests.databases import new_key, new_sqlite
 from tests.e2e.conftest import Build
 from tests.e2e.world import CONFIGS, SETTLE_SECONDS, World, eventually, fresh_config
@@ -61,14 +61,14 @@ def put(world: World, event_id: str, *, picture: bytes | None = PICTURE, **chang
     return fields
 
 
-def opened(message: Message) -> tuple[str, bytes]:
+def opened(message: Received) -> tuple[str, bytes]:
     """Content type and bytes behind a message's link, as a browser gets them."""
     link = json.loads(message.payload)["thumbnail_url"]
     with urllib.request.urlopen(link, timeout=10) as answer:  # noqa: S310 - our own http URL
         return answer.headers["Content-Type"], answer.read()
 
 
-def without_link(message: Message) -> dict[str, Any]:
+def without_link(message: Received) -> dict[str, Any]:
     """The message's fields; that there is a link or null among them is part of it."""
     fields: dict[str, Any] = json.loads(message.payload)
     del fields["thumbnail_url"]

@@ -1,4 +1,4 @@
-"""Many cameras' events at once, beside everything else, through MinIO's two doors and through SQS (B3)."""
+"""Many cameras' events at once, beside everything else, through MinIO's two doors and through SQS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys that S3 allows and that are awkward for somebody on the way: right, or not at all (A15)."""
+"""Keys that S3 allows and that are awkward for somebody on the way: right, or not at all."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_versity_names_its_keys_raw_and_they_ring_as_uploaded(versity_world: Wor
 
 
 def test_versity_rings_for_uploads_and_never_for_removals(versity_world: World) -> None:
-    """Its one webhook tells of everything; only content that was created rings, once (A1-A3)."""
+    """Its one webhook tells of everything; only content that was created rings, once."""
     world, name = versity_world, fresh()
     for body in (b"one", b"two"):
         world.put(f"assets/{name}", body)

@@ -7,7 +7,7 @@ import shlex
 import threading
 
 from infra.connect.minio import Doors
-from infra.subscriber import Message
+from infra.subscriber import Received
 from tests.e2e.conftest import Build
 from tests.e2e.world import BUCKET, World, eventually, fresh, id_of
 from tests.timing import PATIENCE_SECONDS
@@ -17,7 +17,7 @@ KILL_AT = 8
 START_AT = 14
 
 
-def assert_repeats_keep_their_id(heard: dict[str, list[Message]]) -> None:
+def assert_repeats_keep_their_id(heard: dict[str, list[Received]]) -> None:
     """Every repeat of an upload's message carries the id of the first, so that a device can drop it."""
     ids = {name: {id_of(message) for message in messages} for name, messages in heard.items()}
     assert all(len(one) == 1 for one in ids.values())

@@ -1,4 +1,4 @@
-"""From a plain S3 client's upload to a device, through a host that runs all the while (A1-A3, A8-A10, A13)."""
+"""From a plain S3 client's upload to a device, through a host that runs all the while."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def upload_multipart(world: World, key: str, *bodies: bytes) -> None:
 
 
 def test_a_config_that_is_created_and_then_replaced_rings_twice_with_its_name_alone(world: World) -> None:
-    """Each save of a config is one message whose payload is `{"filename": "<mac>.json"}` and nothing else (A1)."""
+    """Each save of a config is one message whose payload is `{"filename": "<mac>.json"}` and nothing else."""
     name = fresh_config()
     for body in (b'{"interval_seconds": 30}', b'{"interval_seconds": 60}'):
         world.put(f"configs/{name}", body)
@@ -52,7 +52,7 @@ def test_the_same_bytes_uploaded_again_ring_again(world: World) -> None:
 
 @pytest.mark.parametrize("body", [b"firmware", b""], ids=["content", "empty"])
 def test_an_asset_rings_whatever_its_size(world: World, body: bytes) -> None:
-    """One upload in one piece is one message, with the size that was uploaded, 0 included (A2)."""
+    """One upload in one piece is one message, with the size that was uploaded, 0 included."""
     name = fresh()
     world.put(f"assets/{name}", body)
     [message] = world.hear(name)
@@ -60,7 +60,7 @@ def test_an_asset_rings_whatever_its_size(world: World, body: bytes) -> None:
 
 
 def test_an_asset_in_parts_rings_once(build: Build) -> None:
-    """A multipart upload is one message, though to moto it is a Put and a CompleteMultipartUpload (A2)."""
+    """A multipart upload is one message, though to moto it is a Put and a CompleteMultipartUpload."""
     world = build()
     name = fresh()
     upload_multipart(world, f"assets/{name}", bytes(PART_BYTES), b"the end")
@@ -76,7 +76,7 @@ def test_an_asset_in_parts_rings_once(build: Build) -> None:
 
 
 def test_a_copied_asset_rings_with_the_name_of_the_copy(world: World) -> None:
-    """CopyObject makes an object, and so rings (A2)."""
+    """CopyObject makes an object, and so rings."""
     source, target = fresh(), fresh()
     world.put(f"assets/{source}")
     world.hear(source)
@@ -92,7 +92,7 @@ def test_uploads_outside_the_prefixes_are_silent(world: World) -> None:
 
 
 def test_a_message_is_qos_1_not_retained_and_its_topic_begins_without_a_slash(world: World) -> None:
-    """A subscriber sees QoS 1 and no retain flag; one that comes later hears nothing (A8-A10)."""
+    """A subscriber sees QoS 1 and no retain flag; one that comes later hears nothing."""
     name = fresh()
     world.put(f"assets/{name}")
     [message] = world.hear(name)
@@ -121,7 +121,7 @@ def test_the_properties_describe_the_object_as_cloudevents_do(world: World) -> N
 
 
 def test_one_upload_moves_every_metric_by_its_amount(world: World) -> None:
-    """One publish is one success, one duration and one delivered event; nothing fails (A13)."""
+    """One publish is one success, one duration and one delivered event; nothing fails."""
     counted = [
         ("mqtt_publish_total", {"topic": ASSETS, "status": "success"}, 1),
         ("mqtt_publish_total", {"topic": ASSETS}, 1),
@@ -149,7 +149,7 @@ def test_one_upload_moves_every_metric_by_its_amount(world: World) -> None:
 
 @pytest.mark.parametrize("told", [False, True], ids=["as connect sets it up", "told of removals by a foreign rule"])
 def test_removals_and_tags_never_ring(request: pytest.FixtureRequest, world: World, *, told: bool) -> None:
-    """Deleting one object or many, or tagging one, is silent; where the store tells of it, it is counted (A3)."""
+    """Deleting one object or many, or tagging one, is silent; where the store tells of it, it is counted."""
     if told:
         request.getfixturevalue("removals_world")
     names = [fresh() for _ in range(4)]

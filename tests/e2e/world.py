@@ -25,7 +25,7 @@ from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from infra.local.stack import OURS, Host
 from infra.local.stores import Minio, MotoServer, Store, VersityGateway
-from infra.subscriber import Message, Subscriber, SubscriberTimeoutError
+from infra.subscriber import Received, Subscriber, SubscriberTimeoutError
 from tests.fakes.proxy import TcpProxy
 from tests.timing import PATIENCE_SECONDS
 
@@ -67,14 +67,14 @@ def eventually(truth: Callable[[], object], within_seconds: float = PATIENCE_SEC
     return True
 
 
-def filename_of(message: Message) -> str:
+def filename_of(message: Received) -> str:
     """The one thing that a payload says."""
     document = json.loads(message.payload)
     assert list(document) == ["filename"]
     return str(document["filename"])
 
 
-def id_of(message: Message) -> str:
+def id_of(message: Received) -> str:
     """The event's identity, by which a device drops repeats."""
     return dict(message.user_properties)["id"]
 
@@ -242,7 +242,7 @@ class World:
 
     # The device's side.
 
-    def hear(self, *filenames: str, topic: str = ASSETS, within_seconds: float = PATIENCE_SECONDS) -> list[Message]:
+    def hear(self, *filenames: str, topic: str = ASSETS, within_seconds: float = PATIENCE_SECONDS) -> list[Received]:
         """Take the next messages: exactly these filenames on this topic, in any order, returned in the one given."""
         try:
             messages = self.ear.wait_for(len(filenames), within_seconds)
@@ -255,9 +255,9 @@ class World:
 
     def hear_at_least(
         self, filenames: Iterable[str], within_seconds: float = 2 * PATIENCE_SECONDS
-    ) -> dict[str, list[Message]]:
+    ) -> dict[str, list[Received]]:
         """Take messages until each filename was heard, repeats included."""
-        heard: defaultdict[str, list[Message]] = defaultdict(list)
+        heard: defaultdict[str, list[Received]] = defaultdict(list)
         missing = set(filenames)
         deadline = time.monotonic() + within_seconds
         while missing:

@@ -15,7 +15,7 @@ from infra.device.names import Kind
 from infra.device.server import Server
 from infra.device.store import Store
 from infra.http_client import Web
-from infra.subscriber import Message
+from infra.subscriber import Received
 from tests.fakes.slow_store import TOKEN
 from tests.timing import PATIENCE_SECONDS
 
@@ -82,7 +82,7 @@ class DeviceRig:
         """Let it hear anything at all."""
         said = tuple((name, value) for name, value in properties.items() if value is not None)
         self.device.hear(
-            Message(
+            Received(
                 topic,
                 payload,
                 qos=1,

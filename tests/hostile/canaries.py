@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import BaseModel, SecretStr
 
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.settings import Settings
 from functions.stored.model import MqttConfigChange
 from tests.hostile.searching import SHORTEST_LEAK, leaks
@@ -123,5 +123,5 @@ def seen_in_files(*files: Path) -> dict[str, dict[str, set[str]]]:
     return {name: parts for name, parts in found.items() if parts}
 
 
-KINDS: tuple[type[Any], ...] = (Settings, MqttConfigChange, Broker)
+KINDS: tuple[type[Any], ...] = (Settings, MqttConfigChange, BrokerConfig)
 assert all(len(one) >= SHORTEST_LEAK for hidden in HIDDEN.values() for one in hidden)

@@ -11,24 +11,25 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from functions.events.routes import Notification
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.client import MAX_PACKET_BYTES
 from functions.mqtt.connection import Connection
-from functions.mqtt.publisher import InlinePublisher, Status
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Status
+from functions.mqtt.publisher import InlinePublisher
 from functions.telemetry import EmfTelemetry
 from tests.fakes.broker import FakeBroker
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 ACCEPTED = {"5": b"\x20\x03\x00\x00\x00", "3.1.1": b"\x20\x02\x00\x00"}
-MESSAGE = Notification("iotsupport/updates/assets", "a.bin", b"{}", bytes(16))
+MESSAGE = Message("iotsupport/updates/assets", b"{}")
 DEADLINE_SECONDS = 1.0
 FLOOD_BYTES = 1 << 16
 GIANT = b"\x30\xff\xff\xff\x7f"  # a PUBLISH of 256 MB: the most that a length can say (MQTT 5 §1.5.5)
 
 
 @contextmanager
-def broker(protocol: str, perform: Callable[[socket.socket], None]) -> Iterator[Broker]:
+def broker(protocol: str, perform: Callable[[socket.socket], None]) -> Iterator[BrokerConfig]:
     """One that accepts each connection, waits for more than CONNECT, and then does as told until nobody listens."""
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -46,12 +47,12 @@ def broker(protocol: str, perform: Callable[[socket.socket], None]) -> Iterator[
     threading.Thread(target=serve, daemon=True).start()
     try:
         port = listener.getsockname()[1]
-        yield Broker("127.0.0.1", port, protocol="5" if protocol == "5" else "3.1.1", publish_timeout_seconds=1)
+        yield BrokerConfig("127.0.0.1", port, protocol="5" if protocol == "5" else "3.1.1", publish_timeout_seconds=1)
     finally:
         listener.close()
 
 
-def reason(target: Broker) -> str:
+def reason(target: BrokerConfig) -> str:
     """Why a message was not confirmed; in time."""
     publisher = InlinePublisher(target, EmfTelemetry())
     begun_at = time.monotonic()
@@ -98,7 +99,7 @@ def test_a_giant_packet_ends_the_connection_before_it_is_read(protocol: str) -> 
 def test_the_broker_is_told_how_much_it_may_send() -> None:
     """By CONNECT's Maximum Packet Size (MQTT 5 §3.1.2.11.4): it drops what is larger, not us."""
     with FakeBroker() as fake:
-        connection = Connection(Broker("127.0.0.1", fake.port), "client")
+        connection = Connection(BrokerConfig("127.0.0.1", fake.port), "client")
         connection.open(PATIENCE_SECONDS)
         fake.wait_for("CONNECT")
         connection.discard()

@@ -13,16 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.events.routes import Notification
-from functions.mqtt.broker import Broker
-from functions.mqtt.connection import WINDOW, Connection, ConnectionFailure
-from functions.mqtt.publisher import InlinePublisher, Status
+from functions.mqtt.broker import BrokerConfig
+from functions.mqtt.connection import WINDOW, BrokerConnectionError, Connection
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Status
+from functions.mqtt.publisher import InlinePublisher
 from functions.telemetry import EmfTelemetry
 from tests.hostile.searching import Draw, damaged, tries
 
 PATIENCE_SECONDS = 5.0
 CONNACK, PUBLISH, PUBACK, PUBREC, PUBCOMP, DISCONNECT = 2, 3, 4, 5, 7, 14
-MESSAGES = [Notification("iotsupport/updates/assets", f"{n}.bin", b'"%d"' % n, bytes([n] * 16)) for n in range(1, 8)]
+MESSAGES = [Message("iotsupport/updates/assets", b'"%d"' % n) for n in range(1, 8)]
 ACCEPTED = {"5": b"\x20\x03\x00\x00\x00", "3.1.1": b"\x20\x02\x00\x00"}
 
 
@@ -160,9 +161,9 @@ class Stage:
         """Listen no more."""
         self._listener.close()
 
-    def broker(self, protocol: str = "5", qos: int = 1) -> Broker:
+    def broker(self, protocol: str = "5", qos: int = 1) -> BrokerConfig:
         """The settings that lead here."""
-        return Broker("127.0.0.1", self.port, qos=qos, protocol="5" if protocol == "5" else "3.1.1", username="u")
+        return BrokerConfig("127.0.0.1", self.port, qos=qos, protocol="5" if protocol == "5" else "3.1.1", username="u")
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +237,7 @@ def converse(connection: Connection, peer: socket.socket, opening: list[bytes], 
         assert 1 <= connection.window <= WINDOW
         assert connection.maximum_packet_size is None or connection.maximum_packet_size > 0
         assert connection.keepalive_seconds > 0
-        with suppress(ConnectionFailure):
+        with suppress(BrokerConnectionError):
             for message in MESSAGES[: connection.window]:
                 mid = connection.send(message)
                 if mid is not None:

@@ -12,14 +12,14 @@ import pytest
 from pydantic import SecretStr
 
 from functions.admin.operations import Administration
-from functions.cameras.reader import Documents
+from functions.cameras.reader import DetectionReader
 from functions.devices.downloads import Downloads
 from functions.integration import NoLocalPublisher
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.connection import Connection
 from functions.mqtt.publisher import InlinePublisher
 from functions.mqtt.tls import client_context
-from functions.notify import Notifier
+from functions.notifier import Notifier
 from functions.settings import Settings, load, sources
 from functions.settings.secret import Access
 from functions.stored.database import Database
@@ -88,7 +88,7 @@ def test_the_search_would_find_each_of_them() -> None:
 def objects_with_secrets(tmp_path: Path) -> list[object]:
     """Everything that is made of settings and lives on."""
     settings = load(everything()).settings
-    broker = Broker.of(settings)
+    broker = BrokerConfig.of(settings)
     assert broker is not None
     store = ConfigStore.of(settings)
     assert store is not None
@@ -110,7 +110,7 @@ def objects_with_secrets(tmp_path: Path) -> list[object]:
         Notifier(kept),
         Downloads.of(settings),
         Downloads.of(settings).keyring,
-        Documents.of(settings),
+        DetectionReader.of(settings),
         Administration(settings, store, NoLocalPublisher()),
         store,
         vars(store),
@@ -166,7 +166,7 @@ def bad_secret() -> object:
 def no_broker() -> object:
     """Nobody at the broker's address."""
     variables = everything(MQTT_URL=f"mqtt://127.0.0.1:{nobody()}", MQTT_CERT_PEM="", MQTT_KEY_PEM="")
-    broker = Broker.of(load(variables).settings)
+    broker = BrokerConfig.of(load(variables).settings)
     assert broker is not None
     connection = Connection(broker, "c")
     connection.open(1.0)
@@ -175,7 +175,7 @@ def no_broker() -> object:
 
 def bad_key() -> object:
     """A certificate that does not go with its key."""
-    broker = Broker.of(load(everything()).settings)
+    broker = BrokerConfig.of(load(everything()).settings)
     assert broker is not None
     return client_context(broker)
 

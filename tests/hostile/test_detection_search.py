@@ -10,14 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.cameras.detections import BadDetection, CameraTopics, notification, parse
+from functions.cameras.detections import BadDetectionError, CameraTopics, event_message, parse
 from functions.cameras.discovery import discovery
-from functions.events.routes import Camera, Detection
+from functions.cameras.message import Camera
+from functions.events.routes import Detection
 from functions.mqtt.packets import publish_packet
 from tests.hostile.searching import ODD_TEXTS, assert_discreet, damaged, mutants, tries
 
 CANARY = "c4n4ry-Zq7/x+9=w"
-DETECTION = Detection("events/cam/e1.json", "v1", "cam", "e1", bytes(16), "2026-11-20T12:00:00Z", (("id", "00"),))
+DETECTION = Detection(
+    "events/cam/e1.json", "v1", "cam", "e1", bytes(16), (("id", "00"), ("time", "2026-11-20T12:00:00Z"))
+)
 FIELDS = ("event_id", "camera_id", "camera_name", "description", "objects_detected", "confidence", "source_type")
 DOCUMENTS: list[Any] = [
     {
@@ -45,8 +48,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  
 def announced(document: bytes, link: str | None) -> dict[str, Any] | None:
     """The message's payload as a strict reader has it, or None where the document is refused as it should be."""
     try:
-        message = notification(DETECTION, parse(document, DETECTION), CameraTopics("home", 1), link)
-    except BadDetection as error:
+        message = event_message(DETECTION, parse(document, DETECTION), CameraTopics("home", 1), link)
+    except BadDetectionError as error:
         assert_discreet(CANARY, error)
         return None
     assert message.topic == "home/camera/cam/event"

@@ -15,10 +15,12 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 
 from functions.events.envelopes import MAX_WRAPPERS, Ignored, Malformed, ObjectCreated, parse, parse_body, sqs_messages
-from functions.events.routes import Detection, Notification, Routes, Skip, Unread
+from functions.events.plan import Settled, Step, plan, plan_body, settle, sqs_answer
+from functions.events.routes import Detection, Routes, Skip, Unread, Upload
+from functions.events_log import log
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Outcome, Status
 from functions.mqtt.packets import publish_packet
-from functions.mqtt.publisher import Outcome, Status
-from functions.notify import Settled, Step, log, plan, plan_body, settle, sqs_answer
 from tests.hostile.searching import (
     LEAVES,
     Draw,
@@ -62,18 +64,18 @@ def judge(steps: tuple[Step, ...]) -> None:
             assert not {"+", "#", "/"} & {*step.action.camera_id, *step.action.event_id}
             continue
         filename = step.action.filename
-        folder = step.action.topic.removeprefix("iotsupport/updates/")
+        folder = step.action.message.topic.removeprefix("iotsupport/updates/")
         assert folder in {"configs", "assets"}
         assert f"{folder}/{filename}" == key
-        assert json.loads(step.action.payload) == {"filename": filename}
+        assert json.loads(step.action.message.payload) == {"filename": filename}
         inside = posixpath.normpath(posixpath.join(DEVICE_FOLDER, filename))
         assert inside == f"{DEVICE_FOLDER}/{filename}", "it names one file below the folder, in one way"
         assert not any(unicodedata.category(c) in {"Cc", "Cs"} for c in filename)
-        judge_packet(step.action)
+        judge_packet(step.action.message)
 
 
-def judge_packet(message: Notification) -> None:
-    """Read what goes on the wire by the standard (MQTT 5 §3.3): it says what the notification says."""
+def judge_packet(message: Message) -> None:
+    """Read what goes on the wire by the standard (MQTT 5 §3.3): it says what the message says."""
     packet = publish_packet(message, 7, 1, properties=True)
     length, at = _varint(packet, 1)
     assert len(packet) == at + length
@@ -121,7 +123,7 @@ def ends(draw: Draw, steps: tuple[Step, ...]) -> list[Settled]:
     """The steps with any outcome that a broker and a store may lead to."""
     outcomes: list[Outcome | Unread] = []
     for step in steps:
-        if isinstance(step.action, Notification):
+        if isinstance(step.action, Upload):
             outcomes.append(draw(OUTCOMES))
         elif isinstance(step.action, Detection):
             outcomes.append(draw(OUTCOMES | UNREAD))
@@ -172,7 +174,7 @@ def test_a_batch_keeps_exactly_what_was_not_dealt_with(messages: list[tuple[str,
         return
     settled = ends(data.draw, steps)
     kept = {one["itemIdentifier"] for one in sqs_answer(settled)["batchItemFailures"]}
-    failed = {one.step.message_id for one in settled if one.retriable or one.hopeless}
+    failed = {one.step.message_id for one in settled if one.failed}
     assert kept == failed <= {message.message_id for message in found}
     assert {message.message_id for message in found} == {step.message_id for step in steps}
 
@@ -258,6 +260,6 @@ def test_the_right_file_is_named_whatever_the_rest_of_its_record_says(data: st.D
         assert step.record.reason == "not_content", "moto's word for a part of an upload"
         assert record["eventSource"] == "aws:s3"
         return
-    assert isinstance(step.action, Notification)
+    assert isinstance(step.action, Upload)
     assert step.action.filename == name
     judge((step,))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.s3.clients import StorageError
 from functions.s3.objects import Objects
 from functions.settings import SettingsError, load
@@ -19,7 +19,9 @@ LONG = "x" * 5000
 PASSWORD = "sesame/0pen-Kx7"
 
 
-@pytest.mark.parametrize("variable", ["SECRETS_DIR", "MQTT_CA_FILE", "MQTT_CERT_FILE", "MQTT_KEY_FILE"])
+@pytest.mark.parametrize(
+    "variable", ["SECRETS_DIR", "MQTT_CA_FILE", "MQTT_CERT_FILE", "MQTT_KEY_FILE", "HOST_CERT_FILE", "HOST_KEY_FILE"]
+)
 def test_a_path_that_no_system_can_have_is_refused_by_name(variable: str) -> None:
     """Python's `is_file` and `is_dir` raise for it, and for a folder that this process may not look into."""
     with pytest.raises(SettingsError, match=variable):
@@ -50,7 +52,7 @@ def test_what_no_mqtt_packet_can_hold_is_refused_by_name(variable: str, value: s
 def test_the_longest_that_a_packet_can_hold_is_taken() -> None:
     """A signed token may be a long password."""
     longest = {"MQTT_USERNAME": "u" * 65_535, "MQTT_PASSWORD": "p" * 65_535, "TOPIC_PREFIX": "t" * 1024}
-    assert Broker.of(load({"MQTT_URL": "mqtt://b", **longest}).settings) is not None
+    assert BrokerConfig.of(load({"MQTT_URL": "mqtt://b", **longest}).settings) is not None
 
 
 @pytest.mark.parametrize("url", [f"postgresql://bell:p@{PASSWORD}@db.local/settings", f"postgresql://u:p@{PASSWORD}@h"])

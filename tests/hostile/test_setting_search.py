@@ -16,12 +16,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from functions.admin.operations import Administration
-from functions.cameras.reader import Documents
+from functions.cameras.reader import DetectionReader
 from functions.devices.downloads import Downloads
 from functions.events.envelopes import ObjectCreated, parse
-from functions.events.routes import Notification, Routes
+from functions.events.routes import Routes, Upload
 from functions.integration import NoLocalPublisher
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.client import Client
 from functions.mqtt.connection import Connection
 from functions.mqtt.packets import publish_packet
@@ -29,9 +29,10 @@ from functions.s3.clients import StorageError
 from functions.s3.objects import Objects
 from functions.settings import Settings, SettingsError, load, sources
 from functions.settings.addresses import check_database_url, parse_endpoint, parse_http_url, parse_mqtt_url
-from functions.stored.store import ConfigStore, StoreUnavailable
+from functions.stored.errors import StoreUnavailableError
+from functions.stored.store import ConfigStore
 from functions.web.tokens import KeyringError
-from infra.cli import shown
+from infra.commands.config import shown
 from tests.hostile.searching import ODD_TEXTS, Draw, assert_discreet, leaks, tries
 
 CANARY = "c4n4ry-Zq7/x+9=w"
@@ -192,7 +193,7 @@ def test_any_environment_is_refused_by_name_or_starts_everything(environ: dict[s
 def start(settings: Settings) -> None:
     """Put together what the processes put together, and make what they would send."""
     assert not leaks(CANARY, f"{settings!r} {settings}") or not hides(settings)
-    broker = Broker.of(settings)
+    broker = BrokerConfig.of(settings)
     routes = Routes.of(settings)
     if broker is not None:
         assert broker.host in repr(broker)
@@ -202,13 +203,13 @@ def start(settings: Settings) -> None:
     thing = {"bucket": {"name": settings.bucket or "b"}, "object": {"key": quote(f"{settings.assets_prefix}x.bin")}}
     (record,) = parse({"eventName": "ObjectCreated:Put", "s3": thing})
     routed = routes.route(record) if isinstance(record, ObjectCreated) else None
-    if isinstance(routed, Notification):
-        assert publish_packet(routed, 1, 1, properties=True)
+    if isinstance(routed, Upload):
+        assert publish_packet(routed.message, 1, 1, properties=True)
     with suppress(KeyringError):
         downloads = Downloads.of(settings)
         if settings.events_prefix is not None:
-            Documents.of(settings, objects=downloads.objects, keyring=downloads.keyring)
-    with suppress(SettingsError, StoreUnavailable):
+            DetectionReader.of(settings, objects=downloads.objects, keyring=downloads.keyring)
+    with suppress(SettingsError, StoreUnavailableError):
         Administration(settings, ConfigStore.of(settings), NoLocalPublisher())
     table = json.dumps({name: shown(getattr(settings, name)) for name in Settings.model_fields})
     table.encode()

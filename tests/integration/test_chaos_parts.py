@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from functions.events.routes import Notification
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
+from functions.mqtt.message import Message
 from functions.mqtt.publisher import InlinePublisher
 from functions.settings import load
 from infra.host.metrics import PrometheusTelemetry
@@ -93,8 +93,8 @@ def test_a_persistent_broker_keeps_what_waits_for_a_subscriber_over_a_kill(
             return Subscriber(broker.url, ["a"], qos=1, client_id="ear", session_expiry_seconds=60)
 
         ear().start().stop()
-        publisher = InlinePublisher(Broker.of(load({"MQTT_URL": broker.url}).settings), PrometheusTelemetry())
-        publisher.publish([Notification("a", "x", PAYLOAD, b"0" * 16)], time.monotonic() + ANSWER_SECONDS)
+        publisher = InlinePublisher(BrokerConfig.of(load({"MQTT_URL": broker.url}).settings), PrometheusTelemetry())
+        publisher.publish([Message("a", PAYLOAD)], time.monotonic() + ANSWER_SECONDS)
         publisher.close()
         eventually(lambda: PAYLOAD in (tmp_path / "mosquitto.db").read_bytes())
         broker.kill()

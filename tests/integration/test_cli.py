@@ -285,7 +285,7 @@ def test_listen_says_when_the_broker_goes_and_comes(tmp_path: Path, mosquitto: M
     """It stays, tells of the loss on standard error, and hears what comes afterwards."""
     with running(tmp_path, "listen", "--count", "1", until="listening on", MQTT_URL=mosquitto.url) as process:
         mosquitto.stop()
-        wait_for(process, "trying on")
+        wait_for(process, "trying again")
         mosquitto.start()
         wait_for(process, "listening again")
         ring(mosquitto)

@@ -11,16 +11,15 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from functions.stored.model import MqttConfig, MqttConfigChange
-from functions.stored.store import (
-    ConfigStore,
-    CredentialsUnreadable,
-    NoEncryptionKey,
-    PasswordNeeded,
-    ProcessStatus,
-    StoreUnavailable,
-    VersionConflict,
+from functions.stored.errors import (
+    CredentialsUnreadableError,
+    NoEncryptionKeyError,
+    PasswordNeededError,
+    StoreUnavailableError,
+    VersionConflictError,
 )
+from functions.stored.model import MqttConfig, MqttConfigChange
+from functions.stored.store import ConfigStore, ProcessStatus
 from tests.databases import execute, new_key, store_of
 
 CANARY = "canary-5f3a-\N{SNOWMAN}"
@@ -102,7 +101,7 @@ def test_who_edits_an_older_version_is_told(migrated_url: str, expected: int) ->
     store = store_of(migrated_url)
     store.save(change(), expected_version=0)
     stored = store.save(change(qos=0), expected_version=1)
-    with pytest.raises(VersionConflict) as caught:
+    with pytest.raises(VersionConflictError) as caught:
         store.save(change(qos=2), expected_version=expected)
     assert caught.value.current == 2
     assert store.load() == stored
@@ -110,7 +109,7 @@ def test_who_edits_an_older_version_is_told(migrated_url: str, expected: int) ->
 
 def test_who_edits_what_was_never_stored_is_told(migrated_url: str) -> None:
     """Version 0 is current where there is no row."""
-    with pytest.raises(VersionConflict) as caught:
+    with pytest.raises(VersionConflictError) as caught:
         store_of(migrated_url).save(change(), expected_version=1)
     assert caught.value.current == 0
     assert store_of(migrated_url).load() is None
@@ -135,14 +134,14 @@ def test_no_traceback_shows_the_password(migrated_url: str) -> None:
     store = store_of(migrated_url, new_key())
     store.save(change(), expected_version=None)
     failures: list[Exception] = []
-    with pytest.raises(VersionConflict) as conflict:
+    with pytest.raises(VersionConflictError) as conflict:
         store.save(with_password(), expected_version=7)
     failures.append(conflict.value)
-    with pytest.raises(NoEncryptionKey) as keyless:
+    with pytest.raises(NoEncryptionKeyError) as keyless:
         store_of(migrated_url).save(with_password(), expected_version=1)
     failures.append(keyless.value)
     execute(migrated_url, "DROP TABLE mqtt_config")
-    with pytest.raises(StoreUnavailable) as gone:
+    with pytest.raises(StoreUnavailableError) as gone:
         store.save(with_password(), expected_version=1)
     failures.append(gone.value)
     for failure in failures:
@@ -153,7 +152,7 @@ def test_no_traceback_shows_the_password(migrated_url: str) -> None:
 def test_without_a_key_no_password_is_stored(migrated_url: str) -> None:
     """The message says how to make one; settings without a password need none."""
     store = store_of(migrated_url)
-    with pytest.raises(NoEncryptionKey, match="openssl rand"):
+    with pytest.raises(NoEncryptionKeyError, match="openssl rand"):
         store.save(with_password(), expected_version=None)
     assert store.load() is None
     assert store.save(change(username="u"), expected_version=None).has_password is False
@@ -174,7 +173,7 @@ def test_a_lost_key_is_a_state(migrated_url: str, keys: int) -> None:
     back = store_of(migrated_url, key).load()
     assert back is not None
     assert back.password == SecretStr(CANARY)
-    with pytest.raises(NoEncryptionKey if keys == 0 else CredentialsUnreadable):
+    with pytest.raises(NoEncryptionKeyError if keys == 0 else CredentialsUnreadableError):
         store.rotate_keys()
     if keys:
         assert store.save(with_password("next"), expected_version=2).credentials_readable
@@ -240,7 +239,7 @@ def test_a_row_that_was_spoilt_by_hand_is_explained(migrated_url: str) -> None:
     store = store_of(migrated_url)
     store.save(change(), expected_version=None)
     execute(migrated_url, "UPDATE mqtt_config SET broker_host = 'a..b', topic_prefix = '#'")
-    with pytest.raises(StoreUnavailable, match=r"broker_host must be .*; topic_prefix must be .*Store them again"):
+    with pytest.raises(StoreUnavailableError, match=r"broker_host must be .*; topic_prefix must be .*Store them again"):
         store.load()
     assert store.save(change(), expected_version=None).version == 2
 
@@ -330,7 +329,7 @@ def test_the_stored_password_is_not_kept_for_somebody_else(migrated_url: str, el
     """Whoever may store settings could have it sent to any host; nothing is stored, and null or a new one will do."""
     store = store_of(migrated_url, new_key())
     store.save(with_password(), expected_version=None)
-    with pytest.raises(PasswordNeeded):
+    with pytest.raises(PasswordNeededError):
         store.save(change(**{"username": "u"} | elsewhere), expected_version=None)
     kept = store.load()
     assert kept is not None

@@ -22,8 +22,9 @@ from pydantic import SecretStr
 from sqlalchemy import Pool, event
 
 from functions.stored.database import GRACE_SECONDS, Database
+from functions.stored.errors import StoreUnavailableError
 from functions.stored.model import MqttConfigChange
-from functions.stored.store import ConfigStore, StoreUnavailable
+from functions.stored.store import ConfigStore
 from infra.local.postgres import Postgres
 from infra.local.process import free_port
 from infra.migrations.runner import upgrade
@@ -62,7 +63,7 @@ def within(seconds: float) -> Iterator[None]:
 
 def refusal(store: ConfigStore, *, saving: bool = False) -> str:
     """What the store says of its trouble; nothing of the driver's error is shown along with it."""
-    with pytest.raises(StoreUnavailable) as caught:
+    with pytest.raises(StoreUnavailableError) as caught:
         store.save(CHANGE, expected_version=None) if saving else store.load()
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     assert CANARY not in "".join(traceback.format_exception(caught.value))
@@ -163,7 +164,7 @@ def test_a_full_disk_is_said(sqlite_url: str) -> None:
     large = MqttConfigChange(broker_host="b", topic_prefix="x", username="u", password=SecretStr(CANARY * 300))
     event.listen(Pool, "connect", no_more_pages)
     try:
-        with pytest.raises(StoreUnavailable, match="the disk is full: make room") as caught:
+        with pytest.raises(StoreUnavailableError, match="the disk is full: make room") as caught:
             store.save(large, expected_version=None)
         assert CANARY not in "".join(traceback.format_exception(caught.value))
         assert store.load() == stored
@@ -181,10 +182,10 @@ def test_a_read_only_sqlite_database_is_said(ordinary_directory: Path) -> None:
 
 def test_a_sqlite_database_that_cannot_be_made_is_said(ordinary_directory: Path) -> None:
     """A directory that is not there, or not ours."""
-    with pytest.raises(StoreUnavailable, match=r"No such file or directory\. Make its directory"):
+    with pytest.raises(StoreUnavailableError, match=r"No such file or directory\. Make its directory"):
         upgrade(new_sqlite(ordinary_directory / "nowhere"))
     (ordinary_directory / "closed").mkdir(mode=0o500)
-    with pytest.raises(StoreUnavailable, match="Permission denied"):
+    with pytest.raises(StoreUnavailableError, match="Permission denied"):
         upgrade(new_sqlite(ordinary_directory / "closed"))
 
 
@@ -193,7 +194,7 @@ def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:
     url = new_sqlite(tmp_path)
     file_of(url).write_bytes(b"a letter to a friend\n" * 100)
     assert "no SQLite database" in refusal(store_of(url))
-    with pytest.raises(StoreUnavailable, match="no SQLite database"):
+    with pytest.raises(StoreUnavailableError, match="no SQLite database"):
         upgrade(url)
     assert file_of(url).read_bytes() == b"a letter to a friend\n" * 100
 
@@ -281,7 +282,7 @@ def test_a_server_that_hangs_is_given_up(halt: Callable[[], None], postgresql_ur
     database = Database(postgresql_url, deadline_seconds=DEADLINE_SECONDS)
     store = ConfigStore(database, None)
     assert store.load() is None
-    with within(DEADLINE_SECONDS + GRACE_SECONDS), pytest.raises(StoreUnavailable, match="does not answer"):
+    with within(DEADLINE_SECONDS + GRACE_SECONDS), pytest.raises(StoreUnavailableError, match="does not answer"):
         ask_after(halt, database)
     with within(2):  # psycopg's least
         assert "does not answer" in refusal(store)

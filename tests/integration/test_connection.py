@@ -27,10 +27,12 @@ from pydantic import SecretStr
 
 from functions.events.envelopes import ObjectCreated
 from functions.events.names import is_asset_path
-from functions.events.routes import Notification, Routes
-from functions.mqtt.broker import Broker
-from functions.mqtt.connection import WINDOW, Connection, ConnectionFailure
-from functions.mqtt.publisher import InlinePublisher, Status, new_client_id
+from functions.events.routes import Routes, Upload
+from functions.mqtt.broker import BrokerConfig, new_client_id
+from functions.mqtt.connection import WINDOW, BrokerConnectionError, Connection
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Status
+from functions.mqtt.publisher import InlinePublisher
 from functions.settings.reach import Targets
 from functions.telemetry import EmfTelemetry
 from infra.local.certificates import Certificates, make_certificates
@@ -46,12 +48,12 @@ AES = BestAvailableEncryption(b"secret")
 _Line = tuple[Mosquitto, InlinePublisher, Subscriber]
 
 
-def _broker(part: Mosquitto | FakeBroker, **changes: Any) -> Broker:  # noqa: ANN401 - any field of Broker
+def _broker(part: Mosquitto | FakeBroker, **changes: Any) -> BrokerConfig:  # noqa: ANN401 - any field of BrokerConfig
     tls = isinstance(part, Mosquitto) and part.certificates is not None
-    return replace(Broker("localhost" if tls else "127.0.0.1", part.port, tls=tls), **changes)
+    return replace(BrokerConfig("localhost" if tls else "127.0.0.1", part.port, tls=tls), **changes)
 
 
-def _send(connection: Connection, notification: Notification) -> int | None:
+def _send(connection: Connection, notification: Message) -> int | None:
     mid = connection.send(notification)
     connection.flush()
     return mid
@@ -70,12 +72,12 @@ def _drive(connection: Connection, done: Callable[[], bool], seconds: float = PA
     return done()
 
 
-def _connect(broker: Broker, seconds: float = PATIENCE_SECONDS) -> Connection:
+def _connect(broker: BrokerConfig, seconds: float = PATIENCE_SECONDS) -> Connection:
     """Return the connection after its CONNACK, or raise why there is none."""
     connection = Connection(broker, new_client_id("bucketbell"))
     try:
         connection.open(seconds)
-    except ConnectionFailure:
+    except BrokerConnectionError:
         assert connection.closed
         raise
     if _drive(connection, lambda: connection.connected):
@@ -84,15 +86,15 @@ def _connect(broker: Broker, seconds: float = PATIENCE_SECONDS) -> Connection:
     raise connection.why("no answer")
 
 
-def _refusal(broker: Broker) -> ConnectionFailure:
-    with pytest.raises(ConnectionFailure) as caught:
+def _refusal(broker: BrokerConfig) -> BrokerConnectionError:
+    with pytest.raises(BrokerConnectionError) as caught:
         _connect(broker).discard()
     return caught.value
 
 
-def _notification(name: str = "a.bin", padding: int = 0) -> Notification:
+def _notification(name: str = "a.bin", padding: int = 0) -> Message:
     payload = json.dumps({"filename": name}, ensure_ascii=False).encode() + b" " * padding
-    return Notification(TOPIC, name, payload, bytes(16), user_properties=(("id", "1"), ("subject", name)))
+    return Message(TOPIC, payload, user_properties=(("id", "1"), ("subject", name)))
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,7 @@ def _ring(line: _Line, names: list[str]) -> None:
     """Publish one message for each name; all arrive exactly, and the connection survives."""
     broker, publisher, subscriber = line
     notifications = [Routes().route(ObjectCreated("devices", f"assets/{name}", "ObjectCreated:Put")) for name in names]
-    wanted = [one for one in notifications if isinstance(one, Notification)]
+    wanted = [one.message for one in notifications if isinstance(one, Upload)]
     assert len(wanted) == len(names)
     outcomes = publisher.publish(wanted, time.monotonic() + PATIENCE_SECONDS)
     assert {outcome.status for outcome in outcomes} <= {Status.DELIVERED}
@@ -355,13 +357,13 @@ def test_limits_of_zero_are_a_protocol_error(properties: bytes) -> None:
 )
 def test_a_bad_host_name_is_a_failure_not_an_exception(host: str, words: str) -> None:
     """One that IDNA refuses, and one that no resolver knows."""
-    assert words in _refusal(Broker(host, 1883)).reason
+    assert words in _refusal(BrokerConfig(host, 1883)).reason
 
 
 def test_a_closed_port_refuses_at_once() -> None:
     """Without using up the deadline."""
     begun_at = time.monotonic()
-    assert "refused" in _refusal(Broker("127.0.0.1", free_port())).reason.lower()
+    assert "refused" in _refusal(BrokerConfig("127.0.0.1", free_port())).reason.lower()
     assert time.monotonic() - begun_at < SLACK_SECONDS
 
 
@@ -384,8 +386,8 @@ def test_an_unanswered_syn_keeps_the_deadline() -> None:
     """A host that is away costs `timeout_seconds`, not the kernel's minutes."""
     listener, fillers = _full_backlog()
     begun_at = time.monotonic()
-    with pytest.raises(ConnectionFailure, match=r"no answer within 0\.3 s"):
-        Connection(Broker("127.0.0.1", listener.getsockname()[1]), "a").open(0.3)
+    with pytest.raises(BrokerConnectionError, match=r"no answer within 0\.3 s"):
+        Connection(BrokerConfig("127.0.0.1", listener.getsockname()[1]), "a").open(0.3)
     assert 0.25 < time.monotonic() - begun_at < 0.3 + SLACK_SECONDS
     for sock in (listener, *fillers):
         sock.close()
@@ -395,8 +397,8 @@ def test_a_silent_tls_server_keeps_the_same_deadline(certificates: Certificates)
     """TCP and TLS share one deadline, where paho gives each its own."""
     with FakeBroker(script=[Behaviour(silent=True)]) as fake:
         begun_at = time.monotonic()
-        broker = Broker("localhost", fake.port, tls=True, ca_file=certificates.ca_file)
-        with pytest.raises(ConnectionFailure, match=r"no answer within 0\.3 s"):
+        broker = BrokerConfig("localhost", fake.port, tls=True, ca_file=certificates.ca_file)
+        with pytest.raises(BrokerConnectionError, match=r"no answer within 0\.3 s"):
             Connection(broker, "a").open(0.3)
         assert 0.25 < time.monotonic() - begun_at < 0.3 + SLACK_SECONDS
 
@@ -409,7 +411,7 @@ def test_the_hosts_addresses_share_the_deadline(mosquitto: Mosquitto, monkeypatc
     alive = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", mosquitto.port))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: [dead, refusing, alive])
     begun_at = time.monotonic()
-    _connect(Broker("two.faced", mosquitto.port), 4.5).close()
+    _connect(BrokerConfig("two.faced", mosquitto.port), 4.5).close()
     assert 1.5 <= time.monotonic() - begun_at < 4.5, "a third each, and nothing for the refusing one"
     for sock in (listener, *fillers):
         sock.close()
@@ -420,8 +422,8 @@ def test_ipv6_works(tmp_path: Path, mosquitto_binary: Path) -> None:
     del mosquitto_binary
     port = free_port()
     with Mosquitto(tmp_path, extra=(f"listener {port} ::1", "allow_anonymous true")):
-        _connect(Broker("::1", port)).close()
-    assert Broker("::1", port).url == f"mqtt://[::1]:{port}"
+        _connect(BrokerConfig("::1", port)).close()
+    assert BrokerConfig("::1", port).url == f"mqtt://[::1]:{port}"
 
 
 # TLS.
@@ -457,7 +459,7 @@ def test_acknowledgements_in_one_tls_record_are_all_taken(certificates: Certific
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         port = listener.getsockname()[1]
-        connection = _connect(Broker("localhost", port, tls=True, ca_file=certificates.ca_file))
+        connection = _connect(BrokerConfig("localhost", port, tls=True, ca_file=certificates.ca_file))
         for number in range(acknowledgements):
             _send(connection, _notification(f"{number}"))
         poller = select.poll()
@@ -501,9 +503,9 @@ def test_tls_to_a_plain_port_and_plain_to_a_tls_port_say_so(
     mosquitto: Mosquitto, tls_mosquitto: Mosquitto, certificates: Certificates
 ) -> None:
     """The two most common mistakes in MQTT_URL."""
-    tls = _refusal(Broker("localhost", mosquitto.port, tls=True, ca_file=certificates.ca_file))
+    tls = _refusal(BrokerConfig("localhost", mosquitto.port, tls=True, ca_file=certificates.ca_file))
     assert "TLS" in tls.reason
-    plain = _refusal(Broker("localhost", tls_mosquitto.port))
+    plain = _refusal(BrokerConfig("localhost", tls_mosquitto.port))
     assert "is this an MQTT port without TLS?" in plain.reason
 
 
@@ -583,7 +585,7 @@ def test_a_malformed_packet_ends_the_connection_and_raises_nothing(raw: bytes) -
         _send(connection, _notification())
         assert _drive(connection, lambda: connection.closed)
         assert connection.failure is not None
-        with pytest.raises(ConnectionFailure):
+        with pytest.raises(BrokerConnectionError):
             _send(connection, _notification())
 
 
@@ -596,10 +598,10 @@ def test_a_name_that_leads_to_a_forbidden_address_is_not_connected_to(
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", (text, mosquitto.port)) for text in ("127.0.0.1", forbidden)
     ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
-    broker = Broker("rebinding.example", mosquitto.port)
+    broker = BrokerConfig("rebinding.example", mosquitto.port)
     said = mosquitto.log_text()
     refused = Connection(replace(broker, targets=Targets()), "bell")
-    with pytest.raises(ConnectionFailure, match="MQTT_TEST_ALLOWED_HOSTS") as failure:
+    with pytest.raises(BrokerConnectionError, match="MQTT_TEST_ALLOWED_HOSTS") as failure:
         refused.open(PATIENCE_SECONDS)
     assert failure.value.cause == "forbidden"
     assert mosquitto.log_text() == said

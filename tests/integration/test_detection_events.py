@@ -23,23 +23,25 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from functions.cameras.detections import CameraTopics
-from functions.cameras.reader import Documents
+from functions.cameras.reader import DetectionReader
 from functions.devices.api import router
 from functions.devices.downloads import Downloads
-from functions.events.routes import Notification, Routes
-from functions.mqtt.broker import Broker
-from functions.notify import Notifier, PublishFailed, Settled, Step, plan
+from functions.events.plan import Fate, Settled, Step, plan
+from functions.events.routes import Routes
+from functions.mqtt.broker import BrokerConfig
+from functions.mqtt.message import Message
+from functions.notifier import Notifier, PublishFailed
 from functions.s3.clients import StorageError
 from functions.s3.objects import S3_DEADLINE_SECONDS, Objects
 from functions.settings import Settings, load
 from infra.host import detections as documents_module
 from infra.host.bell import Bell
-from infra.host.detections import Reader
+from infra.host.detections import HostReader
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import Minio
-from infra.subscriber import Message, Subscriber
+from infra.subscriber import Received, Subscriber
 from tests.fakes.proxy import TcpProxy
 from tests.gateway import Answered, http_event
 from tests.hosts import exactly, on_uvloop, record, until
@@ -67,7 +69,7 @@ GOOD: dict[str, Any] = {
     "zone": {"name": "porch", "points": [0.5, 1]},
 }
 
-OnCamera = Callable[[str, str], Sequence[Notification]]
+OnCamera = Callable[[str, str], Sequence[Message]]
 
 
 class Yard:
@@ -154,9 +156,9 @@ class Host:
 
     def __init__(self, yard: Yard, on_camera: OnCamera) -> None:
         self.telemetry = PrometheusTelemetry()
-        self.publisher = HostPublisher(Broker.of(yard.settings), self.telemetry)
+        self.publisher = HostPublisher(BrokerConfig.of(yard.settings), self.telemetry)
         self.routes = Routes.of(yard.settings)
-        self.reader = Reader(Documents.of(yard.settings), self.publisher, on_camera=on_camera)
+        self.reader = HostReader(DetectionReader.of(yard.settings), self.publisher, on_camera=on_camera)
         self.bell = Bell(self.publisher, self.routes, self.telemetry, patience_seconds=20.0, reader=self.reader)
 
     def steps(self, *records: object) -> tuple[Step, ...]:
@@ -211,7 +213,7 @@ def failures(*ids: str) -> dict[str, Any]:
     return {"batchItemFailures": [{"itemIdentifier": one} for one in ids]}
 
 
-def heard(ear: Subscriber) -> tuple[Message, dict[str, Any]]:
+def heard(ear: Subscriber) -> tuple[Received, dict[str, Any]]:
     """The next message, and what it says."""
     message = ear.next()
     return message, json.loads(message.payload)
@@ -380,7 +382,7 @@ async def test_a_document_that_is_gone_is_acknowledged_and_counted(yard: Yard, e
         version = {"VersionId": upload["s3"]["object"]["versionId"]} if "versionId" in upload["s3"]["object"] else {}
         yard.s3.delete_object(Bucket=yard.bucket, Key=f"{EVENTS}{CAMERA}/g1.json", **version)
         (settled,) = await host.bell.ring(host.steps(upload), "sure")
-        assert (settled.label, settled.retriable, settled.hopeless) == ("gone", False, False)
+        assert (settled.label, settled.fate) == ("gone", Fate.NOTHING_TO_DO)
         assert await host.ring(upload) == ["repeated"]
         with notifying(yard) as notifier:
             assert await asyncio.to_thread(notifier.handle, batch(upload), PLENTY_SECONDS) == failures()
@@ -519,9 +521,9 @@ async def test_a_read_that_never_ends_is_given_up(plain: Yard, monkeypatch: pyte
 # Cameras that are new.
 
 
-def announcement(camera_id: str, name: str) -> Notification:
+def announcement(camera_id: str, name: str) -> Message:
     """Stands for a camera's discovery message."""
-    return Notification(f"found/{camera_id}", "", name.encode(), b"", retain=True)
+    return Message(f"found/{camera_id}", name.encode(), retain=True)
 
 
 @on_uvloop
@@ -529,7 +531,7 @@ async def test_a_camera_is_announced_before_its_event(plain: Yard, ear: Subscrib
     """What the hook returns goes first, on the same connection."""
     asked: list[tuple[str, str]] = []
 
-    def on_camera(camera_id: str, name: str) -> Sequence[Notification]:
+    def on_camera(camera_id: str, name: str) -> Sequence[Message]:
         asked.append((camera_id, name))
         return (announcement(camera_id, name),) if len(asked) == 1 else ()
 
@@ -630,7 +632,7 @@ def test_without_a_base_url_or_a_key_links_are_presigned_and_retaining_is_warned
     with notifying(yard) as notifier:
         assert notifier.handle(batch(yard.upload("z1")), PLENTY_SECONDS) == failures()
         assert not [one for one in caplog.records if one.levelname == "WARNING"]
-        documents = notifier._documents  # noqa: SLF001 - stored settings do so, see test_follower
+        documents = notifier._reader  # noqa: SLF001 - stored settings do so, see test_follower
         assert documents is not None
         documents.topics = CameraTopics("iotsupport", retain=True)
         assert notifier.handle(batch(yard.upload("z1"), yard.upload("z2")), PLENTY_SECONDS) == failures()

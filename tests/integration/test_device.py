@@ -357,7 +357,7 @@ def test_a_full_disk_keeps_the_old_file(mosquitto: Mosquitto, tmp_path: Path) ->
     ("environment", "options", "status", "words"),
     [
         ({"DEVICE_MAC": "x"}, ("--once",), 2, "six hex pairs"),
-        ({"DEVICE_SERVER": "ftp://x"}, ("--once",), 2, "http://host:port"),
+        ({"DEVICE_SERVER": "ftp://x"}, ("--once",), 2, "http://127.0.0.1:9000"),
         ({"DEVICE_SERVER": "http://me:secret@x"}, ("--once",), 2, "without credentials"),
         ({"DEVICE_TOKEN": "two words"}, ("--once",), 2, "one word"),
         ({"DEVICE_CA_FILE": "/nowhere"}, ("--once",), 2, "does not exist"),

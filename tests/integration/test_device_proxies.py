@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from infra.device.trouble import Trouble
+from infra.device.trouble import FetchError
 from infra.http_client import Web
 from infra.local.certificates import make_certificates
 from infra.local.process import free_port
@@ -59,7 +59,7 @@ def test_https_goes_through_a_tunnel(tmp_path: Path, monkeypatch: pytest.MonkeyP
         web = Web(ca_file=certificates.ca_file, environment={"HTTPS_PROXY": proxy.url})
         with web.get(f"https://localhost:9/bucket/{FILE}", {}) as answer:
             assert b"".join(answer.chunks()) == BODY
-        with pytest.raises(Trouble) as refused, web.get(f"https://{FAR}/manifest", {}):
+        with pytest.raises(FetchError) as refused, web.get(f"https://{FAR}/manifest", {}):
             pass
         assert refused.value.reason == "unreachable"
         assert "certificate" in str(refused.value)
@@ -75,7 +75,7 @@ def test_a_proxy_that_refuses_or_is_away_is_named(scheme: str) -> None:
         wrong = proxy.url.replace("//", "//me:s3cret@")
         for url in (wrong, f"http://me:s3cret@127.0.0.1:{free_port()}"):
             web = Web(environment={"ALL_PROXY": url})
-            with pytest.raises(Trouble) as refused, web.get(f"{scheme}://{FAR}/x", {"Authorization": TOKEN}):
+            with pytest.raises(FetchError) as refused, web.get(f"{scheme}://{FAR}/x", {"Authorization": TOKEN}):
                 pass
             assert refused.value.reason == "unreachable"
             assert "proxy" in str(refused.value)

@@ -16,16 +16,16 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.compat import HTTPHeaders
 
-from functions.cameras.reader import Documents
+from functions.cameras.reader import DetectionReader
+from functions.events.plan import plan_body
 from functions.events.routes import Routes
-from functions.mqtt.broker import Broker
-from functions.notify import plan_body
+from functions.mqtt.broker import BrokerConfig
 from functions.s3.objects import Objects
 from functions.settings import load
 from infra.host.bell import Bell
 from infra.host.camera_search import look
 from infra.host.causes import TICK_SECONDS
-from infra.host.detections import Reader
+from infra.host.detections import HostReader
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
 from infra.local.mosquitto import Mosquitto
@@ -196,8 +196,8 @@ async def test_an_object_that_breaks_the_store_is_no_outage_but_a_store_that_is_
     hooks: Any = objects.client.meta.events
     for operation in ("GetObject", *([] if lists else ["ListObjectsV2"])):
         hooks.register(f"before-send.s3.{operation}", unavailable)
-    publisher, routes = HostPublisher(Broker.of(settings), telemetry), Routes.of(settings)
-    reader = Reader(Documents.of(settings, objects=objects), publisher)
+    publisher, routes = HostPublisher(BrokerConfig.of(settings), telemetry), Routes.of(settings)
+    reader = HostReader(DetectionReader.of(settings, objects=objects), publisher)
     bell = Bell(publisher, routes, telemetry, patience_seconds=PATIENCE_SECONDS, reader=reader)
     await publisher.start()
     try:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from functions.cameras.discovery import Cameras
-from functions.events.routes import Camera
+from functions.cameras.message import Camera
 from functions.s3.objects import S3_DEADLINE_SECONDS, Objects
 from functions.settings import load
 from functions.telemetry import SERVICE

@@ -172,7 +172,7 @@ def test_a_link_opens_and_gives_the_bytes(host: Host, target: str) -> None:
 
 
 def test_head_tells_the_files_own_length(host: Host) -> None:
-    """Through uvicorn, though the body is empty, and the connection can be used again."""
+    """Though the body is empty, and the connection can be used again."""
     described = ask(host, method="HEAD")
     assert (described.status, described.body) == (200, b"")
     assert described.headers["content-length"] == described.headers["x-object-size"] == str(len(BODY))
@@ -587,8 +587,8 @@ def test_a_store_that_is_down_is_503_in_time_and_its_return_heals(store: Minio, 
 
 def test_notifications_flow_while_the_store_hangs(store: Minio, tmp_path: Path, mosquitto: Mosquitto) -> None:
     """More requests hang than there are threads: events are confirmed, health answers, and all of them hear 503."""
-    patient = "import functions.s3.objects, infra.host.gateway\n"
-    patient += "functions.s3.objects.S3_READ_TIMEOUT_SECONDS = infra.host.gateway.HANDLER_SECONDS = 6.0"
+    patient = "import functions.s3.objects, infra.host.web.limited_router\n"
+    patient += "functions.s3.objects.S3_READ_TIMEOUT_SECONDS = infra.host.web.limited_router.HANDLER_SECONDS = 6.0"
     with (
         behind(store) as (line, known),
         Host(tmp_path, knowing(store, mosquitto.url, **known), patch=patient) as host,
@@ -613,7 +613,7 @@ def test_notifications_flow_while_the_store_hangs(store: Minio, tmp_path: Path, 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_end_does_not_wait_for_a_store_that_hangs(store: Minio, tmp_path: Path, number: signal.Signals) -> None:
     """Exit 0 within 3 s with requests in hand, each of which is answered 503; DISCONNECT at the broker."""
-    patch = "import functions.s3.objects\nfunctions.objects.S3_READ_TIMEOUT_SECONDS = 30.0"
+    patch = "import functions.s3.objects\nfunctions.s3.objects.S3_READ_TIMEOUT_SECONDS = 30.0"
     with (
         FakeBroker() as broker,
         behind(store) as (line, known),

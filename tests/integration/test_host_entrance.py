@@ -128,7 +128,7 @@ def test_without_tokens_a_strange_web_page_is_refused(
     before = opened.metric("strangers_total", reason="foreign_page")
     status, body = raw(opened, path, fields, method)
     assert status == 403
-    assert "WEBHOOK_TOKENS" in json.loads(body)["title"]
+    assert "WEBHOOK_TOKENS" in json.loads(body)["detail"]
     assert opened.metric("strangers_total", reason="foreign_page") == before + 1
 
 

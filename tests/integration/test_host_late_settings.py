@@ -76,7 +76,7 @@ def test_an_event_that_waited_for_its_broker_bears_the_settings_of_its_sending(
 def test_greetings_that_are_in_flight_do_not_follow_to_another_broker(
     tmp_path: Path, yard: Yard, mosquitto_binary: Path
 ) -> None:
-    """They say where the host was: the new broker has greetings of its own, each once."""
+    """They say where the host was: the new broker has birth messages of its own, each once."""
     del mosquitto_binary
     with ExitStack() as parts:
         old, new = (parts.enter_context(Mosquitto(tmp_path / name)) for name in ("old", "new"))

@@ -31,7 +31,7 @@ def series(host: Host) -> Series:
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in families
         for sample in family.samples
-        if sample.labels
+        if {"topic", "source", "outcome"} & sample.labels.keys()
     }
 
 

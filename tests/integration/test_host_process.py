@@ -376,7 +376,7 @@ def test_a_body_of_one_mebibyte_is_read_and_a_larger_one_is_413(shared: Host, do
         assert shared.post(b" " * size, door).status_code == 413
         response = shared.http.post(door, content=chunks(b" " * size), headers=login)
         assert response.status_code == 413
-        assert response.json()["title"] == "the body is larger than 1048576 bytes"
+        assert response.json()["detail"] == "The body is larger than 1048576 bytes."
     assert shared.post(b"x" * (2 * MEBIBYTE), door, token="nobody's").status_code == 401
 
 
@@ -531,7 +531,7 @@ def test_a_sender_that_vanishes_leaves_nothing_behind(shared: Host) -> None:
 
 def test_an_unforeseen_error_is_500_and_logged_once(tmp_path: Path) -> None:
     """The host goes on."""
-    patch = "import infra.host.app\ndef fail(*_): raise RuntimeError('unforeseen')\ninfra.host.app.plan_body = fail"
+    patch = "from infra.host.web import site\ndef fail(*_): raise RuntimeError('unforeseen')\nsite.plan_body = fail"
     with Host(tmp_path, environment(f"mqtt://127.0.0.1:{free_port()}"), patch=patch, ready=False) as host:
         for number, door in enumerate(("/events", "/events/fast"), 1):
             assert host.post(upload(), door).status_code == 500

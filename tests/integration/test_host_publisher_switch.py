@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from functions.events.routes import Notification
-from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import Status
+from functions.mqtt.broker import BrokerConfig
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Status
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.link import CHANGED
 from infra.host.mqtt.publisher import HostPublisher
@@ -24,16 +24,16 @@ pytestmark = pytest.mark.usefixtures("mosquitto_binary")
 AVAILABILITY = "bucketbell/one/status"
 
 
-def broker_of(url: str, **changes: object) -> Broker:
+def broker_of(url: str, **changes: object) -> BrokerConfig:
     """The broker at this URL."""
     host, _, port = url.removeprefix("mqtt://").rpartition(":")
-    made = Broker(host=host, port=int(port), publish_timeout_seconds=20.0, connect_timeout_seconds=20.0)
+    made = BrokerConfig(host=host, port=int(port), publish_timeout_seconds=20.0, connect_timeout_seconds=20.0)
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]  # each test names real fields
 
 
-def message(number: int = 0, topic: str = "news") -> Notification:
+def message(number: int = 0, topic: str = "news") -> Message:
     """One of many."""
-    return Notification(topic, f"{number}.bin", b"%d" % number, number.to_bytes(16, "big"))
+    return Message(topic, b"%d" % number)
 
 
 @on_uvloop
@@ -143,11 +143,11 @@ async def test_greetings_follow_what_waits_on_each_connect_and_farewells_go_befo
     """Retained `online` on connect, `offline` before DISCONNECT, and by the broker itself when the link is cut."""
     with Mosquitto(tmp_path) as broker, Subscriber(broker.url, (AVAILABILITY, "news")) as listener:
 
-        def said(payload: bytes) -> tuple[Notification, ...]:
-            return (Notification(AVAILABILITY, "", payload, b"", qos=1, retain=True),)
+        def said(payload: bytes) -> tuple[Message, ...]:
+            return (Message(AVAILABILITY, payload, qos=1, retain=True),)
 
         publisher = HostPublisher(broker_of(broker.url, availability_topic=AVAILABILITY), PrometheusTelemetry())
-        publisher.greetings, publisher.farewells = lambda: said(b"online"), lambda: said(b"offline")
+        publisher.birth_messages, publisher.goodbye_messages = lambda: said(b"online"), lambda: said(b"offline")
         await publisher.start()
         flight = publisher.submit(message())
         assert (await flight.done).success
@@ -185,9 +185,7 @@ async def test_a_message_has_its_own_qos_retain_flag_and_label(tmp_path: Path, o
         publisher = HostPublisher(broker_of(broker.url, qos=1), telemetry)
         await publisher.start()
         plain = message(1, "home/plain")
-        special = Notification(
-            "home/camera/7/event", "e", b"{}", b"2" * 16, qos=own, retain=True, label="camera/+/event"
-        )
+        special = Message("home/camera/7/event", b"{}", qos=own, retain=True, label="camera/+/event")
         outcomes = [await publisher.submit(one).done for one in (plain, special)]
         assert [one.status for one in outcomes] == [Status.DELIVERED, Status.SENT if own == 0 else Status.DELIVERED]
         heard = [await asyncio.to_thread(listener.next) for _ in range(2)]

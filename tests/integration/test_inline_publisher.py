@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from functions.events.routes import Notification
-from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import CLOSE_SECONDS, WARM_UP_SECONDS, InlinePublisher, Outcome, Status
+from functions.mqtt.broker import BrokerConfig
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Outcome, Status
+from functions.mqtt.publisher import CLOSE_SECONDS, WARM_UP_SECONDS, InlinePublisher
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
-from infra.subscriber import Message, Subscriber
+from infra.subscriber import Received, Subscriber
 from tests.fakes.broker import Behaviour, FakeBroker, Packet
 from tests.fakes.proxy import TcpProxy
 from tests.leftovers import descriptors, threads
@@ -69,13 +70,13 @@ class _Seen:
 class _Bell:
     """A publisher, what it counted, and how long its last call took."""
 
-    def __init__(self, part: Mosquitto | FakeBroker | TcpProxy, **changes: Any) -> None:  # noqa: ANN401 - any field of Broker
+    def __init__(self, part: Mosquitto | FakeBroker | TcpProxy, **changes: Any) -> None:  # noqa: ANN401 - any field of BrokerConfig
         self.seen = _Seen()
-        self.publisher = InlinePublisher(replace(Broker("127.0.0.1", part.port), **changes), self.seen)
+        self.publisher = InlinePublisher(replace(BrokerConfig("127.0.0.1", part.port), **changes), self.seen)
         self.took_seconds = 0.0
         self.cpu_seconds = 0.0
 
-    def ring(self, *notifications: Notification, seconds: float = PATIENCE_SECONDS) -> list[Outcome]:
+    def ring(self, *notifications: Message, seconds: float = PATIENCE_SECONDS) -> list[Outcome]:
         begun_at, cpu_at = time.monotonic(), time.thread_time()
         try:
             return self.publisher.publish(notifications, begun_at + seconds)
@@ -89,7 +90,7 @@ def bells() -> Iterator[Callable[..., _Bell]]:
     """Makes publishers, and closes them."""
     made: list[_Bell] = []
 
-    def make(part: Mosquitto | FakeBroker | TcpProxy, **changes: Any) -> _Bell:  # noqa: ANN401 - any field of Broker
+    def make(part: Mosquitto | FakeBroker | TcpProxy, **changes: Any) -> _Bell:  # noqa: ANN401 - any field of BrokerConfig
         made.append(_Bell(part, **changes))
         return made[-1]
 
@@ -101,9 +102,9 @@ def bells() -> Iterator[Callable[..., _Bell]]:
 Bells = Callable[..., _Bell]
 
 
-def _note(number: int = 0, topic: str = TOPIC, padding: int = 0, at: str = "") -> Notification:
+def _note(number: int = 0, topic: str = TOPIC, padding: int = 0, at: str = "") -> Message:
     payload = json.dumps({"filename": f"{number}"}).encode() + b" " * padding
-    return Notification(topic, f"{number}", payload, bytes(16), at, (("id", f"{number}{at}"),))
+    return Message(topic, payload, (("id", f"{number}{at}"), ("time", at)))
 
 
 def _statuses(outcomes: list[Outcome]) -> list[Status]:
@@ -121,7 +122,7 @@ def _connects(mosquitto: Mosquitto) -> int:
     return mosquitto.log_text().count("as bucketbell-")
 
 
-def _ids(messages: list[Message]) -> list[str]:
+def _ids(messages: list[Received]) -> list[str]:
     return [dict(message.user_properties)["id"] for message in messages]
 
 
@@ -411,7 +412,7 @@ def test_a_full_pipe_keeps_the_deadline_without_spinning() -> None:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         seen = _Seen()
-        publisher = InlinePublisher(Broker("127.0.0.1", port, qos=0), seen)
+        publisher = InlinePublisher(BrokerConfig("127.0.0.1", port, qos=0), seen)
         begun_at, cpu_at = time.monotonic(), time.thread_time()
         batch = [_note(number, padding=1_000_000) for number in range(20)]
         outcomes = publisher.publish(batch, begun_at + 0.5)
@@ -430,10 +431,8 @@ def test_a_broker_that_never_answers_connect_keeps_the_deadline(bells: Bells) ->
     with FakeBroker(script=[Behaviour(silent=True)]) as fake:
         for bell, seconds in ((bells(fake), 0.3), (bells(fake, connect_timeout_seconds=0.3), 5.0)):
             (outcome,) = bell.ring(_note(), seconds=seconds)
-            assert (outcome.status, outcome.reason) == (
-                Status.UNCONFIRMED,
-                f"{fake.url}: no answer to CONNECT in time",
-            )
+            assert outcome.status is Status.UNCONFIRMED
+            assert outcome.reason.startswith(f"{fake.url}: no answer to CONNECT in time")
             assert bell.took_seconds < 0.3 + SLACK_SECONDS
             assert bell.cpu_seconds < 0.3 / 2
 
@@ -493,9 +492,9 @@ def test_a_process_frozen_past_its_keepalive_delivers_once_and_fast(mosquitto: M
     program = """
 import sys, time
 from functions.mqtt.publisher import InlinePublisher
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from tests.integration.test_inline_publisher import _Seen, _note
-publisher = InlinePublisher(Broker("127.0.0.1", int(sys.argv[1]), keepalive_seconds=1), _Seen())
+publisher = InlinePublisher(BrokerConfig("127.0.0.1", int(sys.argv[1]), keepalive_seconds=1), _Seen())
 for number in range(2):
     sys.stdin.readline()
     begun_at = time.monotonic()
@@ -532,9 +531,9 @@ def test_a_forked_child_gets_a_connection_and_an_id_of_its_own(mosquitto: Mosqui
     program = """
 import os, sys, time
 from functions.mqtt.publisher import InlinePublisher
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from tests.integration.test_inline_publisher import _Seen, _note
-publisher = InlinePublisher(Broker("127.0.0.1", int(sys.argv[1])), _Seen())
+publisher = InlinePublisher(BrokerConfig("127.0.0.1", int(sys.argv[1])), _Seen())
 def ring(number):
     assert publisher.publish([_note(number)], time.monotonic() + 30)[0].success
 ring(0)
@@ -668,8 +667,8 @@ def test_warm_up_does_not_wait_for_connack(bells: Bells) -> None:
 
 def test_warm_up_without_a_broker_costs_at_most_a_second_and_raises_nothing() -> None:
     """A port that refuses, and a host that answers no SYN; the next call tries again and says what is wrong."""
-    nowhere = Broker("127.0.0.1", free_port())
-    for broker in (nowhere, Broker("no-such-host.invalid", 1883)):
+    nowhere = BrokerConfig("127.0.0.1", free_port())
+    for broker in (nowhere, BrokerConfig("no-such-host.invalid", 1883)):
         publisher = InlinePublisher(broker, _Seen())
         publisher.warm_up()
         assert publisher.publish([_note()], time.monotonic() + 1)[0].status is Status.UNCONFIRMED

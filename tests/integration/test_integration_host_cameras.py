@@ -148,12 +148,16 @@ def test_availability_follows_the_host(tmp_path: Path, mosquitto: Mosquitto, yar
 def test_where_it_said_online_the_host_says_offline_before_it_goes_elsewhere(
     tmp_path: Path, mosquitto: Mosquitto, yard: Yard, change: dict[str, object]
 ) -> None:
-    """Whatever the new settings say: nothing is left that says `online` for ever."""
+    """Nothing is left that says `online` for ever; `offline` neither, where the host is still there to take it away."""
     good: dict[str, object] = {"discovery_enabled": True}
-    with stored(tmp_path, yard.environment, mosquitto.port, **good) as (_, admin):
-        eventually(lambda: list(kept(mosquitto, "home/bucketbell/#").values()) == [b"online"])
+    topics = "home/bucketbell/#"
+    with stored(tmp_path, yard.environment, mosquitto.port, **good) as (_, admin), hearing(mosquitto, topics) as ear:
+        eventually(lambda: list(kept(mosquitto, topics).values()) == [b"online"])
         admin.put(mosquitto.port, **good | change)
-        eventually(lambda: list(kept(mosquitto, "home/bucketbell/#").values()) == [b"offline"])
+        is_gone = "enabled" in change
+        eventually(lambda: list(kept(mosquitto, topics).values()) == ([b"offline"] if is_gone else []))
+        said = [message.payload for message in ear.messages]
+        assert said[said.index(b"offline") :] == ([b"offline"] if is_gone else [b"offline", b""])
 
 
 def test_two_hosts_list_each_others_availability(tmp_path: Path, mosquitto: Mosquitto, yard: Yard) -> None:

@@ -18,8 +18,8 @@ from tests.yard import DISCOVERY, Yard, kept, ring
 RENAMED = "import socket\nsocket.gethostname = lambda: '{}'\n"
 QUICK = f"""{SHORT}
 from infra.host import replicas
-from infra.host.mqtt import greetings
-greetings.RETRY_SECONDS = replicas.GONE_SECONDS = 1.0
+from infra.host.mqtt import birth_messages
+birth_messages.RETRY_SECONDS = replicas.GONE_SECONDS = 1.0
 """
 DEVICES_ONLY = f"user {USER}\ntopic write iotsupport/#\ntopic read #\ntopic write the-end/#\n"
 

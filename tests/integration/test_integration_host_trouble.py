@@ -31,7 +31,7 @@ from tests.hosts import TOPICS, Host, eventually, upload
 from tests.stored import API, KEY, PASSWORD, SHORT, USER, Admin, readiness, settings_of, stored, storing
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
-ELSEWHERE_SECONDS = 30.0  # DESIGN: within these a change is in force in the other processes
+ELSEWHERE_SECONDS = 30.0  # within these a change is in force in the other processes
 STALE = "Bucketbell-Stale"
 ROUND_SECONDS = 0.3  # more than one of SHORT's polls
 CANARY = "canary-" + PASSWORD
@@ -77,8 +77,8 @@ def test_only_a_connection_that_lasted_ends_the_row_of_failures(tmp_path: Path) 
     """One that the broker accepts and drops at once is one failure more."""
     unit, lasting = 1.0, 0.5
     patch = (
-        f"{SHORT}\nfrom functions.mqtt import publisher\npublisher.MIN_BACKOFF_SECONDS = {unit}\n"
-        f"from infra.host.mqtt import link\nlink.LASTING_SECONDS = {lasting}"
+        f"{SHORT}\nfrom functools import partial\nfrom infra.host.mqtt import link\nlink.LASTING_SECONDS = {lasting}\n"
+        f"link.backoff_seconds = partial(link.backoff_seconds, first_seconds={unit})"
     )
     assert lasting < LASTING_SECONDS
     dropped = Behaviour(cut_at_publish=0)
@@ -194,7 +194,7 @@ def test_keys_that_are_rotated_before_a_host_has_the_new_one_cost_it_nothing(
         assert "Bring back the key" in str(told)
         assert broker.log_text().count("New client connected") == 1
         # Other settings with a password that nobody here can read are another matter.
-        change = MqttConfigChange.model_validate(settings_of(broker.port, username="another"))
+        change = MqttConfigChange.model_validate(settings_of(broker.port, username="another", password=PASSWORD))
         store_of(database_url, new).save(change, expected_version=1)
         eventually(lambda: "credentials_unreadable" in readiness(host)[1]["reason"])
 
@@ -236,7 +236,7 @@ def test_a_row_that_was_changed_by_hand_is_in_force(tmp_path: Path, mosquitto_bi
 def test_settings_stored_anew_through_a_host_are_in_force_there_at_once(tmp_path: Path, mosquitto_binary: Path) -> None:
     """Their version is lower than that of the row that was deleted by hand."""
     del mosquitto_binary
-    never = f"{SHORT}\nintegration.RELOAD_SECONDS = 3600"
+    never = f"{SHORT}\nbroker_settings.RELOAD_SECONDS = 3600"
     url = new_sqlite(tmp_path)
     with ExitStack() as parts:
         old, new = (parts.enter_context(Mosquitto(tmp_path / name)) for name in ("old", "new"))

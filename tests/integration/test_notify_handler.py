@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from functions.events.plan import plan, to_publish
 from functions.events.routes import Routes
-from functions.notify import ANSWER_MARGIN_SECONDS, Notifier, PublishFailed, plan, to_publish
+from functions.notifier import ANSWER_MARGIN_SECONDS, Notifier, PublishFailed
 from functions.settings import load
 from functions.telemetry import SERVICE, logger
 from infra.local.mosquitto import Mosquitto
@@ -228,7 +229,7 @@ def test_shutdown_is_logged_not_raised(lines: list[dict[str, Any]], monkeypatch:
 
 PROGRAM = """
 import json, sys, threading, time
-from functions import notify
+from functions import notifier, notify
 
 class Context:
     def get_remaining_time_in_millis(self):
@@ -238,7 +239,7 @@ print(json.dumps({"imported": threading.active_count()}), flush=True)
 for line in sys.stdin:
     try:
         answer = notify.handler(json.loads(line), Context())
-    except notify.PublishFailed as error:
+    except notifier.PublishFailed as error:
         answer = str(error)
     print(json.dumps({"answer": answer}), flush=True)
 """

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from functions.events.routes import Routes
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.settings import load
 from infra.host import poller as poller_module
 from infra.host.bell import Bell
@@ -195,7 +195,7 @@ class Sqs:
 async def polling(sqs: Sqs, url: str) -> AsyncIterator[Poller]:
     """A poller of that client on a started publisher."""
     telemetry = PrometheusTelemetry()
-    publisher = HostPublisher(Broker.of(load({"MQTT_URL": url}).settings), telemetry)
+    publisher = HostPublisher(BrokerConfig.of(load({"MQTT_URL": url}).settings), telemetry)
     await publisher.start()
     await until(lambda: publisher.ready)
     poller = Poller(sqs, "queue", Bell(publisher, Routes(), telemetry, patience_seconds=20.0))

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from functions.admin import probe as module
 from functions.admin.probe import PROBE_SECONDS, probe
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.settings import SettingsError, load
 from functions.settings.reach import Address, Targets
 from infra.local.certificates import Certificates, make_certificates
@@ -32,12 +32,12 @@ USER, PASSWORD = "camera", "s3cret-of-the-camera"
 ACL = "user camera\ntopic readwrite unifi/#\n"
 
 
-def at(part: Mosquitto | FakeBroker, **changes: Any) -> Broker:  # noqa: ANN401 - any field of Broker
+def at(part: Mosquitto | FakeBroker, **changes: Any) -> BrokerConfig:  # noqa: ANN401 - any field of BrokerConfig
     """The broker there, by an address."""
-    return replace(Broker("127.0.0.1", part.port), **changes)
+    return replace(BrokerConfig("127.0.0.1", part.port), **changes)
 
 
-def as_camera(broker: Broker, password: str = PASSWORD) -> Broker:
+def as_camera(broker: BrokerConfig, password: str = PASSWORD) -> BrokerConfig:
     """With the credentials that are right, or nearly."""
     return replace(broker, username=USER, password=SecretStr(password))
 
@@ -119,14 +119,14 @@ def test_so_are_those_of_mqtt_3_1_1(code: int, outcome: str) -> None:
 
 def test_a_port_that_nobody_listens_on_is_unreachable() -> None:
     """At once."""
-    verdict = probe(Broker("127.0.0.1", free_port()))
+    verdict = probe(BrokerConfig("127.0.0.1", free_port()))
     assert verdict.outcome == "unreachable"
     assert verdict.duration_seconds < SLACK_SECONDS
 
 
 def test_a_name_that_nobody_has_is_not_resolved() -> None:
     """RFC 6761: there is nothing below `invalid`."""
-    assert probe(Broker("no-such-host.invalid", 1883)).outcome == "name_not_resolved"
+    assert probe(BrokerConfig("no-such-host.invalid", 1883)).outcome == "name_not_resolved"
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -150,7 +150,7 @@ def test_a_blackhole_is_answered_within_the_deadline() -> None:
                 one.setblocking(False)  # noqa: FBT003 - socket's own
                 one.connect_ex(("127.0.0.1", port))
             began_at = time.monotonic()
-            assert probe(Broker("127.0.0.1", port)).outcome == "silent"
+            assert probe(BrokerConfig("127.0.0.1", port)).outcome == "silent"
             assert PROBE_SECONDS - 0.5 < time.monotonic() - began_at < PROBE_SECONDS + SLACK_SECONDS
         finally:
             for one in waiting:
@@ -169,12 +169,12 @@ def test_a_resolver_that_hangs_costs_the_deadline_and_no_more(monkeypatch: pytes
     before = threads()
     for _ in range(module.MAX_RESOLVING + 2):
         began_at = time.monotonic()
-        assert probe(Broker("slow.example", 1883), timeout_seconds=0.1).outcome == "name_not_resolved"
+        assert probe(BrokerConfig("slow.example", 1883), timeout_seconds=0.1).outcome == "name_not_resolved"
         assert time.monotonic() - began_at < 0.1 + SLACK_SECONDS
     assert len(threads() - before) == module.MAX_RESOLVING
     go.set()
     eventually(lambda: threads() <= before)
-    assert probe(Broker("slow.example", free_port()), timeout_seconds=1.0).outcome == "unreachable"
+    assert probe(BrokerConfig("slow.example", free_port()), timeout_seconds=1.0).outcome == "unreachable"
 
 
 @pytest.mark.parametrize("answer", [HTTP_ANSWER, GARBAGE, b""], ids=["http", "garbage", "nothing"])
@@ -345,7 +345,7 @@ NEVER = [
 @pytest.mark.parametrize("allowed", [[], ["0.0.0.0/0", "::/0"], ["broker.example"]])
 def test_some_addresses_are_never_tested(address: str, allowed: list[str]) -> None:
     """Link-local, metadata, unspecified, multicast, in whatever disguise, and whatever is allowed."""
-    assert probe(Broker(address, 1883), Targets.parse(allowed)).outcome == "forbidden"
+    assert probe(BrokerConfig(address, 1883), Targets.parse(allowed)).outcome == "forbidden"
     assert not Targets.parse(allowed).allow("broker.example", ipaddress.ip_address(address))
 
 
@@ -353,7 +353,7 @@ def test_a_name_with_one_forbidden_address_is_forbidden(monkeypatch: pytest.Monk
     """Or whoever owns the name would choose by their order."""
     addresses = [ipaddress.ip_address(text) for text in ("127.0.0.1", "169.254.169.254")]
     monkeypatch.setattr(module, "_lookup", lambda _host: iter(addresses))
-    assert probe(Broker("mixed.example", 1883)).outcome == "forbidden"
+    assert probe(BrokerConfig("mixed.example", 1883)).outcome == "forbidden"
 
 
 @pytest.mark.parametrize(

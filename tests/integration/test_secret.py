@@ -23,8 +23,8 @@ import pytest
 
 from functions import download, notify
 from functions.lifecycle import Renewal
-from functions.mqtt.broker import Broker
-from functions.notify import Notifier, PublishFailed
+from functions.mqtt.broker import BrokerConfig
+from functions.notifier import Notifier, PublishFailed
 from functions.settings import Settings, SettingsError, load, secret
 from functions.telemetry import SERVICE
 from functions.web.tokens import Keyring
@@ -371,7 +371,7 @@ def test_a_rotated_password_is_found_when_the_broker_refuses_the_old_one(
         mosquitto.reload()
         with Subscriber(mosquitto.url, ["#"], username="ear", password="ear") as subscriber:
             notifier.publisher.close()  # as the broker does sooner or later, a restart of its own for one
-            notifier.publisher = type(notifier.publisher)(Broker.of(source.settings), notifier.telemetry)
+            notifier.publisher = type(notifier.publisher)(BrokerConfig.of(source.settings), notifier.telemetry)
             with pytest.raises(PublishFailed, match="refused"):  # the secret is still the old one
                 notifier.handle(s3_event(CONFIG), PLENTY_SECONDS)
             vault.hold({**content, "MQTT_PASSWORD": CANARY})

@@ -33,8 +33,8 @@ def run(directory: Path, *arguments: str, **variables: str) -> tuple[int, str, s
 def test_migrate_makes_the_tables_once(tmp_path: Path, database_url: str) -> None:
     """The second time it says that there was nothing to do; either way it exits 0."""
     first, second = (run(tmp_path, "migrate", DATABASE_URL=database_url) for _ in range(2))
-    assert first == (0, "the tables are of this release now", "")
-    assert second == (0, "the tables were of this release already", "")
+    assert first == (0, "the tables are up to date now", "")
+    assert second == (0, "the tables were up to date already", "")
     assert store_of(database_url).load() is None
     if database_url.startswith("sqlite"):
         mode = Path(database_url.removeprefix("sqlite:///")).stat().st_mode

@@ -16,9 +16,9 @@ import paho
 import pytest
 from pydantic import SecretStr
 
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.tls import TlsFileError, client_context
-from functions.notify import Notifier, PublishFailed
+from functions.notifier import Notifier, PublishFailed
 from functions.settings import load
 from infra.local.certificates import Certificates, make_certificates
 from infra.local.mosquitto import Mosquitto
@@ -124,7 +124,7 @@ def test_a_certificate_of_another_authority_is_refused_by_words_that_name_the_te
 
 def test_a_key_leaves_nothing_on_the_disk(certificates: Certificates) -> None:
     """No file is opened for writing and no descriptor stays open, also when the text is no use."""
-    broker = Broker.of(load(environ("mqtts://b", certificates)).settings)
+    broker = BrokerConfig.of(load(environ("mqtts://b", certificates)).settings)
     assert broker is not None
     written: list[object] = []
     watching = True
@@ -174,16 +174,22 @@ def test_the_protocol_is_asked_for_by_alpn(certificates: Certificates, alpn: str
     assert seen == [alpn or None, True]
 
 
+ROOT = Path(__file__).parents[2]
+
+
 # What Python 3.13, Lambda's, asks of certificates.
 
 CONNECT = """
-import sys
-from functions.mqtt.connection import Connection, ConnectionFailure
+import sys, types
+# Without the settings' face: pydantic is not there for that Python.
+sys.modules["functions.settings"] = settings = types.ModuleType("functions.settings")
+settings.__path__ = [sys.argv[3]]
+from functions.mqtt.connection import Connection, BrokerConnectionError
 
 class Broker:
     url = "mqtts://localhost"
     host, port, tls, protocol, alpn = "localhost", int(sys.argv[1]), True, "5", None
-    username = password = availability_topic = cert_file = key_file = ca_pem = cert_pem = key_pem = None
+    username = password = availability_topic = cert_file = key_file = ca_pem = cert_pem = key_pem = targets = None
     keepalive_seconds = 60
 
 from pathlib import Path
@@ -193,7 +199,7 @@ try:
     connection.open(30.0)
     connection.close()
     print("connected")
-except ConnectionFailure as failure:
+except BrokerConnectionError as failure:
     print(failure.reason)
 """
 
@@ -210,11 +216,11 @@ def test_an_authority_without_key_usage_is_refused_by_lambdas_python_with_the_wa
         def connect(python: Path) -> str:
             packages = Path(paho.__file__).parents[1]  # pure Python, as all that a connection needs
             done = subprocess.run(
-                [python, "-c", CONNECT, str(broker.port), str(made.ca_file)],
+                [python, "-c", CONNECT, str(broker.port), str(made.ca_file), str(ROOT / "functions" / "settings")],
                 capture_output=True,
                 text=True,
                 timeout=PLENTY_SECONDS,
-                env={"PYTHONPATH": f"{Path(__file__).parents[2]}:{packages}", "PYTHONDONTWRITEBYTECODE": "1"},
+                env={"PYTHONPATH": f"{ROOT}:{packages}", "PYTHONDONTWRITEBYTECODE": "1"},
                 check=True,
             )
             return done.stdout.strip()

@@ -160,7 +160,7 @@ def test_what_is_no_token_is_said_to_be_none(tmp_path: Path, text: str) -> None:
     """Exit 1, one line on standard error."""
     done = run(tmp_path, "inspect", "-", said=text)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "this is no token: malformed\n"
+    assert done.stderr == "this is not a token: malformed\n"
 
 
 def test_a_token_cannot_speak_to_the_terminal(tmp_path: Path) -> None:

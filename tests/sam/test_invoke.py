@@ -22,7 +22,7 @@ from infra.local.stores import REGION, Minio, MotoServer
 from infra.sam import tool
 from infra.sam.engine import HOST
 from infra.sam.image import ARCHITECTURE
-from infra.subscriber import Message, Subscriber
+from infra.subscriber import Received, Subscriber
 from tests.gateway import Answered, http_event
 from tests.sam.invoking import INVOKE_SECONDS, Sam
 
@@ -68,7 +68,7 @@ def broker(mosquitto: Mosquitto) -> dict[str, str]:
     return {"MQTT_URL": f"mqtt://{HOST}:{mosquitto.port}", "BUCKET": EVENTS_BUCKET}
 
 
-def heard(subscriber: Subscriber, count: int) -> list[Message]:
+def heard(subscriber: Subscriber, count: int) -> list[Received]:
     """What came: so many messages, and none after them."""
     messages = subscriber.wait_for(count) if count else []
     assert subscriber.silence(SILENCE_SECONDS) == []

@@ -22,21 +22,15 @@ from functions import broker, integration
 from functions.admin import operations as module
 from functions.admin.api import MAX_BODY_BYTES, router
 from functions.admin.openapi import BASE, OPERATIONS, document
-from functions.admin.operations import Administration, CannotPublish, TopicVerdict
+from functions.admin.operations import Administration, CannotPublishError, TopicVerdict
 from functions.admin.probe import Verdict
 from functions.integration import NoLocalPublisher
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.settings import load
 from functions.settings.reach import Targets
+from functions.stored.errors import NoEncryptionKeyError, StoreUnavailableError, VersionConflictError
 from functions.stored.model import MqttConfig, MqttConfigChange
-from functions.stored.store import (
-    ConfigStore,
-    NoEncryptionKey,
-    ProcessStatus,
-    Stored,
-    StoreUnavailable,
-    VersionConflict,
-)
+from functions.stored.store import ConfigStore, ProcessStatus, Stored
 from functions.telemetry import logger
 from tests.gateway import CONTEXT, Answered, http_event
 
@@ -77,7 +71,7 @@ class Shelf(ConfigStore):
         before = self.stored
         current = 0 if before is None else before.version
         if expected_version not in {None, current}:
-            raise VersionConflict(current)
+            raise VersionConflictError(current)
         given = "password" in change.model_fields_set
         password = change.password if given or before is None else before.password
         self.saves += 1
@@ -459,7 +453,7 @@ def test_without_the_database_reading_tells_the_last_good_settings_and_of_when()
     rig = Rig()
     rig.put(GOOD)
     rig.ask("GET", "status")
-    rig.store.failure = StoreUnavailable("the disk is full")
+    rig.store.failure = StoreUnavailableError("the disk is full")
     shown = rig.ask("GET", "config")
     assert (shown.status, shown.document["broker_host"]) == (200, "broker.local")
     assert datetime.fromisoformat(shown.headers["bucketbell-stale"]).tzinfo is not None
@@ -475,7 +469,7 @@ def test_without_the_database_reading_tells_the_last_good_settings_and_of_when()
 def test_a_database_that_was_never_there_is_503_but_the_status_is_told() -> None:
     """This process knows its own connection."""
     rig = Rig()
-    rig.store.failure = StoreUnavailable("it is away")
+    rig.store.failure = StoreUnavailableError("it is away")
     assert rig.ask("GET", "config").status == 503
     status = rig.ask("GET", "status")
     assert (status.document["connected"], status.headers["bucketbell-stale"]) == (True, "never")
@@ -484,7 +478,7 @@ def test_a_database_that_was_never_there_is_503_but_the_status_is_told() -> None
 def test_without_a_key_no_password_is_stored() -> None:
     """409, and which variable to set."""
     rig = Rig()
-    rig.store.failure = NoEncryptionKey()
+    rig.store.failure = NoEncryptionKeyError()
     refused = rig.put({**GOOD, "username": "u", "password": CANARY})
     assert (refused.status, "ENCRYPTION_KEYS" in refused.document["detail"]) == (409, True)
 
@@ -520,7 +514,7 @@ def test_no_log_holds_a_password_or_a_token(caplog: pytest.LogCaptureFixture) ->
     rig.put({**secret, "qos": 3})
     rig.put(raw=json.dumps(secret)[:-1])
     rig.put(secret, token="guess-" + CANARY)
-    rig.store.failure = StoreUnavailable("away")
+    rig.store.failure = StoreUnavailableError("away")
     rig.put(secret)
     said = logged(caplog)
     assert "broker settings stored" in said
@@ -549,9 +543,9 @@ def test_the_status_is_this_process_and_what_others_recorded() -> None:
 
 def test_elsewhere_the_status_is_what_was_recorded_and_a_live_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Labelled, with the settings in force, and not tried again within a few seconds."""
-    tried: list[Broker] = []
+    tried: list[BrokerConfig] = []
 
-    def fake(target: Broker, *_: object, timeout_seconds: float) -> Verdict:
+    def fake(target: BrokerConfig, *_: object, timeout_seconds: float) -> Verdict:
         assert timeout_seconds < 5
         tried.append(target)
         return Verdict("unreachable", "Nobody.", 0.1)
@@ -595,9 +589,9 @@ def test_the_stored_password_goes_only_where_it_belongs(
     monkeypatch: pytest.MonkeyPatch, source: str, changes: dict[str, Any], sent: str | None, which: str
 ) -> None:
     """Same host, port, TLS and user name: anything else could be used to fetch it."""
-    seen: list[Broker] = []
+    seen: list[BrokerConfig] = []
 
-    def fake(target: Broker, _targets: Targets) -> Verdict:
+    def fake(target: BrokerConfig, _targets: Targets) -> Verdict:
         seen.append(target)
         return Verdict("not_authorized", "No.", 0.1, 0x87)
 
@@ -621,9 +615,9 @@ def test_the_stored_password_goes_only_where_it_belongs(
 
 def test_a_test_asks_for_what_the_host_asks_for_and_says_what_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last will where discovery is on, retained messages, QoS; and what the broker in force last said to topics."""
-    seen: list[Broker] = []
+    seen: list[BrokerConfig] = []
 
-    def fake(target: Broker, _targets: Targets) -> Verdict:
+    def fake(target: BrokerConfig, _targets: Targets) -> Verdict:
         seen.append(target)
         refused = "refused: Not authorized" if target.availability_topic else ""
         return Verdict("ok", "Accepted.", 0.1, will_refused=refused, retain_available=False, maximum_qos=1)
@@ -673,7 +667,7 @@ def test_a_live_probe_keeps_to_what_may_be_tested(monkeypatch: pytest.MonkeyPatc
     """The stored broker's, by the operator's list; the environment's broker is the operator's own."""
     seen: list[Targets | None] = []
 
-    def fake(_target: Broker, targets: Targets | None, **_: object) -> Verdict:
+    def fake(_target: BrokerConfig, targets: Targets | None, **_: object) -> Verdict:
         seen.append(targets)
         return Verdict("forbidden", "No.", 0.1)
 
@@ -692,7 +686,7 @@ def test_discovery_is_published_again() -> None:
     """With the number of cameras; where that cannot be done, 409 and why."""
     rig = Rig()
     assert rig.ask("POST", "publish-discovery").document == {"cameras": 1}
-    rig.here.failure = CannotPublish("Discovery is off.")
+    rig.here.failure = CannotPublishError("Discovery is off.")
     refused = rig.ask("POST", "publish-discovery")
     assert (refused.status, refused.document["detail"]) == (409, "Discovery is off.")
 

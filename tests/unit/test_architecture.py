@@ -1,14 +1,16 @@
-"""The flow is one way, one module talks to each outside system, and the entry stays light to import."""
+"""Who may import whom: entries, folders, pure modules, drivers; and the entries stay light to import."""
 
 from __future__ import annotations
 
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -18,53 +20,33 @@ ROOT = Path(__file__).parents[2]
 IMPORT_DEADLINE_SECONDS = 60.0
 MAX_LINES = 400
 
-ENTRIES = {"notify", "download", "broker"}
-PURE = {
-    "addresses",
-    "answers",
-    "audience",
-    "detections",
-    "dialects",
-    "discovery",
-    "events",
-    "mqtt_config",
-    "openapi",
-    "packets",
-    "pem",
-    "reach",
-    "routes",
-    "suspects",
-    "web",
-}
-ADAPTERS = {
-    "administration",
-    "client",
-    "collector",
-    "config_store",
-    "connection",
-    "credentials",
-    "database",
-    "documents",
-    "in_force",
-    "lifetime",
-    "manifest",
-    "objects",
-    "polling",
-    "probe",
-    "publisher",
-    "signing",
-    "storage",
-    "telemetry",
-    "tls",
-    "tokens",
-}
-# What the settings are made of: each may import those that it is paired with.
-SETTINGS = {
-    "settings": {"addresses", "pem", "setting_types", "sources", "target"},
-    "sources": {"secret", "setting_types"},
-    "secret": set[str](),
-    "setting_types": {"addresses", "reach"},
-    "target": {"reach"},
+ALIAS = "functions.broker"  # the former name of the integration's entry
+ENTRIES = {"functions.notify", "functions.download", "functions.integration", ALIAS}
+SETTINGS = "functions.settings"
+# They stand beside the folders, because every folder may need them.
+SHARED = {"functions.telemetry", "functions.lifecycle", "functions.gc_pause", "functions.backoff"}
+# They stand beside the folders too, because they bring several together: what the entry for events keeps warm, and the
+# log of what became of an event, which the host writes as well.
+JOINING = {"functions.notifier", "functions.events_log"}
+# All of this folder is pure, and so is a module whose docstring begins with this word: these at least.
+PURE_FOLDER, PURE_WORD = "functions.events", "Pure:"
+PURE_AT_LEAST = {
+    "functions.admin.openapi",
+    "functions.admin.schemas",
+    "functions.cameras.detections",
+    "functions.cameras.discovery",
+    "functions.cameras.message",
+    "functions.mqtt.audience",
+    "functions.mqtt.message",
+    "functions.mqtt.outcome",
+    "functions.mqtt.packets",
+    "functions.mqtt.suspects",
+    "functions.settings.addresses",
+    "functions.settings.pem",
+    "functions.settings.reach",
+    "functions.stored.errors",
+    "functions.stored.model",
+    "functions.web.messages",
 }
 
 MIGRATIONS = {f"infra.migrations.versions.{file.stem}" for file in ROOT.glob("infra/migrations/versions/0*.py")}
@@ -81,51 +63,53 @@ DRIVERS = {
     "boto3": {"functions.s3.clients", "functions.s3.signing"},
     "botocore": {"functions.s3.clients", "functions.s3.signing", "functions.settings.secret"},
     "pydantic_settings": {
-        "functions.settings",
         "functions.settings.fields",
+        "functions.settings.model",
         "functions.settings.sources",
         "infra.bench.usual.handler",
     },
     "dotenv": {"functions.settings.sources"},
-    # notify: the type of Lambda's context; download, broker: their routes
-    "aws_lambda_powertools": {
-        "functions.telemetry",
-        "functions.notify",
-        "functions.download",
-        "functions.admin.api",
-        "infra.bench.usual.handler",
-    },
+    # the entries: the type of Lambda's context
+    "aws_lambda_powertools": {"functions.telemetry", *(ENTRIES - {ALIAS}), "infra.bench.usual.handler"},
     "jwt": {"functions.web.tokens"},
     "sqlalchemy": {"functions.stored.database", *MIGRATIONS},
     "alembic": {"infra.migrations.runner", "infra.migrations.env", *MIGRATIONS},
     # tokens: the type of one kind of key; certificates: throw-away ones for TLS on this machine
     "cryptography": {"functions.stored.encryption", "functions.web.tokens", "infra.local.certificates"},
     "urllib3": {"infra.http_client"},
-    "uvicorn": {
+    "httptools": {"infra.host.web.protocol", "infra.host.web.wire"},
+    "uvloop": {
         "infra.host.server",
-        "infra.host.guard",
-        "infra.bench.sides",
-    },  # sides: what our host is compared with
-    "prometheus_client": {"infra.host.metrics", "infra.host.app"},  # app: the content type of /metrics
+        "infra.bench.sides",  # is served as the host is
+        "infra.bench.load",  # what asks is no slower than what answers
+        "infra.bench.crowd",
+    },
+    "prometheus_client": {"infra.host.metrics", "infra.host.web.site"},  # site: the content type of /metrics
 }
 
 
-def modules(*packages: str) -> dict[str, Path]:
-    """Every module of these packages: dotted name → file."""
+def modules(package: str) -> dict[str, Path]:
+    """Every module of a package: dotted name → file."""
     return {
         ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
-        for package in packages
         for file in sorted((ROOT / package).rglob("*.py"))
     }
 
 
-FUNCTIONS, INFRA = modules("functions"), modules("infra")
+FUNCTIONS, INFRA, TESTS = modules("functions"), modules("infra"), modules("tests")
+OURS = FUNCTIONS | INFRA | TESTS
+FOLDERS = sorted(name for name, file in FUNCTIONS.items() if file.name == "__init__.py" and name != "functions")
 
 
 @cache
 def tree(file: Path) -> ast.Module:
     """A module's syntax tree."""
     return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def docstring(name: str) -> str:
+    """A module's docstring."""
+    return ast.get_docstring(tree(OURS[name])) or ""
 
 
 def walk(node: ast.AST, *, types: bool) -> Iterator[ast.AST]:
@@ -137,8 +121,9 @@ def walk(node: ast.AST, *, types: bool) -> Iterator[ast.AST]:
         yield from walk(child, types=types)
 
 
+@cache
 def imports(file: Path, *, types: bool = True) -> set[str]:
-    """Dotted names that a module imports, wherever in it: `from a import b` counts as `a` and as `a.b`."""
+    """Dotted names that a module imports, wherever in it: `from a import b` is `a.b` where that is a module of ours."""
     names: set[str] = set()
     for node in walk(tree(file), types=types):
         if isinstance(node, ast.Import):
@@ -146,7 +131,8 @@ def imports(file: Path, *, types: bool = True) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: imports are absolute"
             assert node.module is not None
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= inside if inside <= OURS.keys() else {node.module, *inside}
     return names
 
 
@@ -155,32 +141,57 @@ def top_levels(file: Path) -> set[str]:
     return {name.partition(".")[0] for name in imports(file)}
 
 
-def ours(file: Path, *, types: bool) -> set[str]:
-    """The modules of `functions` that a module imports, without the package's name."""
-    return {name.removeprefix("functions.") for name in imports(file, types=types) & set(FUNCTIONS)} - {"functions"}
+def ours(name: str, *, types: bool = True) -> set[str]:
+    """The other modules of ours that a module imports."""
+    return imports(OURS[name], types=types) & OURS.keys() - {name}
+
+
+def place(name: str) -> str:
+    """The folder of a module, or the module itself where it stands beside the folders."""
+    return ".".join(name.split(".")[:2])
+
+
+def is_pure(name: str) -> bool:
+    """Whether a module promises to be."""
+    return place(name) == PURE_FOLDER or docstring(name).startswith(PURE_WORD)
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """One that is in the graph, if there is any."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
 
 
 def test_the_reader_of_imports_sees_them_all() -> None:
     """The tests below would pass on blindness; this one holds what they stand on."""
-    assert {"functions.settings", "functions.telemetry", "aws_lambda_powertools"} <= (
-        imports(FUNCTIONS["functions.notify"]) | top_levels(FUNCTIONS["functions.notify"])
-    )
-    assert "infra.host.server" in imports(INFRA["infra.cli"])  # inside a function
-    assert "functions.settings" in imports(FUNCTIONS["functions.events.routes"])
-    assert "functions.settings" not in imports(FUNCTIONS["functions.events.routes"], types=False)
-    assert len(FUNCTIONS) > 8
-    assert len(INFRA) > 10
+    assert {"functions.settings", "functions.telemetry"} <= ours("functions.notifier")
+    assert "aws_lambda_powertools" in top_levels(FUNCTIONS["functions.notify"])
+    assert "functions.settings.fields" in ours("functions.settings.model")
+    assert "functions.settings" not in ours("functions.settings.model")
+    assert "functions.cameras.reader" in ours("functions.notifier", types=False)  # inside a function
+    assert "functions.settings" in ours("functions.events.routes")
+    assert "functions.settings" not in ours("functions.events.routes", types=False)
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+    assert len(FUNCTIONS) > 40
+    assert len(INFRA) > 80
+    assert len(FOLDERS) > 8
 
 
-def test_every_deployed_module_has_its_room() -> None:
-    """A new module says whether it is an entry, pure, an adapter, or the settings."""
-    assert {name.removeprefix("functions.") for name in FUNCTIONS} == {
-        "functions",
-        *ENTRIES,
-        *PURE,
-        *ADAPTERS,
-        *SETTINGS,
-    }
+def test_beside_the_folders_are_entries_and_what_all_share_or_what_joins_them() -> None:
+    """A new module finds its folder, or says here why it has none."""
+    beside = {name for name in FUNCTIONS if place(name) == name and name not in FOLDERS}
+    assert beside == {"functions"} | ENTRIES | SHARED | JOINING
+
+
+def test_nobody_imports_an_entry() -> None:
+    """It is for Lambda alone: neither we nor our tools need it, nor what supports the tests, but for tests of it."""
+    support = {name for name, file in TESTS.items() if not file.name.startswith("test_")}
+    importers = {name for name in FUNCTIONS.keys() | INFRA.keys() | support if ours(name) & ENTRIES}
+    assert importers == {ALIAS}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -195,19 +206,51 @@ def test_the_tools_do_not_need_the_tests(name: str) -> None:
     assert "tests" not in top_levels(INFRA[name])
 
 
-def test_the_flow_is_one_way() -> None:
-    """Entries → pure core → adapters → settings: nothing inside imports what is further out."""
-    for name, file in FUNCTIONS.items():
-        assert not ours(file, types=True) & ENTRIES, f"{name} imports an entry"
-    for name in PURE:
-        file = FUNCTIONS[f"functions.{name}"]
-        assert ours(file, types=False) <= PURE, f"{name} is pure"
-        assert ours(file, types=True) <= PURE | {"settings"}, f"{name} is pure"
-        # pydantic: models of what strangers send, at the boundary
-        foreign = top_levels(file) - set(sys.stdlib_module_names) - {"functions", "pydantic", "pydantic_core"}
-        assert not foreign, f"{name} is pure"
-    for name, below in SETTINGS.items():
-        assert ours(FUNCTIONS[f"functions.{name}"], types=True) <= below, f"{name} is below the adapters"
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if is_pure(name)])
+def test_what_is_pure_imports_what_is_pure(name: str) -> None:
+    """And pydantic, for models of what strangers send; the settings only as a type."""
+    assert not {found for found in ours(name, types=False) if not is_pure(found)}
+    assert not {found for found in ours(name) - {SETTINGS} if not is_pure(found)}
+    foreign = top_levels(FUNCTIONS[name]) - set(sys.stdlib_module_names)
+    assert foreign <= {"functions", "pydantic", "pydantic_core"}
+
+
+def test_the_pure_modules_are_known() -> None:
+    """None of them ceases to be by another docstring."""
+    assert {name for name in PURE_AT_LEAST if not is_pure(name)} == set()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_imports_what_it_says(folder: str) -> None:
+    """The folders after "May import" in its docstring; and the settings, what all share, and what is pure."""
+    named = {f"functions.{name}" for name in re.findall(r"`(\w+)`", docstring(folder).partition("May import")[2])}
+    assert named <= set(FOLDERS)
+    granted = {folder, SETTINGS, *named, *SHARED}
+    for name in (one for one in FUNCTIONS if place(one) == folder):
+        assert not {found for found in ours(name) if place(found) not in granted and not is_pure(found)}, name
+
+
+def test_the_settings_stand_on_nothing() -> None:
+    """All else may import them."""
+    assert {place(found) for name in FUNCTIONS if place(name) == SETTINGS for found in ours(name)} == {SETTINGS}
+
+
+def test_there_is_no_circle() -> None:
+    """Neither of modules, imports inside of functions included, nor of the folders that are deployed."""
+    graph = {name: ours(name, types=name in FUNCTIONS) for name in FUNCTIONS | INFRA}
+    assert not circle(graph)
+    folders: dict[str, set[str]] = {}
+    for name in FUNCTIONS:
+        folders.setdefault(place(name), set()).update(
+            place(found) for found in ours(name) if place(found) != place(name)
+        )
+    assert not circle(folders)
+
+
+@pytest.mark.parametrize("name", [name for name, file in (FUNCTIONS | INFRA).items() if file.name == "__init__.py"])
+def test_a_folder_is_imported_for_nothing(name: str) -> None:
+    """Its `__init__` has a docstring only, or a start would pay for what it does not need; the settings have a face."""
+    assert name == SETTINGS or len(tree(OURS[name]).body) == 1
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -217,7 +260,7 @@ def test_one_module_talks_to_each_outside_system(driver: str) -> None:
     assert importers == DRIVERS[driver]
 
 
-@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"functions.settings"}))
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"functions.settings.model"}))
 def test_only_the_settings_read_the_environment(name: str) -> None:
     """No other deployed module touches `os.environ`, by any of its names."""
     read = {"environ", "environb", "getenv", "getenvb", "get_exec_path", "expandvars", "expanduser"}
@@ -225,9 +268,9 @@ def test_only_the_settings_read_the_environment(name: str) -> None:
     assert not read & (used | {imported.rpartition(".")[2] for imported in imports(FUNCTIONS[name])})
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_no_deployed_module_swallows_another(name: str) -> None:
-    """SAM puts the folder's files where a bare `import events` would find them: no name is taken."""
+@pytest.mark.parametrize("name", [*FUNCTIONS, *(name for name in INFRA if place(name) == name)])
+def test_no_module_swallows_another(name: str) -> None:
+    """Where its folder is searched, a bare `import` would find it: what is deployed takes no name, wherever it is."""
     taken = set(sys.stdlib_module_names) | (packages_distributions().keys() - {"functions", "infra"})
     assert name.rpartition(".")[2] not in taken
 
@@ -257,7 +300,7 @@ def loaded_by(statement: str, **variables: str) -> set[str]:
     return set(json.loads(answer.stdout))
 
 
-HEAVY = {"boto3", "botocore", "uvicorn", "uvloop", "httptools", "prometheus_client", "moto", "cryptography", "httpx"}
+HEAVY = {"boto3", "botocore", "uvloop", "httptools", "prometheus_client", "moto", "cryptography", "httpx"}
 HEAVY |= {"sqlalchemy", "alembic", "psycopg"}
 
 
@@ -265,7 +308,7 @@ def test_the_lambda_entry_loads_only_what_it_needs() -> None:
     """Beyond what settings, logger, metrics and MQTT client bring, it loads its own modules and nothing else."""
     entry = loaded_by("import functions.notify")
     needed = loaded_by("import pydantic_settings, paho.mqtt.client\nfrom aws_lambda_powertools import Logger, Metrics")
-    assert not {"boto3", "botocore.session", "prometheus_client", "uvicorn", "typer", "cryptography", "infra"} & entry
+    assert not {"boto3", "botocore.session", "prometheus_client", "httptools", "typer", "cryptography", "infra"} & entry
     # unicodedata: the compiler looks \N{…} up, where there is no .pyc yet
     assert entry - needed - {"gc", "unicodedata"} <= set(FUNCTIONS)
 
@@ -303,9 +346,11 @@ DATABASE = {
 @pytest.mark.parametrize("entry", sorted(ENTRIES))
 def test_without_a_database_nothing_of_one_is_loaded(entry: str) -> None:
     """Neither by an entry nor by asking for a store that is not configured; where one is, the packages come."""
-    ask = f"""import functions.{entry}, functions.stored.store, functions.settings
+    ask = f"""import {entry}, functions.stored.store, functions.settings
 functions.stored.store.ConfigStore.of(functions.settings.load().settings)"""
-    brought = loaded_by("import jwt") if entry == "download" else set[str]()  # cryptography, where it is installed
+    brought = (
+        loaded_by("import jwt") if entry == "functions.download" else set[str]()
+    )  # cryptography, where it is installed
     assert not DATABASE & (loaded_by(ask, DATABASE_URL=" ") - brought)
     assert DATABASE - {"alembic"} <= loaded_by(ask, DATABASE_URL="postgresql://db.local/settings")
 

@@ -10,16 +10,17 @@ from typing import Any, cast
 
 import pytest
 
-from functions.events.routes import Notification, Routes
-from functions.mqtt.publisher import Outcome, Status
-from functions.notify import Settled, Step, plan
+from functions.events.plan import Fate, Settled, Step, plan
+from functions.events.routes import Routes, Upload
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Outcome, Status
 from infra.host import bell as bell_module
-from infra.host.bell import MEMORY_LIMIT, Bell, Memory
+from infra.host.bell import SEEN_LIMIT, Bell, SeenEvents
 from infra.host.causes import RETRY_SECONDS, TRY_SECONDS
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.mqtt.aside import Flight
+from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.link import LinkStatus
-from infra.host.mqtt.publisher import HostPublisher, QueueFull
+from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from tests.hosts import on_uvloop, record
 from tests.timing import PATIENCE_SECONDS
 
@@ -36,18 +37,18 @@ class Publisher:
     status = LinkStatus("mqtt://broker", connected=False, since=0.0, reason="nobody there", reason_code=0x88)
 
     def __init__(self) -> None:
-        self.flights: list[Flight] = []
+        self.flights: list[PendingPublish] = []
         self.room = 1_000_000
         self.away = False
 
     def withdraw_late(self) -> None:
         """As `HostPublisher.withdraw_late`: nothing here is unsent."""
 
-    def submit(self, notification: Notification) -> Flight:
+    def submit(self, message: Message) -> PendingPublish:
         """As `HostPublisher.submit`."""
         if len(self.flights) >= self.room:
-            raise QueueFull
-        flight = Flight(notification, 0.0, 0.0)
+            raise QueueFullError
+        flight = PendingPublish(message, 0.0, 0.0)
         self.flights.append(flight)
         return flight
 
@@ -169,7 +170,7 @@ async def test_a_refusal_is_told_once_but_to_a_queue_always() -> None:
     await asyncio.sleep(0.01)
     case.answer(REFUSED)
     (settled,) = await polled
-    assert (settled.label, settled.hopeless) == ("refused", True)
+    assert (settled.label, settled.fate) == ("refused", Fate.PERMANENT)
 
 
 @on_uvloop
@@ -182,7 +183,7 @@ async def test_what_the_broker_forbids_is_tried_again_at_the_sure_door_until_the
     ringing = asyncio.create_task(case.bell.ring(case.steps(upload, upload), "sure"))
     await asyncio.sleep(0)
     case.answer(FORBIDDEN)
-    assert [(one.label, one.retriable, one.hopeless) for one in await ringing] == [("refused", True, False)] * 2
+    assert [(one.label, one.fate) for one in await ringing] == [("refused", Fate.RETRIABLE)] * 2
     assert await case.ring(upload, answer=DELIVERED) == ["delivered"]
     assert await case.ring(upload) == ["repeated"]
 
@@ -218,10 +219,10 @@ async def test_whatever_asks_for_a_retry_does_so_for_an_hour(outcome: Outcome) -
     """Then it is answered 200 and counted as given up, and so is the next one of that cause, at its first try."""
     case, upload, later, other = Case(), record("assets/a"), record("assets/b"), record()
     said = await _for_an_hour(case, upload, outcome)
-    assert [(one.label, one.retriable, one.hopeless) for one in said] == [
-        (outcome.status, True, False),
-        (outcome.status, True, False),
-        ("gave_up", False, True),
+    assert [(one.label, one.fate) for one in said] == [
+        (outcome.status, Fate.RETRIABLE),
+        (outcome.status, Fate.RETRIABLE),
+        ("gave_up", Fate.PERMANENT),
     ]
     assert said[-1].reason == outcome.reason
     assert await case.ring(later, answer=outcome) == ["gave_up"]
@@ -308,7 +309,7 @@ async def test_what_gave_up_is_announced_once_more_when_its_cause_ends(logged: C
     case.bell.holdups.tick(1.0)
     case.answer(DELIVERED)
     await asyncio.sleep(0)
-    first, again = case.publisher.flights[0].notification, case.publisher.flights[-1].notification
+    first, again = case.publisher.flights[0].message, case.publisher.flights[-1].message
     assert again == first
     assert case.counted()["again", "delivered"] == 1
     assert await case.ring(upload) == ["repeated"]
@@ -394,8 +395,10 @@ async def test_doors_that_tell_of_one_upload_with_different_fields_ring_once() -
         assert await case.ring(second, answer=UNCONFIRMED) == ["unconfirmed"]
         assert await case.ring(second, answer=DELIVERED) == ["delivered"]
         assert await case.ring(first) == await case.ring(second) == ["repeated"]
-        one, again = (flight.notification for flight in case.publisher.flights[flights:])
-        assert dict(one.user_properties)["id"] == dict(again.user_properties)["id"] == one.identity.hex()
+        one, again = (flight.message for flight in case.publisher.flights[flights:])
+        (step,) = case.steps(first)
+        assert isinstance(step.action, Upload)
+        assert dict(one.user_properties)["id"] == dict(again.user_properties)["id"] == step.action.identity.hex()
 
 
 @on_uvloop
@@ -417,7 +420,7 @@ async def test_a_dropped_event_is_logged_as_an_error(monkeypatch: pytest.MonkeyP
     case = Case()
     case.publisher.room = 0
     errors: list[dict[str, Any]] = []
-    monkeypatch.setattr("functions.notify.logger.error", lambda _text, extra: errors.append(extra))
+    monkeypatch.setattr("functions.events_log.logger.error", lambda _text, extra: errors.append(extra))
     case.bell.ring_soon(case.steps(record("assets/a.bin")), "fast")
     (error,) = errors
     assert (error["outcome"], error["reason"]) == ("dropped", "too many notifications wait already")
@@ -472,12 +475,12 @@ async def test_nothing_is_kept_of_a_flight_that_has_landed() -> None:
     for outcome in (DELIVERED, UNCONFIRMED, REFUSED):
         await case.ring(record(), answer=outcome)
     await asyncio.sleep(0)
-    assert not case.bell._flights  # noqa: SLF001 - a leak shows nowhere else
+    assert not case.bell._under_way  # noqa: SLF001 - a leak shows nowhere else
 
 
 def test_the_memory_forgets_the_oldest_beyond_its_limit() -> None:
     """Eviction follows the order in which events were settled."""
-    memory = Memory(limit=3)
+    memory = SeenEvents(limit=3)
     for name in (b"a", b"b", b"c", b"a", b"d"):
         memory.add(name)
     assert [name in memory for name in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
@@ -488,7 +491,7 @@ def test_the_memory_forgets_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> 
     """After its time an identity is new again."""
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    memory = Memory(seconds=60.0)
+    memory = SeenEvents(seconds=60.0)
     memory.add(b"a")
     now[0] += 59.9
     assert b"a" in memory
@@ -500,15 +503,15 @@ def test_the_memory_forgets_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_full_memory_takes_at_most_20_megabytes() -> None:
     """50,000 settled identities, measured."""
-    memory = Memory()
+    memory = SeenEvents()
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        for number in range(MEMORY_LIMIT + 1000):
+        for number in range(SEEN_LIMIT + 1000):
             memory.add(number.to_bytes(16, "big"))
         taken_bytes = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert len(memory) == MEMORY_LIMIT == 50_000
+    assert len(memory) == SEEN_LIMIT == 50_000
     print(f"{taken_bytes / 1e6:.1f} MB")  # noqa: T201 - the figure, with `pytest -s`
     assert taken_bytes <= 20_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from functions.cameras.discovery import Cameras
-from functions.events.routes import Camera
+from functions.cameras.message import Camera
 
 FRONT = Camera("front", "Front door")
 

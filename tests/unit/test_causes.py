@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.events.routes import Detection, Notification, Unread
-from functions.mqtt.publisher import Outcome, Status
+from functions.events.routes import Detection, Unread, Upload
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Outcome, Status
 from infra.host import causes as module
 from infra.host.causes import FORBIDDEN, LAPSE_SECONDS, RETRY_SECONDS, TRY_SECONDS, Cause, Causes, cause_of
 
@@ -179,8 +180,8 @@ def test_bad_events_stall_a_queue_once_for_each_cause(waiting: list[str], bad_ev
     assert stalled_seconds == 60.0 * len({*waiting} - {"good"})
 
 
-def _notification() -> Notification:
-    return Notification(TOPIC, "f", b"{}", event(1))
+def _upload() -> Upload:
+    return Upload("f", event(1), Message(TOPIC, b"{}"))
 
 
 def _detection(camera_id: str = "front", event_id: str = "e1") -> Detection:
@@ -200,7 +201,7 @@ def _detection(camera_id: str = "front", event_id: str = "e1") -> Detection:
 )
 def test_a_brokers_cause_is_topic_and_reason(outcome: Outcome, reason: str) -> None:
     """Of one camera too, whose topic is its own."""
-    assert cause_of(_notification(), outcome) == Cause(TOPIC, reason)
+    assert cause_of(_upload(), outcome) == Cause(TOPIC, reason)
     assert cause_of(_detection("back"), outcome) == Cause("camera back", reason)
 
 

@@ -15,20 +15,21 @@ from hypothesis import strategies as st
 from functions.cameras.detections import (
     LABEL,
     MAX_DOCUMENT_BYTES,
-    BadDetection,
+    BadDetectionError,
     CameraTopics,
     DetectionEvent,
     Latest,
     addressed,
-    notification,
+    event_message,
     parse,
     rfc3339,
 )
 from functions.cameras.discovery import camera_topic
+from functions.cameras.message import Sighting
 from functions.cameras.reader import thumbnail_path
 from functions.events.envelopes import ObjectCreated
 from functions.events.names import MAX_EVENT_ID_BYTES, is_picture_path
-from functions.events.routes import Detection, Notification, Routes, Sighting, Skip, SkipReason
+from functions.events.routes import Detection, Routes, Skip, SkipReason, Upload
 from functions.settings import SettingsError, load
 
 EVENT_ID, CAMERA_ID = "0b9c2f9e-6f0a-4d55-8d5e-1f1de0a3f1aa", "front-door"
@@ -84,13 +85,13 @@ def encoded(**changes: object) -> bytes:
 def published(document: bytes, thumbnail_url: str | None = None) -> dict[str, Any]:
     """The payload that a document ends as."""
     event = parse(document, detection())
-    found: dict[str, Any] = json.loads(notification(detection(), event, TOPICS, thumbnail_url).payload)
+    found: dict[str, Any] = json.loads(event_message(detection(), event, TOPICS, thumbnail_url).payload)
     return found
 
 
-def refused(document: bytes) -> BadDetection:
+def refused(document: bytes) -> BadDetectionError:
     """Why a document is none."""
-    with pytest.raises(BadDetection) as caught:
+    with pytest.raises(BadDetectionError) as caught:
         published(document)
     return caught.value
 
@@ -105,7 +106,8 @@ def test_a_document_below_the_events_prefix_is_a_detection() -> None:
     assert isinstance(found, Detection)
     assert (found.camera_id, found.event_id) == (CAMERA_ID, EVENT_ID)
     assert (found.object_key, found.version_id) == (KEY, "v1")
-    assert (found.identity, found.time) == (upload.identity, upload.event_time)
+    assert found.identity == upload.identity
+    assert dict(found.user_properties)["time"] == upload.event_time
     assert found.picture_key == f"events/{CAMERA_ID}/{EVENT_ID}.jpg"
 
 
@@ -157,7 +159,7 @@ def test_ids_may_be_any_text_that_a_folder_and_a_topic_can_hold(name: str) -> No
 def test_of_two_prefixes_the_first_rules_are_the_files() -> None:
     """An events prefix takes nothing away from configs and assets."""
     routes = Routes(events_prefix="cams/")
-    assert isinstance(routes.route(created("assets/cams/a/b.json")), Notification)
+    assert isinstance(routes.route(created("assets/cams/a/b.json")), Upload)
     assert isinstance(routes.route(created("cams/a/b.json")), Detection)
     assert Routes(bucket="other", events_prefix="cams/").route(created("cams/a/b.json")) == Skip("foreign_bucket")
 
@@ -373,7 +375,7 @@ def test_uuids_and_datetimes_serialise() -> None:
     assert found["timestamp"] == "2026-11-20T21:20:28Z"
     assert found["track"] == str(UUID(int=7))
     assert found["seen"] == ["2026-01-02T00:00:00Z"]
-    with pytest.raises(BadDetection):
+    with pytest.raises(BadDetectionError):
         replace(event, extra={"x": object()}).payload(None)
 
 
@@ -383,10 +385,10 @@ def test_uuids_and_datetimes_serialise() -> None:
 def test_the_message_goes_where_the_cameras_topics_say_and_how() -> None:
     """Prefix, QoS and retain are the stored ones; metrics see one topic for all cameras."""
     event = parse(encoded(), detection())
-    plain = notification(detection(), event, TOPICS, None)
+    plain = event_message(detection(), event, TOPICS, None)
     assert (plain.topic, plain.qos, plain.retain) == ("home/camera/front-door/event", None, False)
     assert plain.metric_topic == LABEL == "camera/+/event"
-    stored = notification(detection(), event, CameraTopics("cams", 2, retain=True), None)
+    stored = event_message(detection(), event, CameraTopics("cams", 2, retain=True), None)
     assert (stored.topic, stored.qos, stored.retain) == ("cams/camera/front-door/event", 2, True)
 
 
@@ -399,15 +401,15 @@ def test_the_environments_topics_are_the_default() -> None:
 def test_events_go_where_home_assistant_is_told_to_listen(camera_id: str) -> None:
     """The same topic as in the camera's discovery message."""
     found = detection(f"events/{camera_id}/{EVENT_ID}.json")
-    message = notification(found, parse(encoded(camera_id=camera_id), found), TOPICS, None)
+    message = event_message(found, parse(encoded(camera_id=camera_id), found), TOPICS, None)
     assert message.topic == camera_topic("home", camera_id)
 
 
 def test_the_message_tells_of_its_upload_but_not_of_the_objects_etag() -> None:
     """CloudEvents attributes as update notifications have them; what is published is the content itself."""
-    message = notification(detection(version_id="v1"), parse(encoded(), detection()), TOPICS, None)
+    message = event_message(detection(version_id="v1"), parse(encoded(), detection()), TOPICS, None)
     properties = dict(message.user_properties)
-    assert properties["id"] == message.identity.hex() == detection(version_id="v1").identity.hex()
+    assert properties["id"] == detection(version_id="v1").identity.hex()
     assert properties["subject"] == KEY
     assert properties["source"] == "s3://devices"
     assert not {"etag", "size", "versionid"} & set(properties)
@@ -508,7 +510,7 @@ def test_the_latest_of_a_camera_is_by_its_own_time() -> None:
 
 def test_a_message_bears_the_settings_of_its_sending() -> None:
     """Topic, QoS and retaining; nothing else of it changes."""
-    made = notification(detection(), parse(encoded(), detection()), TOPICS, None)
+    made = event_message(detection(), parse(encoded(), detection()), TOPICS, None)
     assert isinstance(made.about, Sighting)
     sent = addressed(made, made.about, CameraTopics("house", 2, retain=True))
     assert sent == replace(made, topic=f"house/camera/{CAMERA_ID}/event", qos=2, retain=True)

@@ -11,7 +11,7 @@ from infra.device.names import (
     MAX_PAYLOAD_BYTES,
     Kind,
     Name,
-    UnsafeName,
+    UnsafeNameError,
     is_own,
     parse_payload,
     safe,
@@ -52,7 +52,7 @@ HOSTILE: list[tuple[Kind, str]] = [
 @pytest.mark.parametrize(("kind", "filename"), HOSTILE)
 def test_a_hostile_name_has_no_place(kind: Kind, filename: str) -> None:
     """What would leave the folder, or no file system can hold, is refused with a reason."""
-    with pytest.raises(UnsafeName, match=r"\w"):
+    with pytest.raises(UnsafeNameError, match=r"\w"):
         safe(kind, filename)
 
 
@@ -84,7 +84,7 @@ def test_no_name_leads_out_of_its_folder(filename: str) -> None:
     """Whatever is let through lies below the folder, segment for segment, for the operating system too."""
     try:
         name = safe("asset", filename)
-    except UnsafeName:
+    except UnsafeNameError:
         return
     assert PurePosixPath(name.path).parts == name.segments
     assert Path("/d", name.path).resolve().is_relative_to("/d/assets")
@@ -95,7 +95,7 @@ def test_notes_cannot_collide(one: str, other: str) -> None:
     """Two files have two notes, called by hex digits alone."""
     try:
         names = safe("asset", one), safe("asset", other)
-    except UnsafeName:
+    except UnsafeNameError:
         return
     assert (names[0].digest == names[1].digest) == (one == other)
     assert set(names[0].digest) <= set("0123456789abcdef")
@@ -126,8 +126,8 @@ def test_a_device_wants_its_own_config_and_every_asset() -> None:
     ],
 )
 def test_what_is_no_notification_is_refused(payload: bytes) -> None:
-    """Anybody may publish anything; nothing but UnsafeName comes of it."""
-    with pytest.raises(UnsafeName):
+    """Anybody may publish anything; nothing but UnsafeNameError comes of it."""
+    with pytest.raises(UnsafeNameError):
         parse_payload(payload)
 
 

@@ -11,7 +11,7 @@ import pytest
 from infra.device.checks import Check
 from infra.device.names import Name, safe
 from infra.device.store import Store, StoreError, Version, storing
-from infra.device.trouble import Trouble
+from infra.device.trouble import FetchError
 
 NAME = Name("asset", "sub/firmware.bin")
 VERSION = Version("etag-1", 6)
@@ -162,7 +162,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     store = Store(device)
     (device / "assets").mkdir()
     (device / "assets" / "sub").symlink_to(outside)
-    with pytest.raises(Trouble) as refused:
+    with pytest.raises(FetchError) as refused:
         put(store, NAME, VERSION, b"123456")
     assert refused.value.reason == "conflict"
     (device / "assets" / "sub").unlink()
@@ -181,7 +181,7 @@ def test_a_linked_assets_or_state_folder_is_refused(tmp_path: Path) -> None:
     outside.mkdir()
     store = Store(tmp_path / "device")
     (tmp_path / "device" / "assets").symlink_to(outside)
-    with pytest.raises(Trouble):
+    with pytest.raises(FetchError):
         put(store, NAME, VERSION, b"123456")
     store.close()
     (tmp_path / "other").mkdir()
@@ -198,7 +198,7 @@ def test_a_file_and_a_folder_of_one_name_conflict(tmp_path: Path, first: str, se
     """S3 may hold both; a folder cannot: the first stays, the second is told."""
     store = Store(tmp_path)
     put(store, safe("asset", first), VERSION, b"123456")
-    with pytest.raises(Trouble) as refused:
+    with pytest.raises(FetchError) as refused:
         put(store, safe("asset", second), VERSION, b"654321")
     assert refused.value.reason == "conflict"
     assert (tmp_path / "assets" / first).read_bytes() == b"123456"
@@ -242,6 +242,6 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 )
 def test_the_systems_errors_have_reasons(number: int, reason: str) -> None:
     """What the operating system says decides what the loop does."""
-    with pytest.raises(Trouble) as raised, storing():
+    with pytest.raises(FetchError) as raised, storing():
         raise OSError(number, os.strerror(number))
     assert raised.value.reason == reason

@@ -8,7 +8,7 @@ from infra.device.loop import Device
 from infra.device.names import Name
 from infra.device.server import Listed, Manifest, Server, Ticket
 from infra.device.store import Store, Version
-from infra.device.trouble import Trouble
+from infra.device.trouble import FetchError
 from infra.http_client import Web
 
 MAC = "a1-b2-c3-d4-e5-f6"
@@ -45,7 +45,7 @@ class Shelf(Server):
     def locate(self, name: Name) -> Ticket:
         """Nothing."""
         self.asked += 1
-        raise Trouble("gone", f"no {name.path}")
+        raise FetchError("gone", f"no {name.path}")
 
 
 def comparisons(directory: Path, files: int) -> int:

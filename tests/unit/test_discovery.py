@@ -31,7 +31,8 @@ from functions.cameras.discovery import (
     object_id,
     removed,
 )
-from functions.events.routes import Camera, Notification
+from functions.cameras.message import Camera
+from functions.mqtt.message import Message
 from tests.discovery_rules import problems
 
 FRONT = Camera("front", "Front door")
@@ -68,7 +69,7 @@ EVENT: Mapping[str, Any] = {
 }
 
 
-def announced(camera: Camera = FRONT, **changes: Any) -> Notification:  # noqa: ANN401 - passed on as they are
+def announced(camera: Camera = FRONT, **changes: Any) -> Message:  # noqa: ANN401 - passed on as they are
     """The discovery message of `camera`, of a host with two replicas unless said otherwise."""
     return discovery(
         camera,
@@ -81,7 +82,7 @@ def announced(camera: Camera = FRONT, **changes: Any) -> Notification:  # noqa: 
     )
 
 
-def message(notification: Notification) -> Any:  # noqa: ANN401 - JSON
+def message(notification: Message) -> Any:  # noqa: ANN401 - JSON
     """What Home Assistant reads."""
     return json.loads(notification.payload)
 
@@ -101,7 +102,7 @@ def rendered(template: str, payload: Mapping[str, Any], now: datetime | None = N
     return jinja.from_string(template).render(value=json.dumps(payload), value_json=payload).strip()
 
 
-def rules_broken(notification: Notification, discovery_prefix: str = "homeassistant") -> list[str]:
+def rules_broken(notification: Message, discovery_prefix: str = "homeassistant") -> list[str]:
     """What Home Assistant would refuse."""
     return problems(notification.topic, notification.payload, discovery_prefix=discovery_prefix)
 
@@ -131,15 +132,6 @@ def test_the_message_is_retained_on_its_own_topic_with_a_bounded_label() -> None
     assert notification.qos == 2
     assert notification.metric_topic == "homeassistant/device/+/config"
     assert {component["qos"] for component in message(notification)["components"].values()} == {2}
-
-
-def test_an_identity_stands_for_one_message() -> None:
-    """The same message has the same, another camera, name or removal another."""
-    one = announced().identity
-    assert len(one) == 16
-    assert announced().identity == one
-    others = [announced(Camera("back", "Front door")), announced(Camera("front", "Door")), removed("front", "ha")]
-    assert len({one, *(other.identity for other in others)}) == 4
 
 
 def test_any_replica_keeps_the_cameras_available() -> None:

@@ -11,20 +11,11 @@ from typing import Any
 
 import pytest
 
-from functions.events.routes import Notification, Routes, Skip
-from functions.mqtt.publisher import Outcome, Status
-from functions.notify import (
-    Notifier,
-    PublishFailed,
-    Settled,
-    direct_answer,
-    log,
-    plan,
-    plan_body,
-    settle,
-    sqs_answer,
-    to_publish,
-)
+from functions.events.plan import Settled, plan, plan_body, settle, sqs_answer, to_publish
+from functions.events.routes import Routes, Skip, Upload
+from functions.events_log import log
+from functions.mqtt.outcome import Outcome, Status
+from functions.notifier import Notifier, PublishFailed, direct_answer
 from functions.settings import load
 from functions.telemetry import SERVICE, logger
 
@@ -100,8 +91,9 @@ def test_every_senders_document_gets_one_step_per_record_and_the_same_answer_how
         wrapped = plan(_batch(document), Routes())
         assert [step.action for step in wrapped] == [step.action for step in steps]
         assert {step.message_id for step in wrapped} == {"m1"}
-    for notification in to_publish(steps):
-        assert json.loads(notification.payload) == {"filename": notification.filename}
+    for step in steps:
+        if isinstance(step.action, Upload):
+            assert json.loads(step.action.message.payload) == {"filename": step.action.filename}
     if "delete" in file.stem or "lifecycle" in file.stem or "tagging" in file.stem:
         assert to_publish(steps) == []
 
@@ -185,7 +177,7 @@ def test_a_message_without_a_usable_body_is_kept_for_a_person(body: object) -> N
 
 
 def test_a_direct_invocation_is_summed_up() -> None:
-    """Published, skipped and hopeless are counted; the hopeless are named with their reasons."""
+    """Published, skipped and failed are counted; the failed are named with their reasons."""
     records = [*GOOD["Records"], *REMOVED["Records"], *ASSET["Records"], {"eventName": "ObjectCreated:Put"}]
     answer = direct_answer(_settled({"Records": records}, DELIVERED, REFUSED))
     assert (answer["published"], answer["skipped"], answer["failed"]) == (1, 1, 2)
@@ -269,7 +261,7 @@ def test_without_mqtt_url_every_invocation_succeeds_in_silence(
 def test_a_notification_without_an_outcome_is_a_mistake_that_is_noticed() -> None:
     """Rather than an event that silently counts as done."""
     (step,) = plan(GOOD, Routes())
-    assert isinstance(step.action, Notification)
+    assert isinstance(step.action, Upload)
     with pytest.raises((ValueError, StopIteration, RuntimeError)):
         settle([step], [])
 

@@ -6,24 +6,17 @@ import time
 
 import pytest
 
-from functions.events.routes import Notification, newest_of_each
-from functions.mqtt.broker import Broker
-from functions.mqtt.publisher import (
-    MAX_BACKOFF_SECONDS,
-    InlinePublisher,
-    Outcome,
-    Status,
-    acknowledged,
-    backoff_seconds,
-    new_client_id,
-)
+from functions.mqtt.broker import BrokerConfig, new_client_id
+from functions.mqtt.message import Message, newest_of_each
+from functions.mqtt.outcome import Outcome, Status, acknowledged
+from functions.mqtt.publisher import InlinePublisher
 from functions.telemetry import EmfTelemetry
 
-NOWHERE = Broker("broker.invalid", 1883)
+NOWHERE = BrokerConfig("broker.invalid", 1883)
 
 
-def _notification(name: str, *, at: str = "", identity: int = 0) -> Notification:
-    return Notification("t", name, name.encode(), identity.to_bytes(16, "big"), at)
+def _message(name: str, *, at: str = "", number: int = 0) -> Message:
+    return Message("t", name.encode(), (("id", f"{number}"), ("time", at)))
 
 
 @pytest.mark.parametrize(
@@ -76,8 +69,8 @@ def test_unconfirmed_is_a_failure_that_another_try_may_cure() -> None:
 
 def test_identical_messages_fold_into_the_newest_event_in_order_of_first_appearance() -> None:
     """Whatever the order of arrival, the newest event's properties go out; of equal times, the later arrival's."""
-    old, new = _notification("a", at="2026-01-01", identity=1), _notification("a", at="2026-01-02", identity=2)
-    tied, other = _notification("a", at="2026-01-02", identity=3), _notification("b")
+    old, new = _message("a", at="2026-01-01", number=1), _message("a", at="2026-01-02", number=2)
+    tied, other = _message("a", at="2026-01-02", number=3), _message("b")
     assert list(newest_of_each([old, other, new]).values()) == [new, other]
     assert list(newest_of_each([new, other, old]).values()) == [new, other]
     assert list(newest_of_each([new, tied]).values()) == [tied]
@@ -90,20 +83,12 @@ def test_no_two_client_ids_are_alike() -> None:
     assert all(len(one) == len("bucketbell-") + 12 for one in ids)
 
 
-@pytest.mark.parametrize(("failures", "ceiling"), [(1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (8, 60), (10_000, 60)])
-def test_back_off_grows_from_one_to_sixty_seconds_with_jitter(failures: int, ceiling: float) -> None:
-    """Doubling, between half of its ceiling and all of it, and never the same twice in a row of many."""
-    delays = {backoff_seconds(failures) for _ in range(200)}
-    assert all(ceiling / 2 <= delay <= ceiling <= MAX_BACKOFF_SECONDS for delay in delays)
-    assert len(delays) > 100
-
-
 def test_without_a_broker_everything_is_a_silent_no_op(capsys: pytest.CaptureFixture[str]) -> None:
     """No outcome, no error, no metric but `mqtt_enabled` 0."""
     telemetry = EmfTelemetry()
     publisher = InlinePublisher(None, telemetry)
     publisher.warm_up()
-    assert publisher.publish([_notification("a")], time.monotonic() + 1) == []
+    assert publisher.publish([_message("a")], time.monotonic() + 1) == []
     assert not publisher.enabled
     publisher.close()
     publisher.close()
@@ -125,6 +110,6 @@ def test_a_closed_publisher_says_so_and_stays_closed() -> None:
     publisher.close()
     publisher.close()
     publisher.warm_up()
-    assert publisher.publish([_notification("a")], time.monotonic() + 1) == [
+    assert publisher.publish([_message("a")], time.monotonic() + 1) == [
         Outcome(Status.UNCONFIRMED, "shut down"),
     ]

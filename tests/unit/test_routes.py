@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from functions.events.envelopes import ObjectCreated
 from functions.events.names import is_asset_path
-from functions.events.routes import Detection, Notification, Routes, Skip, SkipReason
+from functions.events.routes import Detection, Routes, Skip, SkipReason, Upload
 from functions.settings import load
 
 MAC = "aa-bb-cc-dd-ee-ff"
@@ -21,7 +21,7 @@ def created(key: str, bucket: str = "devices") -> ObjectCreated:
     return ObjectCreated(bucket, key, "ObjectCreated:Put", "2026-11-20T12:00:00.000Z", "e1", 42, "v1", "s1")
 
 
-def route(key: str, routes: Routes | None = None) -> Notification | Skip:
+def route(key: str, routes: Routes | None = None) -> Upload | Skip:
     """What becomes of an upload to `key`, where no detections are announced."""
     found = (routes or Routes()).route(created(key))
     assert not isinstance(found, Detection)
@@ -32,9 +32,9 @@ def route(key: str, routes: Routes | None = None) -> Notification | Skip:
 def test_a_config_is_announced_by_its_name(mac: str) -> None:
     """Six hex pairs joined by dashes, in any case, passed on as uploaded."""
     found = route(f"configs/{mac}.json")
-    assert isinstance(found, Notification)
-    assert (found.topic, found.filename) == (CONFIGS, f"{mac}.json")
-    assert found.payload == b'{"filename": "%s.json"}' % mac.encode()
+    assert isinstance(found, Upload)
+    assert (found.message.topic, found.filename) == (CONFIGS, f"{mac}.json")
+    assert found.message.payload == b'{"filename": "%s.json"}' % mac.encode()
 
 
 @pytest.mark.parametrize(
@@ -95,16 +95,16 @@ def test_anything_else_among_the_configs_is_a_mistake(name: str) -> None:
 def test_an_asset_is_announced_by_its_path(path: str) -> None:
     """Spaces, quotes and Unicode (in either normal form) arrive as they were uploaded."""
     found = route(f"assets/{path}")
-    assert isinstance(found, Notification)
-    assert (found.topic, found.filename) == (ASSETS, path)
-    assert json.loads(found.payload) == {"filename": path}
+    assert isinstance(found, Upload)
+    assert (found.message.topic, found.filename) == (ASSETS, path)
+    assert json.loads(found.message.payload) == {"filename": path}
 
 
 def test_the_payload_is_json_in_utf_8_with_one_key() -> None:
     """Byte for byte: quotes and backslashes escaped, Unicode as it is."""
     found = route('assets/a "b"\\\N{LATIN SMALL LETTER U WITH DIAERESIS}\N{BELL}.bin')
-    assert isinstance(found, Notification)
-    assert found.payload == b'{"filename": "a \\"b\\"\\\\\xc3\xbc\xf0\x9f\x94\x94.bin"}'
+    assert isinstance(found, Upload)
+    assert found.message.payload == b'{"filename": "a \\"b\\"\\\\\xc3\xbc\xf0\x9f\x94\x94.bin"}'
 
 
 NOT_IN_A_STRING = [*range(0x20), *range(0x7F, 0xA0), 0xFDD0, 0xFDEF, 0xFEFF, 0xFFFE, 0xFFFF, 0x1FFFE, 0x1FFFF, 0x10FFFF]
@@ -176,11 +176,11 @@ def test_the_settings_choose_prefixes_topics_and_bucket() -> None:
     environ = {"CONFIGS_PREFIX": "a/b", "ASSETS_PREFIX": "a/c/", "TOPIC_PREFIX": "plant/7/", "BUCKET": "devices"}
     routes = Routes.of(load(environ).settings)
     config, asset = route(f"a/b/{MAC}.json", routes), route("a/c/a/c/x", routes)
-    assert isinstance(config, Notification)
-    assert isinstance(asset, Notification)
-    assert (config.topic, config.filename) == ("plant/7/updates/configs", f"{MAC}.json")
-    assert (asset.topic, asset.filename) == ("plant/7/updates/assets", "a/c/x")
-    assert routes.topics == (config.topic, asset.topic)
+    assert isinstance(config, Upload)
+    assert isinstance(asset, Upload)
+    assert (config.message.topic, config.filename) == ("plant/7/updates/configs", f"{MAC}.json")
+    assert (asset.message.topic, asset.filename) == ("plant/7/updates/assets", "a/c/x")
+    assert routes.topics == (config.message.topic, asset.message.topic)
     assert route(f"configs/{MAC}.json", routes) == Skip("unmapped")
 
 
@@ -189,12 +189,12 @@ def test_a_foreign_bucket_never_rings() -> None:
     key = f"configs/{MAC}.json"
     for bucket in ("other", "Devices", "devices2", ""):
         assert Routes(bucket="devices").route(created(key, bucket)) == Skip("foreign_bucket")
-        assert isinstance(Routes().route(created(key, bucket)), Notification)
-    assert isinstance(Routes(bucket="devices").route(created(key)), Notification)
+        assert isinstance(Routes().route(created(key, bucket)), Upload)
+    assert isinstance(Routes(bucket="devices").route(created(key)), Upload)
 
 
 def test_a_topic_has_no_leading_slash() -> None:
-    """REQUIREMENTS A10."""
+    """Brokers take one for an empty level, and devices subscribe without."""
     assert Routes().topics == (CONFIGS, ASSETS)
 
 
@@ -202,10 +202,10 @@ def test_the_properties_are_a_cloud_event() -> None:
     """CloudEvents attributes in their order, then what is known of the object; the id is the event's identity."""
     event = created("assets/a b.bin")
     found = Routes().route(event)
-    assert isinstance(found, Notification)
+    assert isinstance(found, Upload)
     assert found.identity == event.identity
-    assert found.time == event.event_time
-    assert found.user_properties == (
+    assert found.message.time == event.event_time
+    assert found.message.user_properties == (
         ("specversion", "1.0"),
         ("id", event.identity.hex()),
         ("source", "s3://devices"),
@@ -221,11 +221,11 @@ def test_the_properties_are_a_cloud_event() -> None:
 def test_what_is_not_known_is_left_out() -> None:
     """No property is empty; a size of 0 is a size."""
     found = Routes().route(ObjectCreated("b", "assets/x", "ObjectCreated:Copy"))
-    assert isinstance(found, Notification)
-    assert [name for name, _ in found.user_properties] == ["specversion", "id", "source", "type", "subject"]
+    assert isinstance(found, Upload)
+    assert [name for name, _ in found.message.user_properties] == ["specversion", "id", "source", "type", "subject"]
     empty = Routes().route(ObjectCreated("b", "assets/x", "ObjectCreated:Copy", size=0))
-    assert isinstance(empty, Notification)
-    assert dict(empty.user_properties)["size"] == "0"
+    assert isinstance(empty, Upload)
+    assert dict(empty.message.user_properties)["size"] == "0"
 
 
 SEGMENTS = st.lists(st.one_of(st.text(max_size=8), st.sampled_from(["", ".", "..", "a", "\\..", "C:"])), max_size=5)
@@ -239,7 +239,7 @@ def test_whatever_is_announced_stays_inside_a_folder(path: str) -> None:
         if isinstance(found, Skip):
             continue
         assert found.filename == path
-        assert json.loads(found.payload.decode()) == {"filename": path}
+        assert json.loads(found.message.payload.decode()) == {"filename": path}
         folder = Path("/some/folder")
         joined = folder / found.filename
         assert joined.parts[:3] == folder.parts

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.settings import (
     LambdaRuntime,
     Settings,
@@ -62,7 +62,7 @@ def problems(environ: dict[str, str], *, env_file: Path | None = None) -> dict[s
 )
 def test_an_mqtt_url_says_where_the_broker_is(url: str, *, tls: bool, host: str, port: int) -> None:
     """Scheme, host and port are taken from the URL, default ports filled in, path and query ignored."""
-    broker = Broker.of(settings(MQTT_URL=url))
+    broker = BrokerConfig.of(settings(MQTT_URL=url))
     assert broker is not None
     assert (broker.tls, broker.host, broker.port) == (tls, host, port)
     assert parse_mqtt_url(broker.url) == (tls, host, port)
@@ -128,17 +128,17 @@ def test_without_a_url_there_is_no_broker(environ: dict[str, str]) -> None:
     """Unset, empty and blank all mean that MQTT is not configured, whatever else is."""
     loaded = load({**environ, "MQTT_USERNAME": "", "MQTT_QOS": " ", "WEBHOOK_TOKENS": ""})
     assert loaded.settings == Settings()
-    assert Broker.of(loaded.settings) is None
+    assert BrokerConfig.of(loaded.settings) is None
     assert loaded.origins == {}
 
 
 def test_credentials_are_there_only_when_given() -> None:
     """Neither, the name alone, or both; the password keeps its spaces."""
     url = {"MQTT_URL": "mqtt://b"}
-    assert Broker.of(load(url).settings) == Broker("b", 1883)
-    assert Broker.of(load(url | {"MQTT_USERNAME": "u"}).settings) == Broker("b", 1883, username="u")
-    broker = Broker.of(load(url | {"MQTT_USERNAME": " u ", "MQTT_PASSWORD": " p "}).settings)
-    assert broker == Broker("b", 1883, username="u", password=SecretStr(" p "))
+    assert BrokerConfig.of(load(url).settings) == BrokerConfig("b", 1883)
+    assert BrokerConfig.of(load(url | {"MQTT_USERNAME": "u"}).settings) == BrokerConfig("b", 1883, username="u")
+    broker = BrokerConfig.of(load(url | {"MQTT_USERNAME": " u ", "MQTT_PASSWORD": " p "}).settings)
+    assert broker == BrokerConfig("b", 1883, username="u", password=SecretStr(" p "))
 
 
 def test_everything_about_the_connection_reaches_the_broker(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_everything_about_the_connection_reaches_the_broker(tmp_path: Path) -> N
         MQTT_PUBLISH_TIMEOUT_SECONDS="7",
         **{f"MQTT_{name}_FILE": str(file) for name, file in files.items()},
     )
-    assert Broker.of(found) == Broker(
+    assert BrokerConfig.of(found) == BrokerConfig(
         "b",
         8883,
         tls=True,
@@ -174,7 +174,7 @@ def test_everything_about_the_connection_reaches_the_broker(tmp_path: Path) -> N
 
 def test_the_defaults_are_those_of_the_design() -> None:
     """QoS 1 and MQTT 5 unless somebody asks for something else."""
-    broker = Broker.of(settings(MQTT_URL="mqtt://b"))
+    broker = BrokerConfig.of(settings(MQTT_URL="mqtt://b"))
     assert broker is not None
     assert (broker.qos, broker.protocol, broker.tls) == (1, "5", False)
     assert (Settings().topic_prefix, Settings().configs_prefix, Settings().assets_prefix) == (
@@ -428,8 +428,8 @@ def test_tls_files_need_tls_and_each_other(tmp_path: Path) -> None:
     assert "mqtts://" in problems(plain | ca)["MQTT_CA_FILE"]
     assert "MQTT_CERT_FILE" in problems(tls | cert)["MQTT_KEY_FILE"]
     assert "MQTT_CERT_FILE" in problems(tls | key)["MQTT_KEY_FILE"]
-    assert Broker.of(load(tls | ca | cert | key).settings) is not None
-    assert Broker.of(load(tls | ca).settings) is not None
+    assert BrokerConfig.of(load(tls | ca | cert | key).settings) is not None
+    assert BrokerConfig.of(load(tls | ca).settings) is not None
 
 
 CERTIFICATE = "-----BEGIN CERTIFICATE----- canary5f3a -----END CERTIFICATE-----"
@@ -449,7 +449,7 @@ def test_certificates_may_come_as_text() -> None:
     )
     certificate = "-----BEGIN CERTIFICATE-----\ncanary5f3a\n-----END CERTIFICATE-----\n"
     key = certificate.replace("CERTIFICATE", "PRIVATE KEY")
-    assert Broker.of(loaded.settings) == Broker(
+    assert BrokerConfig.of(loaded.settings) == BrokerConfig(
         "b",
         443,
         tls=True,
@@ -458,7 +458,7 @@ def test_certificates_may_come_as_text() -> None:
         key_pem=SecretStr(key),
         alpn="x-amzn-mqtt-ca",
     )
-    assert "PRIVATE KEY" not in f"{loaded} {Broker.of(loaded.settings)} {loaded.settings.model_dump_json()}"
+    assert "PRIVATE KEY" not in f"{loaded} {BrokerConfig.of(loaded.settings)} {loaded.settings.model_dump_json()}"
 
 
 def test_certificates_as_text_need_tls_and_each_other_and_no_files(tmp_path: Path) -> None:
@@ -539,7 +539,7 @@ def test_a_rejected_value_is_never_repeated(environ: dict[str, str]) -> None:
 
 
 def test_secrets_do_not_show() -> None:
-    """Settings and Broker can be printed and logged."""
+    """Settings and BrokerConfig can be printed and logged."""
     loaded = load(
         {
             "MQTT_URL": "mqtt://b",
@@ -552,9 +552,8 @@ def test_secrets_do_not_show() -> None:
             "ENCRYPTION_KEYS": f"{CANARY:k<43}=",
         }
     )
-    shown = (
-        f"{loaded} {loaded.settings} {loaded.settings!r} {Broker.of(loaded.settings)} {loaded.settings.model_dump()}"
-    )
+    broker = BrokerConfig.of(loaded.settings)
+    shown = f"{loaded} {loaded.settings} {loaded.settings!r} {broker} {loaded.settings.model_dump()}"
     assert CANARY not in shown + loaded.settings.model_dump_json()
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from functions.events.routes import Notification
 from functions.mqtt.audience import EARLY_SECONDS, MAX_TOPICS, Audience
+from functions.mqtt.message import Message
 from functions.mqtt.suspects import (
     CLOSES,
     MAX_SUSPECTS,
@@ -17,14 +17,14 @@ from functions.mqtt.suspects import (
 )
 
 
-def _message(name: str = "bad", topic: str = "forbidden") -> Notification:
-    return Notification(topic, name, name.encode(), bytes(16))
+def _message(name: str = "bad", topic: str = "forbidden") -> Message:
+    return Message(topic, name.encode())
 
 
 BAD, GOOD = _message(), _message("good", "allowed")
 
 
-def _convicted(*messages: Notification) -> Suspects:
+def _convicted(*messages: Message) -> Suspects:
     """Each of them closed the connection until it was convicted, and another message was acknowledged in between."""
     suspects = Suspects()
     for message in messages:
@@ -176,3 +176,17 @@ def test_nobody_listens_is_doubted_moments_after_a_connect_where_somebody_did() 
     for number in range(2 * MAX_TOPICS):
         audience.doubts(_message(topic=str(number)), 0x00, 200.0)
     assert not audience.doubts(a, 0x10, 200.0), "bounded"
+
+
+def test_a_host_that_listens_for_a_moment_is_no_subscriber_of_a_cameras_events() -> None:
+    """It does so after each connect: what the broker says then is no reason to wait for subscribers later."""
+    event = replace(_message(topic="home/camera/front/event"), label="camera/+/event")
+    nothing = replace(event, label="", retain=True, payload=b"")
+    audience = Audience()
+    audience.connected(100.0)
+    for early in (event, nothing):
+        assert not audience.doubts(early, 0x00, 101.0)
+    assert not audience.doubts(event, 0x10, 102.0)
+    assert not audience.doubts(event, 0x00, 100.0 + EARLY_SECONDS)
+    audience.connected(200.0)
+    assert audience.doubts(event, 0x10, 201.0), "somebody was there for longer"

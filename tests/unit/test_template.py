@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from functions.admin.openapi import BASE, PATH
-from functions.mqtt.broker import Broker
+from functions.mqtt.broker import BrokerConfig
 from functions.s3 import clients as storage
 from functions.settings import Settings, load
 from infra.connect.documents import (
@@ -172,7 +172,7 @@ def test_the_functions_are_given_settings_that_exist() -> None:
 def test_the_settings_take_what_the_functions_are_given() -> None:
     """With nothing filled in, MQTT is off and no device may download; with a broker, each value arrives."""
     bare = Stack()
-    assert Broker.of(load(bare.environment("NotifyFunction")).settings) is None
+    assert BrokerConfig.of(load(bare.environment("NotifyFunction")).settings) is None
     assert load(bare.environment("DownloadFunction")).settings.device_token_keys == ()
     for existing, bucket in (("", BUCKET), ("firmware.example", "firmware.example")):
         given = {name: EVERYTHING[name] for name in ("MqttUrl", "MqttAlpn")}
@@ -182,7 +182,7 @@ def test_the_settings_take_what_the_functions_are_given() -> None:
             assert (settings.bucket, settings.configs_prefix, settings.assets_prefix) == (bucket, "configs/", "assets/")
             assert settings.log_level == "DEBUG"
         settings = load(stack.environment("NotifyFunction")).settings
-        broker = Broker.of(settings)
+        broker = BrokerConfig.of(settings)
         assert broker is not None
         assert broker.url == EVERYTHING["MqttUrl"]
         assert (settings.mqtt_alpn, settings.topic_prefix) == ("x-amzn-mqtt-ca", "plant/a")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from functions.events.routes import Notification, Routes
-from functions.notify import Step, plan
+from functions.events.plan import Step, plan
+from functions.events.routes import Routes, Upload
 from infra.host.twins import Twins
 
 FULL: dict[str, Any] = {"versionId": "v1", "eTag": "e1", "sequencer": "01"}
@@ -28,8 +28,8 @@ def ids(*steps: Step) -> list[str]:
     found = []
     for step in steps:
         action = twins.known(step).action
-        assert isinstance(action, Notification)
-        assert dict(action.user_properties)["id"] == action.identity.hex()
+        assert isinstance(action, Upload)
+        assert dict(action.message.user_properties)["id"] == action.identity.hex()
         found.append(action.identity.hex())
     return found
 

@@ -19,7 +19,7 @@ def sent(reply: Reply, *, is_head: bool = False, closes: bool = False) -> tuple[
     line, *fields = head.decode("latin-1").split("\r\n")
     headers = dict(field.split(": ", 1) for field in fields)
     assert len(headers) == len(fields)
-    assert parsedate_to_datetime(headers.pop("date"))
+    parsedate_to_datetime(headers.pop("date"))
     return line, headers, body
 
 

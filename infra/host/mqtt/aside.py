@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 
-from functions.events.routes import Notification
 from functions.mqtt.audience import Audience
-from functions.mqtt.publisher import Outcome
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Outcome
 from functions.mqtt.suspects import Conviction, Suspects, likeliest_last
 from infra.host.pending import Pending
 
 
-class Flight:
-    """One notification on its way. `done` gets exactly one `Outcome`, also when nobody waits any more."""
+class PendingPublish:
+    """One message on its way. `done` gets exactly one `Outcome`, also when nobody waits any more."""
 
-    __slots__ = ("begun_at", "deadline", "done", "has_closed", "notification", "sent_at", "suspect")
+    __slots__ = ("begun_at", "deadline", "done", "has_closed", "message", "sent_at", "suspect")
 
-    def __init__(self, notification: Notification, begun_at: float, deadline: float) -> None:
-        self.notification = notification
+    def __init__(self, message: Message, begun_at: float, deadline: float) -> None:
+        self.message = message
         self.begun_at = begun_at
         self.deadline = deadline
         self.done = Pending[Outcome]()
@@ -27,72 +27,74 @@ class Flight:
 
 
 class Aside:
-    """What is known of one broker, and the flights that wait because of it."""
+    """What is known of one broker, and the messages that wait because of it."""
 
     def __init__(self) -> None:
         """Nothing is known yet."""
         self.suspects = Suspects()
         self.audience = Audience()
-        self._alone: dict[str, deque[Flight]] = {}  # by topic
-        self._unheard: dict[str, deque[Flight]] = {}
+        self._alone: dict[str, deque[PendingPublish]] = {}  # by topic
+        self._unheard: dict[str, deque[PendingPublish]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._alone.values())) + sum(map(len, self._unheard.values()))
 
-    def take_all(self) -> list[Flight]:
+    def take_all(self) -> list[PendingPublish]:
         """Take everything."""
-        flights = [flight for kept in (self._alone, self._unheard) for flights in kept.values() for flight in flights]
+        publishes = [
+            pending for kept in (self._alone, self._unheard) for publishes in kept.values() for pending in publishes
+        ]
         self._alone, self._unheard = {}, {}
-        return flights
+        return publishes
 
-    def takes(self, flight: Flight) -> bool:
-        """Keep `flight` if it has to travel alone."""
-        if not (flight.suspect or self.suspects.suspected(flight.notification)):
+    def takes(self, pending: PendingPublish) -> bool:
+        """Keep `pending` if it has to travel alone."""
+        if not (pending.suspect or self.suspects.suspected(pending.message)):
             return False
-        flights = self._alone.setdefault(flight.notification.topic, deque())
-        if flight.has_closed:
-            flights.appendleft(flight)
+        publishes = self._alone.setdefault(pending.message.topic, deque())
+        if pending.has_closed:
+            publishes.appendleft(pending)
         else:
-            flights.append(flight)
+            publishes.append(pending)
         return True
 
     def lost(
-        self, in_flight: list[Flight], *, blames: bool, age_seconds: float, now: float
-    ) -> tuple[list[Flight], Conviction | None]:
+        self, in_flight: list[PendingPublish], *, blames: bool, age_seconds: float, now: float
+    ) -> tuple[list[PendingPublish], Conviction | None]:
         """The connection is over, at this age, and because of one of these where it `blames` them.
 
         Return them in the order in which they go out again, and the conviction of the only one, where it is due.
         """
         blamed = in_flight if blames else []
-        conviction, is_open = self.suspects.lost([flight.notification for flight in blamed], age_seconds, now)
-        for flight in in_flight:
-            flight.suspect = flight.suspect or (bool(blamed) and is_open)
-            flight.has_closed = flight.suspect and len(blamed) == 1
+        conviction, is_open = self.suspects.lost([pending.message for pending in blamed], age_seconds, now)
+        for pending in in_flight:
+            pending.suspect = pending.suspect or (bool(blamed) and is_open)
+            pending.has_closed = pending.suspect and len(blamed) == 1
         return likeliest_last(blamed) or in_flight, conviction
 
-    def due(self, age_seconds: float) -> Flight | None:
+    def due(self, age_seconds: float) -> PendingPublish | None:
         """Return the next suspect that may go out over a connection of this age.
 
         For each topic only the first: it speaks for those behind it, which the broker may well forbid too.
         """
-        for flights in self._alone.values():
-            if self.suspects.pause_seconds(flights[0].notification) <= age_seconds:
-                return flights[0]
+        for publishes in self._alone.values():
+            if self.suspects.pause_seconds(publishes[0].message) <= age_seconds:
+                return publishes[0]
         return None
 
-    def send(self, flight: Flight, age_seconds: float) -> None:
+    def send(self, pending: PendingPublish, age_seconds: float) -> None:
         """Take what is `due`: it goes out."""
-        topic = flight.notification.topic
+        topic = pending.message.topic
         self._alone[topic].popleft()
         self._forget_empty(topic)
-        self.suspects.sending(flight.notification, age_seconds)
+        self.suspects.sending(pending.message, age_seconds)
 
-    def take_late(self, now: float) -> list[Flight]:
+    def take_late(self, now: float) -> list[PendingPublish]:
         """Take the suspects whose deadline has passed."""
         late = []
-        for topic, flights in list(self._alone.items()):
-            while flights and flights[0].deadline <= now:
-                late.append(flights.popleft())
+        for topic, publishes in list(self._alone.items()):
+            while publishes and publishes[0].deadline <= now:
+                late.append(publishes.popleft())
             self._forget_empty(topic)
         return late
 
@@ -100,18 +102,18 @@ class Aside:
         if not self._alone[topic]:
             del self._alone[topic]
 
-    def keep_unheard(self, flight: Flight) -> None:
+    def keep_unheard(self, pending: PendingPublish) -> None:
         """Keep what nobody was there to hear."""
-        self._unheard.setdefault(flight.notification.topic, deque()).append(flight)
+        self._unheard.setdefault(pending.message.topic, deque()).append(pending)
 
-    def take_heard(self, topic: str) -> deque[Flight]:
+    def take_heard(self, topic: str) -> deque[PendingPublish]:
         """Take what waits for the subscribers of `topic`: one is back."""
         return self._unheard.pop(topic, deque())
 
-    def take_unheard(self, now: float) -> list[Flight]:
+    def take_unheard(self, now: float) -> list[PendingPublish]:
         """Take what is to be sent again: one message of each topic, and all when the answer will be believed."""
         if not self.audience.early(now):
-            return [flight for topic in list(self._unheard) for flight in self.take_heard(topic)]
-        probes = [flights.popleft() for flights in self._unheard.values()]
-        self._unheard = {topic: flights for topic, flights in self._unheard.items() if flights}
+            return [pending for topic in list(self._unheard) for pending in self.take_heard(topic)]
+        probes = [publishes.popleft() for publishes in self._unheard.values()]
+        self._unheard = {topic: publishes for topic, publishes in self._unheard.items() if publishes}
         return probes

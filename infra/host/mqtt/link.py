@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from functions.admin.probe import NO_RETAINED
-from functions.events.routes import Notification
-from functions.mqtt.broker import Broker
-from functions.mqtt.connection import RETAIN_NOT_SUPPORTED, Ack, Connection, ConnectionFailure
-from functions.mqtt.publisher import backoff_seconds, new_client_id
+from functions.backoff import backoff_seconds
+from functions.mqtt.broker import BrokerConfig, new_client_id
+from functions.mqtt.connection import RETAIN_NOT_SUPPORTED, Ack, BrokerConnectionError, Connection
+from functions.mqtt.message import Message
 from functions.telemetry import Telemetry, logger
+from infra.host.threads import in_thread
 
 LASTING_SECONDS = 10.0  # a connection that held for this long ends a row of failures
 DEMAND_SECONDS = 1.0  # somebody waits for the broker: try this soon, whatever the back-off says
@@ -59,19 +59,19 @@ class LinkUser(Protocol):
     def link_made(self) -> None:
         """The broker has accepted us."""
 
-    def will_refused(self, failure: ConnectionFailure) -> None:
+    def will_refused(self, failure: BrokerConnectionError) -> None:
         """The broker accepts us without our last will; with it, it did not."""
 
     def link_moved(self) -> None:
         """Acknowledgements may have come, or there is room to write again."""
 
-    def link_lost(self, failure: ConnectionFailure) -> None:
+    def link_lost(self, failure: BrokerConnectionError) -> None:
         """The connection is over, or an attempt has failed; nothing sent before will be acknowledged."""
 
     def waiting(self) -> bool:
         """Whether something waits to be sent."""
 
-    def last_words(self) -> Sequence[Notification]:
+    def goodbye_messages(self) -> Sequence[Message]:
         """What to say before DISCONNECT."""
 
 
@@ -79,7 +79,7 @@ class Link:
     """At most one connection at a time, under one client id. Belongs to one event loop, as does every call."""
 
     def __init__(
-        self, broker: Broker | None, telemetry: Telemetry, user: LinkUser, on_change: Callable[[LinkStatus], None]
+        self, broker: BrokerConfig | None, telemetry: Telemetry, user: LinkUser, on_change: Callable[[LinkStatus], None]
     ) -> None:
         """`on_change` hears of every connect, disconnect and failed attempt. Nothing is connected before `start`."""
         self._broker = broker
@@ -94,7 +94,7 @@ class Link:
         self._demand = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._opening: asyncio.Future[None] | None = None
-        self._without_will: ConnectionFailure | None = None  # why the next attempt leaves it out
+        self._without_will: BrokerConnectionError | None = None  # why the next attempt leaves it out
         self.status = LinkStatus(broker.url if broker else None, connected=False, since=time.time(), reason="starting")
         telemetry.connection(connected=False)
         telemetry.enabled(enabled=False)
@@ -109,7 +109,7 @@ class Link:
         return self._opened.take_acks() if self._opened is not None else []
 
     @property
-    def broker(self) -> Broker | None:
+    def broker(self) -> BrokerConfig | None:
         """Where it connects to."""
         return self._broker
 
@@ -123,17 +123,17 @@ class Link:
         """Say DISCONNECT and end. Idempotent."""
         task = self._task
         if self._leave():
-            self._became(connected=False, failure=ConnectionFailure(SHUT_DOWN))
+            self._became(connected=False, failure=BrokerConnectionError(SHUT_DOWN))
         if task is not None:
             await asyncio.gather(task, return_exceptions=True)
 
-    def use(self, broker: Broker | None, *, otherwise: str = CHANGED) -> None:
+    def use(self, broker: BrokerConfig | None, *, otherwise: str = CHANGED) -> None:
         """Leave the broker, and go to this one as a new client; None: to nobody, and `otherwise` says why."""
         self._leave()
         self._broker = broker
         self._without_will = None
         self._client_id = new_client_id(broker.client_id_prefix) if broker else ""
-        changed = ConnectionFailure(CHANGED if broker else otherwise)
+        changed = BrokerConnectionError(CHANGED if broker else otherwise)
         self.status = replace(self.status, broker=broker.url if broker else None, reconnect_attempts=0)
         self._became(connected=False, failure=changed)
         self._user.link_lost(changed)
@@ -149,7 +149,7 @@ class Link:
         """Put on the wire what was handed to the connection."""
         connection = self._opened
         if connection is not None:
-            with contextlib.suppress(ConnectionFailure):  # it is in connection.failure
+            with contextlib.suppress(BrokerConnectionError):  # it is in connection.failure
                 connection.flush()
             self._look_after(connection)
 
@@ -182,15 +182,15 @@ class Link:
         if self._opened is None:
             return False
         if self._opened.connected:
-            with contextlib.suppress(ConnectionFailure):
-                for notification in self._user.last_words():
-                    self._opened.send(notification)
+            with contextlib.suppress(BrokerConnectionError):
+                for message in self._user.goodbye_messages():
+                    self._opened.send(message)
                 self._opened.flush()
         self._opened.close()
         self._opened = None
         return True
 
-    async def _stay_connected(self, broker: Broker) -> None:
+    async def _stay_connected(self, broker: BrokerConfig) -> None:
         failures = 0
         while True:
             begun_at = time.monotonic()
@@ -204,12 +204,12 @@ class Link:
                 await self._until_lost(connection)
                 lasted = time.monotonic() - connected_at >= LASTING_SECONDS
                 failure = connection.why("connection lost")
-            except ConnectionFailure as error:
+            except BrokerConnectionError as error:
                 failure = error
                 self._suspect_will(broker, error)
             except Exception as error:  # noqa: BLE001 - without this task nobody would ever connect again
                 logger.exception("mqtt link")
-                failure = ConnectionFailure(f"{broker.url}: {error!r}")
+                failure = BrokerConnectionError(f"{broker.url}: {error!r}")
             if self._opened is not None:
                 self._opened.discard()
                 self._opened = None
@@ -218,7 +218,7 @@ class Link:
             failures = 1 if lasted else failures + 1
             await self._back_off(failures, begun_at, refused=failure.refused)
 
-    def _suspect_will(self, broker: Broker, failure: ConnectionFailure) -> None:
+    def _suspect_will(self, broker: BrokerConfig, failure: BrokerConnectionError) -> None:
         """Where it may be our last will that the broker does not want: try without it, and with it after that."""
         if broker.availability_topic is not None and (failure.refused or failure.cause == "closed"):
             self._without_will = failure if self._without_will is None else None
@@ -237,8 +237,8 @@ class Link:
                 await self._demand.wait()
         await asyncio.sleep(max(0.0, min(DEMAND_SECONDS, delay_seconds) - (time.monotonic() - begun_at)))
 
-    async def _connect(self, broker: Broker) -> Connection:
-        """Return with the broker's CONNACK. Raises `ConnectionFailure`."""
+    async def _connect(self, broker: BrokerConfig) -> Connection:
+        """Return with the broker's CONNACK. Raises `BrokerConnectionError`."""
         deadline = time.monotonic() + broker.connect_timeout_seconds
         connection = self._opened = await self._open(broker, deadline)
         self._changed.clear()
@@ -257,36 +257,28 @@ class Link:
             connection.retain_available &= self._without_will.reason_code != RETAIN_NOT_SUPPORTED
             self._user.will_refused(self._without_will)
         elif broker.availability_topic is not None and not connection.retain_available:
-            self._user.will_refused(ConnectionFailure(NO_RETAINED))
+            self._user.will_refused(BrokerConnectionError(NO_RETAINED))
         self._user.link_made()
         return connection
 
-    async def _open(self, broker: Broker, deadline: float) -> Connection:
-        """Return a connection whose CONNECT is on the wire. Raises `ConnectionFailure`."""
+    async def _open(self, broker: BrokerConfig, deadline: float) -> Connection:
+        """Return a connection whose CONNECT is on the wire. Raises `BrokerConnectionError`."""
         if self._opening is not None:  # one thread at the most: the last one may still be in the resolver
             await asyncio.wait([self._opening], timeout=deadline - time.monotonic())
             if not self._opening.done():
-                raise ConnectionFailure(f"{broker.url}: the name was not resolved in time")
+                raise BrokerConnectionError(f"{broker.url}: the name was not resolved in time")
         if self._without_will is not None:
             broker = replace(broker, availability_topic=None)
         connection = Connection(broker, self._client_id, before_close=lambda: self._unregister(connection))
-        opening = asyncio.get_running_loop().create_future()
         # paho's connect blocks for as long as TCP and TLS take: a thread for that, and for nothing after it.
-        # A daemon, since a resolver that hangs must not hold up the end of the process.
-        threading.Thread(
-            target=_open,
-            args=(connection, broker.connect_timeout_seconds, asyncio.get_running_loop(), opening),
-            name="mqtt-open",
-            daemon=True,
-        ).start()
-        self._opening = opening
+        self._opening = opening = in_thread(lambda: _open(connection, broker.connect_timeout_seconds), "mqtt-open")
         try:
             await asyncio.wait([opening], timeout=deadline - time.monotonic() + OPENING_MARGIN_SECONDS)
         finally:
             if not opening.done():  # it may succeed yet, and nobody will want it then
                 opening.add_done_callback(lambda _: connection.discard())
         if not opening.done():
-            raise ConnectionFailure(f"{broker.url}: the name was not resolved in time")
+            raise BrokerConnectionError(f"{broker.url}: the name was not resolved in time")
         if connection.closed:
             raise connection.why("connection lost")
         return connection
@@ -296,7 +288,7 @@ class Link:
             await self._changed.wait()
             self._changed.clear()
 
-    def _became(self, *, connected: bool, failure: ConnectionFailure | None = None) -> None:
+    def _became(self, *, connected: bool, failure: BrokerConnectionError | None = None) -> None:
         self._telemetry.connection(connected=connected)
         self._telemetry.enabled(enabled=connected)
         now = time.time()
@@ -350,18 +342,12 @@ class Link:
             self._fd = -1
 
 
-def _open(
-    connection: Connection, timeout_seconds: float, loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]
-) -> None:
-    """Thread: connect, and tell the loop; the failure stays in `connection`."""
+def _open(connection: Connection, timeout_seconds: float) -> None:
+    """Thread: connect; the failure stays in `connection`."""
     try:
         connection.open(timeout_seconds)
-    except ConnectionFailure:
+    except BrokerConnectionError:
         pass  # it is in connection.failure
     except Exception as error:  # noqa: BLE001 - nobody else could see it
-        connection.failure = ConnectionFailure(repr(error))
-        connection.discard()
-    try:
-        loop.call_soon_threadsafe(done.set_result, None)
-    except RuntimeError:  # the loop has ended meanwhile
+        connection.failure = BrokerConnectionError(repr(error))
         connection.discard()

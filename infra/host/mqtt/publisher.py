@@ -1,7 +1,7 @@
 """The warm MQTT publisher driven by the event loop: many callers share one connection, and none of them waits in it.
 
 A late message must not cost the others their connection. So: what is unsent at its deadline is withdrawn; a slot is
-freed only by an acknowledgement or by losing the connection; a late acknowledgement still settles its flight; and the
+freed only by an acknowledgement or by losing the connection; a late acknowledgement still settles its message; and the
 connection is discarded when no acknowledgement at all came for one deadline. What was on its way when the broker closed
 the connection travels alone from then on, or one forbidden message would take the others along for ever.
 """
@@ -14,15 +14,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from functions.events.routes import Notification
 from functions.mqtt.audience import EARLY_SECONDS
-from functions.mqtt.broker import Broker
-from functions.mqtt.connection import Connection, ConnectionFailure
-from functions.mqtt.publisher import Outcome, Status, acknowledged, not_sent, too_large
+from functions.mqtt.broker import BrokerConfig
+from functions.mqtt.connection import BrokerConnectionError, Connection
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Outcome, Status, acknowledged, not_sent, too_large
 from functions.mqtt.suspects import ALONE_SECONDS
 from functions.telemetry import Telemetry
-from infra.host.mqtt.aside import Aside, Flight
-from infra.host.mqtt.greetings import WILL, Greetings
+from infra.host.mqtt.aside import Aside, PendingPublish
+from infra.host.mqtt.birth_messages import WILL, BirthMessages
 from infra.host.mqtt.link import CHANGED, NO_TROUBLE, Link, LinkStatus
 from infra.host.mqtt.will import WillTrial
 from infra.host.rounds import Rounds
@@ -32,12 +32,12 @@ HOUSEKEEPING_SECONDS = 0.25
 MAX_ACK_AGE = 4  # publish time-outs: an acknowledgement that others overtook for so long will not come
 SILENT_SECONDS = 60.0  # a broker that acknowledged nothing is taken to be out of reach for as long, unless it does
 FLUSH_SECONDS = 1.0  # at shutdown
-UNKNOWN_ACK_SECONDS = 5.0  # how long a notification waits while there is no broker yet
+UNKNOWN_ACK_SECONDS = 5.0  # how long a message waits while there is no broker yet
 CLOCK_SLACK_SECONDS = 0.005  # the loop's timers count whole milliseconds
 
 
-class QueueFull(Exception):
-    """More notifications wait than `QUEUE_LIMIT`."""
+class QueueFullError(Exception):
+    """More messages wait than `QUEUE_LIMIT`."""
 
 
 class HostPublisher:
@@ -45,7 +45,7 @@ class HostPublisher:
 
     def __init__(
         self,
-        broker: Broker | None,
+        broker: BrokerConfig | None,
         telemetry: Telemetry,
         *,
         on_change: Callable[[LinkStatus], None] = lambda _status: None,
@@ -54,24 +54,24 @@ class HostPublisher:
         """`on_change` hears of every connect, disconnect and failed attempt. Nothing is connected before `start`."""
         self.configured = broker is not None
         self.messages_published = 0
-        self.greetings: Callable[[], Iterable[Notification]] = tuple
+        self.birth_messages: Callable[[], Iterable[Message]] = tuple
         """What to say on each connect, after what waits for it."""
-        self.greeted = Greetings()
-        self.farewells: Callable[[], Sequence[Notification]] = tuple
+        self.births = BirthMessages()
+        self.goodbye_messages: Callable[[], Sequence[Message]] = tuple
         """What to send before each DISCONNECT."""
         self.on_connected: Callable[[], object] = lambda: None
         """Hears of each connect, before anything is sent."""
-        self.addressed: Callable[[Notification], Notification] = lambda notification: notification
-        """A notification as it is sent now: settings may have changed since it was submitted."""
+        self.addressed: Callable[[Message], Message] = lambda message: message
+        """A message as it is sent now: settings may have changed since it was submitted."""
         self._telemetry = telemetry
         self._queue_limit = queue_limit
         self.ack_seconds = broker.publish_timeout_seconds if broker else UNKNOWN_ACK_SECONDS
-        """How long a notification may take."""
+        """How long a message may take."""
         self._link = Link(broker, telemetry, self, on_change)
-        self._queue: deque[Flight] = deque()
+        self._queue: deque[PendingPublish] = deque()
         self._aside = Aside()
-        self._in_flight: dict[int, Flight] = {}
-        self._lone: Flight | None = None  # the suspect among them
+        self._in_flight: dict[int, PendingPublish] = {}
+        self._lone: PendingPublish | None = None  # the suspect among them
         self._others_next = False
         self._gave_up = False
         self._made_at = 0.0
@@ -79,7 +79,7 @@ class HostPublisher:
         self._silent_until = 0.0
         self._pumping = False
         self._stopping = False
-        self._will = WillTrial(self._link, lambda: self.greeted)
+        self._will = WillTrial(self._link, lambda: self.births)
         self._housekeeping = Rounds("mqtt-housekeeping", HOUSEKEEPING_SECONDS, lambda _: self._tidy_up())
 
     @property
@@ -89,7 +89,7 @@ class HostPublisher:
 
     @property
     def ready(self) -> bool:
-        """Whether a notification submitted now would be sent now."""
+        """Whether a message submitted now would be sent now."""
         return self.status.connected and not self._stopping and not self._full
 
     @property
@@ -110,21 +110,21 @@ class HostPublisher:
         if self.configured and self._link.started:
             self._housekeeping.start()
 
-    def submit(self, notification: Notification) -> Flight:
-        """Put one notification on its way: at once when nothing else is, else with all others of this turn of the loop.
+    def submit(self, message: Message) -> PendingPublish:
+        """Put one message on its way: at once when nothing else is, else with all others of this turn of the loop.
 
-        Raises `QueueFull`. While shutting down its outcome is *unconfirmed* at once.
+        Raises `QueueFullError`. While shutting down its outcome is *unconfirmed* at once.
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()  # not the loop's clock: uvloop's counts whole milliseconds
-        flight = Flight(notification, now, now + self.ack_seconds)
+        pending = PendingPublish(message, now, now + self.ack_seconds)
         if self._stopping:
-            self._finish(flight, Outcome(Status.UNCONFIRMED, "shutting down"))
+            self._finish(pending, Outcome(Status.UNCONFIRMED, "shutting down"))
         elif self._full:
-            raise QueueFull
+            raise QueueFullError
         else:
-            if not self._aside.takes(flight):
-                self._queue.append(flight)
+            if not self._aside.takes(pending):
+                self._queue.append(pending)
             self._housekeeping.stir()
             self._link.demand()
             if not self._in_flight:
@@ -132,16 +132,16 @@ class HostPublisher:
             elif not self._pumping:  # busy: what this turn of the loop brings goes out in one write
                 self._pumping = True
                 loop.call_soon(self._pump)
-        return flight
+        return pending
 
     def demand(self) -> None:
         """Somebody waits for the broker, and has not submitted anything yet."""
         self._link.demand()
 
-    def greet(self, notifications: Iterable[Notification]) -> None:
-        """Say these in the way of greetings; nothing where the broker is not connected."""
+    def say(self, messages: Iterable[Message]) -> None:
+        """Say these in the way of birth messages; nothing where the broker is not connected."""
         if self.status.connected and not self._stopping:
-            self.greeted.add(notifications, time.monotonic())
+            self.births.add(messages, time.monotonic())
             self._housekeeping.stir()
             self._pump()
 
@@ -151,9 +151,9 @@ class HostPublisher:
         late = self._aside.take_late(now)
         while self._queue and self._queue[0].deadline <= now:
             late.append(self._queue.popleft())
-        for flight in late:
+        for pending in late:
             reason = self.status.reason or "withdrawn: not sent in time"
-            self._finish(flight, Outcome(Status.UNCONFIRMED, reason, self.status.reason_code))
+            self._finish(pending, Outcome(Status.UNCONFIRMED, reason, self.status.reason_code))
 
     def hurry(self) -> None:
         """Take nothing more, and give what is on its way `FLUSH_SECONDS`: then it is *unconfirmed*. Idempotent."""
@@ -164,7 +164,7 @@ class HostPublisher:
     async def stop(self) -> None:
         """Flush, say DISCONNECT and end. Idempotent, bounded by `FLUSH_SECONDS`, never raises."""
         self.hurry()
-        waiting = [flight.done for flight in (*self._in_flight.values(), *self._queue)]
+        waiting = [pending.done for pending in (*self._in_flight.values(), *self._queue)]
         if waiting and self.status.connected:
             await asyncio.wait([asyncio.ensure_future(one) for one in waiting], timeout=FLUSH_SECONDS)
         self._abandon("shutting down")
@@ -172,7 +172,7 @@ class HostPublisher:
         await self._will.stop()
         await self._link.stop()
 
-    def use(self, broker: Broker | None) -> None:
+    def use(self, broker: BrokerConfig | None) -> None:
         """Publish to `broker` from now on, and nothing more to the one before; None: publishing is switched off.
 
         What the one before has not acknowledged goes to the next, if it is still in time.
@@ -189,14 +189,14 @@ class HostPublisher:
             self.configured = True
             self._begin_housekeeping()
 
-    def _use(self, broker: Broker | None, otherwise: str) -> None:
+    def _use(self, broker: BrokerConfig | None, otherwise: str) -> None:
         self.configured = broker is not None
         if broker is not None:
             self.ack_seconds = broker.publish_timeout_seconds
         self._link.use(broker, otherwise=otherwise)
         self._queue.extend(self._aside.take_all())
         self._aside = Aside()
-        self.greeted = Greetings()
+        self.births = BirthMessages()
         self._begin_housekeeping()
 
     # What the link asks and tells.
@@ -207,46 +207,42 @@ class HostPublisher:
         self._housekeeping.stir()
         self._aside.audience.connected(now)
         self.on_connected()
-        self.greeted.begin(self.greetings(), now)
+        self.births.begin(self.birth_messages(), now)
         self._pump()
 
-    def will_refused(self, failure: ConnectionFailure) -> None:
+    def will_refused(self, failure: BrokerConnectionError) -> None:
         """See `LinkUser.will_refused`."""
-        self.greeted.suspect_will(failure.reason, time.monotonic())
-
-    def last_words(self) -> Sequence[Notification]:
-        """See `LinkUser.last_words`."""
-        return self.farewells()
+        self.births.suspect_will(failure.reason, time.monotonic())
 
     def link_moved(self) -> None:
         """See `LinkUser.link_moved`."""
         self._take_acks()
         self._pump()
 
-    def link_lost(self, failure: ConnectionFailure) -> None:
+    def link_lost(self, failure: BrokerConnectionError) -> None:
         """See `LinkUser.link_lost`: what is still in time waits again, suspects apart from the others."""
         now = time.monotonic()
         self._housekeeping.stir()
-        greeting = self.greeted.flight if failure.reason in NO_TROUBLE else self.greeted.lost(failure, now)
-        in_flight, self._in_flight = [one for one in self._in_flight.values() if one is not greeting], {}
-        if greeting is not None:  # the next connection has its own
-            self._finish(greeting, Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
+        birth = self.births.pending if failure.reason in NO_TROUBLE else self.births.lost(failure, now)
+        in_flight, self._in_flight = [one for one in self._in_flight.values() if one is not birth], {}
+        if birth is not None:  # the next connection has its own
+            self._finish(birth, Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
         lone, self._lone = self._lone, None
         # Not to blame: what the broker had for long, what was beside a suspect, and nothing when the end was ours.
         is_ours = self._gave_up or failure.reason in NO_TROUBLE
-        is_old = all(now - flight.sent_at > self.ack_seconds for flight in in_flight)
+        is_old = all(now - pending.sent_at > self.ack_seconds for pending in in_flight)
         is_beside = lone is not None and len(in_flight) > 1
-        blames = not (greeting or is_ours or is_old or is_beside)
+        blames = not (birth or is_ours or is_old or is_beside)
         self._gave_up = False
-        flights, conviction = self._aside.lost(in_flight, blames=blames, age_seconds=now - self._made_at, now=now)
+        publishes, conviction = self._aside.lost(in_flight, blames=blames, age_seconds=now - self._made_at, now=now)
         again = []
-        for flight in flights:
+        for pending in publishes:
             if conviction is not None:
-                self._finish(flight, not_sent(conviction))
-            elif flight.deadline <= now or self._stopping:
-                self._finish(flight, Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
-            elif not self._aside.takes(flight):
-                again.append(flight)
+                self._finish(pending, not_sent(conviction))
+            elif pending.deadline <= now or self._stopping:
+                self._finish(pending, Outcome(Status.UNCONFIRMED, failure.reason, failure.reason_code))
+            elif not self._aside.takes(pending):
+                again.append(pending)
         self._queue.extendleft(reversed(again))
 
     def waiting(self) -> bool:
@@ -260,50 +256,50 @@ class HostPublisher:
         now = self._progress_at = time.monotonic()
         self._silent_until = 0.0
         for ack in acks:
-            flight = self._in_flight.pop(ack.mid, None)
-            if flight is None:
+            pending = self._in_flight.pop(ack.mid, None)
+            if pending is None:
                 continue
-            if flight is self._lone:
+            if pending is self._lone:
                 self._lone = None
-            topic, outcome = flight.notification.topic, acknowledged(ack.reason_code, ack.qos, ack.said)
-            self._aside.suspects.answered(flight.notification, ack.reason_code if outcome.forbidden else None)
-            flight.suspect = flight.has_closed = False
-            if self._aside.audience.doubts(flight.notification, ack.reason_code, now):
-                flight.deadline = now + EARLY_SECONDS + self.ack_seconds  # nobody else may ask for it again
-                self._aside.keep_unheard(flight)
+            topic, outcome = pending.message.topic, acknowledged(ack.reason_code, ack.qos, ack.said)
+            self._aside.suspects.answered(pending.message, ack.reason_code if outcome.forbidden else None)
+            pending.suspect = pending.has_closed = False
+            if self._aside.audience.doubts(pending.message, ack.reason_code, now):
+                pending.deadline = now + EARLY_SECONDS + self.ack_seconds  # nobody else may ask for it again
+                self._aside.keep_unheard(pending)
                 continue
             if outcome.status is Status.DELIVERED:
                 self._queue.extend(self._aside.take_heard(topic))
-            self._finish(flight, outcome)
+            self._finish(pending, outcome)
 
     def _pump(self) -> None:
-        """Send what waits, and greetings in the gaps."""
+        """Send what waits, and birth messages in the gaps."""
         self._pumping = False
         connection = self._link.connection
         now = time.monotonic()
         lone = self._lone
-        is_held_up = self.greeted.alone(now) or (lone is not None and now - lone.sent_at < ALONE_SECONDS)
+        is_held_up = self.births.alone(now) or (lone is not None and now - lone.sent_at < ALONE_SECONDS)
         if connection is None or is_held_up:
             return
-        hurries = self.greeted.hurries(now)
+        hurries = self.births.hurries(now)
         if not hurries:
             self._fill_by_turns(connection, now)
         self._link.flush()
         self._take_acks()  # at QoS 0 sending was all
         if hurries or not self._queue:
-            self._greet()
+            self._send_birth_messages()
 
-    def _greet(self) -> None:
-        """Send the next greeting, where nothing else is on its way."""
+    def _send_birth_messages(self) -> None:
+        """Send the next birth message, where nothing else is on its way."""
         while (
             not self._in_flight
             and (connection := self._link.connection) is not None
-            and (notification := self.greeted.next()) is not None
+            and (message := self.births.next()) is not None
         ):
             now = time.monotonic()
-            flight = Flight(self.addressed(notification), now, now + self.ack_seconds)
-            self.greeted.sent(flight)
-            if self._hand_over(connection, flight, now):
+            pending = PendingPublish(self.addressed(message), now, now + self.ack_seconds)
+            self.births.sent(pending)
+            if self._hand_over(connection, pending, now):
                 self._link.flush()
                 self._take_acks()
 
@@ -316,7 +312,7 @@ class HostPublisher:
         elif not self._in_flight and self._others_next and self._queue:
             self._others_next = False
             self._fill(connection, now)
-        elif all(now - flight.sent_at >= ALONE_SECONDS for flight in self._in_flight.values()):
+        elif all(now - pending.sent_at >= ALONE_SECONDS for pending in self._in_flight.values()):
             self._others_next = True
             while suspect is not None and self._lone is None:
                 self._aside.send(suspect, age_seconds)
@@ -327,53 +323,53 @@ class HostPublisher:
 
     def _fill(self, connection: Connection, now: float) -> None:
         while self._queue and len(self._in_flight) < connection.window and not connection.wants_write:
-            flight = self._queue.popleft()
-            if not self._aside.takes(flight):
-                self._send(connection, flight, now)
+            pending = self._queue.popleft()
+            if not self._aside.takes(pending):
+                self._send(connection, pending, now)
 
-    def _send(self, connection: Connection, flight: Flight, now: float) -> bool:
+    def _send(self, connection: Connection, pending: PendingPublish, now: float) -> bool:
         """Return whether it is on its way now; otherwise its outcome says why not."""
-        if flight.deadline <= now:
-            self._finish(flight, Outcome(Status.UNCONFIRMED, "withdrawn: not sent in time"))
+        if pending.deadline <= now:
+            self._finish(pending, Outcome(Status.UNCONFIRMED, "withdrawn: not sent in time"))
             return False
-        flight.notification = self.addressed(flight.notification)
-        conviction = self._aside.suspects.conviction(flight.notification, now)
+        pending.message = self.addressed(pending.message)
+        conviction = self._aside.suspects.conviction(pending.message, now)
         if conviction is not None:
-            self._finish(flight, not_sent(conviction))
+            self._finish(pending, not_sent(conviction))
             return False
-        return self._hand_over(connection, flight, now)
+        return self._hand_over(connection, pending, now)
 
-    def _hand_over(self, connection: Connection, flight: Flight, now: float) -> bool:
-        mid = connection.send(flight.notification)
+    def _hand_over(self, connection: Connection, pending: PendingPublish, now: float) -> bool:
+        mid = connection.send(pending.message)
         if mid is None:
-            self._finish(flight, too_large(connection))
+            self._finish(pending, too_large(connection.maximum_packet_size))
             return False
         if not self._in_flight:
             self._progress_at = now
-        flight.sent_at = now
-        self._in_flight[mid] = flight
+        pending.sent_at = now
+        self._in_flight[mid] = pending
         return True
 
-    def _finish(self, flight: Flight, outcome: Outcome) -> None:
-        if flight.done.done():
+    def _finish(self, pending: PendingPublish, outcome: Outcome) -> None:
+        if pending.done.done():
             return
-        self.greeted.hear(flight, outcome)
+        self.births.hear(pending, outcome)
         self.messages_published += outcome.success
         self._telemetry.published(
-            flight.notification.metric_topic,
+            pending.message.metric_topic,
             success=outcome.success,
             no_subscribers=outcome.status is Status.NO_SUBSCRIBERS,
-            duration_seconds=time.monotonic() - flight.begun_at,
+            duration_seconds=time.monotonic() - pending.begun_at,
         )
-        flight.done.set_result(outcome)
+        pending.done.set_result(outcome)
 
     def _abandon(self, reason: str) -> None:
-        flights = [*self._in_flight.values(), *self._queue, *self._aside.take_all()]
+        publishes = [*self._in_flight.values(), *self._queue, *self._aside.take_all()]
         self._in_flight.clear()
         self._lone = None
         self._queue.clear()
-        for flight in flights:
-            self._finish(flight, Outcome(Status.UNCONFIRMED, reason))
+        for pending in publishes:
+            self._finish(pending, Outcome(Status.UNCONFIRMED, reason))
 
     def _tidy_up(self) -> float:
         """Withdraw what waited too long, keep the link alive, discard it when it has gone silent; return when again."""
@@ -382,10 +378,10 @@ class HostPublisher:
         self._link.tick()
         if self._link.connection is not None:
             self._queue.extend(self._aside.take_unheard(now))
-            again = self.greeted.tick(now)
+            again = self.births.tick(now)
             if again and (WILL not in again or not self._will.begin()):
-                self.greeted.begin(self.greetings(), now)
-            self._pump()  # also what waited for a greeting that is not answered
+                self.births.begin(self.birth_messages(), now)
+            self._pump()  # also what waited for a birth message that is not answered
         oldest = next(iter(self._in_flight.values()), None)
         is_silent = oldest is not None and now - self._progress_at > self.ack_seconds
         if is_silent:
@@ -395,4 +391,4 @@ class HostPublisher:
             self._link.give_up(f"no acknowledgement within {self.ack_seconds:g} s")
         if self._in_flight or self._queue or self._aside:
             return HOUSEKEEPING_SECONDS
-        return math.inf if self._link.connection is None else min(self._link.due_at, self.greeted.due_at) - now
+        return math.inf if self._link.connection is None else min(self._link.due_at, self.births.due_at) - now

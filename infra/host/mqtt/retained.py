@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 
 from functions.cameras.detections import LABEL, Latest, published_sighting
 from functions.cameras.discovery import MAX_CAMERAS, OBJECT_PREFIX, camera_topic, discovery_topic
-from functions.events.routes import Notification, Sighting
+from functions.cameras.message import Sighting
+from functions.mqtt.broker import new_client_id
 from functions.mqtt.connection import Connection
-from functions.mqtt.publisher import new_client_id
+from functions.mqtt.message import Message
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Collection
 
-    from functions.mqtt.broker import Broker
+    from functions.mqtt.broker import BrokerConfig
     from functions.stored.model import MqttConfig
 
 LISTEN_SECONDS = 3.0  # to connect, and to hear all
@@ -38,8 +39,8 @@ class Heard:
     topics: list[str] = field(default_factory=list)
 
 
-def listen(broker: Broker, config: MqttConfig, *, stopped: threading.Event) -> Heard:
-    """Ask the broker what it keeps under these settings. Raises `ConnectionFailure` where it does not say.
+def listen(broker: BrokerConfig, config: MqttConfig, *, stopped: threading.Event) -> Heard:
+    """Ask the broker what it keeps under these settings. Raises `BrokerConnectionError` where it does not say.
 
     For a thread of its own, and on a connection of its own: a broker may answer a subscription that it forbids by
     closing the connection, and what it keeps may be larger than what a publisher takes in.
@@ -71,7 +72,7 @@ def listen(broker: Broker, config: MqttConfig, *, stopped: threading.Event) -> H
 class _Listening(Connection):
     """A connection that is sent what the broker keeps."""
 
-    def __init__(self, broker: Broker, config: MqttConfig) -> None:
+    def __init__(self, broker: BrokerConfig, config: MqttConfig) -> None:
         super().__init__(replace(broker, availability_topic=None), new_client_id(broker.client_id_prefix))
         self._client.max_packet_bytes = MAX_MESSAGE_BYTES
         self._config = config
@@ -119,14 +120,14 @@ class Retained:
         """Note an event that is being sent: whether it is its camera's latest."""
         return self._latest.take(sighting, datetime.now(UTC))
 
-    def sent(self, message: Notification) -> None:
+    def sent(self, message: Message) -> None:
         """Note that the broker gets this one: what is retained is about cameras, or about us on their behalf."""
         if message.retain and message.payload:
             self._note(message.topic)
         elif message.retain:
             self._topics.pop(message.topic, None)
 
-    def stays(self, message: Notification) -> None:
+    def stays(self, message: Message) -> None:
         """Note that the broker did not get this one, which was to take something away."""
         self._note(message.topic)
 
@@ -144,7 +145,7 @@ class Retained:
             self._topics.clear()
         return True
 
-    def unwanted(self, config: MqttConfig, removed_ids: Collection[str]) -> tuple[Notification, ...]:
+    def unwanted(self, config: MqttConfig, removed_ids: Collection[str]) -> tuple[Message, ...]:
         """What takes away all that is kept, and is not wanted by these settings."""
         prefixes = (_events(config),) * config.retain_messages
         prefixes += (_discoveries(config), f"{config.topic_prefix}/bucketbell/") * config.discovery_enabled
@@ -159,17 +160,17 @@ class Retained:
             self._topics.popitem(last=False)
 
 
-def nothing_of(camera_id: str, config: MqttConfig) -> tuple[Notification, ...]:
+def nothing_of(camera_id: str, config: MqttConfig) -> tuple[Message, ...]:
     """What takes away all that the broker may keep of a camera under these settings: Home Assistant forgets it."""
     return tuple(empty(topic, config.qos) for topic in _both(config, camera_id))
 
 
-def empty(topic: str, qos: int) -> Notification:
+def empty(topic: str, qos: int) -> Message:
     """The message that takes away what a broker keeps (MQTT 5 §3.3.1.3)."""
     place, _, last = topic.rpartition("/")
     place = place.rpartition("/")[0]
     labels = {"event": LABEL, "availability": f"{place}/replica/availability"}
-    return Notification(topic, "", b"", b"", qos=qos, retain=True, label=labels.get(last, f"{place}/+/{last}"))
+    return Message(topic, b"", qos=qos, retain=True, label=labels.get(last, f"{place}/+/{last}"))
 
 
 def _place(config: MqttConfig) -> tuple[str, int, str]:

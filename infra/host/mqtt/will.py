@@ -7,24 +7,24 @@ import time
 from typing import TYPE_CHECKING
 
 from functions.admin.probe import probe
-from functions.mqtt.publisher import Outcome, Status
-from infra.host.mqtt.greetings import WILL
+from functions.mqtt.outcome import Outcome, Status
+from infra.host.mqtt.birth_messages import WILL
 from infra.host.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from infra.host.mqtt.greetings import Greetings
+    from infra.host.mqtt.birth_messages import BirthMessages
     from infra.host.mqtt.link import Link
 
 
 class WillTrial:
     """At most one at a time. Belongs to one event loop, as does every call."""
 
-    def __init__(self, link: Link, greeted: Callable[[], Greetings]) -> None:
-        """`greeted` is what is known of the broker of the moment."""
+    def __init__(self, link: Link, births: Callable[[], BirthMessages]) -> None:
+        """`births` is what is known of the broker of the moment."""
         self._link = link
-        self._greeted = greeted
+        self._births = births
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> bool:
@@ -42,15 +42,15 @@ class WillTrial:
 
     async def _ask(self) -> None:
         """Connect anew where the broker takes it now."""
-        broker, greeted = self._link.broker, self._greeted()
+        broker, births = self._link.broker, self._births()
         if broker is None:
             return
         verdict = await in_thread(lambda: probe(broker))
-        if greeted is not self._greeted():
+        if births is not self._births():
             return
         if verdict.ok and not verdict.will_refused:
-            greeted.take_in(WILL)
+            births.take_in(WILL)
             self._link.use(broker)
         else:
             why = Outcome(Status.REFUSED, verdict.will_refused or verdict.detail, verdict.reason_code)
-            greeted.leave_out(WILL, why, time.monotonic())
+            births.leave_out(WILL, why, time.monotonic())

@@ -39,6 +39,7 @@ UNSENT_BYTES = 16 * 1024  # in the kernel, which would else take megabytes of ea
 KERNEL_BYTES = 64 * 1024  # what it takes of one all the same
 UNSENT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # not on every system
 
+_ENDING = Problem(HTTPStatus.SERVICE_UNAVAILABLE, "ending", "The process ends before the request is answered.")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -147,10 +148,14 @@ class HttpProtocol(asyncio.Protocol):
         if self._stuck is not None:
             self._give_up_after(LINGER_SECONDS)
         elif self._arriving is not None:
-            detail = "The process ends before the request is complete."
-            self._refuse(Problem(HTTPStatus.SERVICE_UNAVAILABLE, "ending", detail))
+            self._refuse(_ENDING)
         elif self._running is None and not self._queue:
             self._transport.close()
+
+    def give_up(self) -> None:
+        """The process waits no longer: what has no answer yet gets none but this."""
+        if self._running is not None:
+            self._answer(self._running, _ENDING.reply)
 
     def abort(self) -> None:
         """Close at once."""
@@ -183,7 +188,7 @@ class HttpProtocol(asyncio.Protocol):
             self._refuse(problem)
         except httptools.HttpParserError as error:
             cause = error.__context__  # what a callback has raised
-            not_http = malformed("bad_http", "The request is not HTTP/1.1 as RFC 9112 has it.")
+            not_http = malformed("bad_http", "The request is not valid HTTP (RFC 9112).")
             self._refuse(cause if isinstance(cause, Problem) else not_http)
         self._advance()
 
@@ -192,9 +197,10 @@ class HttpProtocol(asyncio.Protocol):
         unread = data
         while unread:
             unread = self._parse(unread)
+        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if self._in_header else HTTPStatus.BAD_REQUEST
         limit_bytes = MAX_HEADER_BYTES if self._in_header else MAX_FRAMING_BYTES
         if self._framing_bytes > limit_bytes:
-            raise _too_long(f"At most {limit_bytes} bytes of a request may be no body.", is_header=self._in_header)
+            raise Problem(status, "too_long", f"At most {limit_bytes} bytes of a request may be no body.")
         if self._in_header:
             self._began_bytes = self._began_bytes or len(data)
             held_bytes = self._framing_bytes + self._began_bytes + FIELD_BYTES * len(self._headers)
@@ -230,7 +236,8 @@ class HttpProtocol(asyncio.Protocol):
         """Keep a field; those behind a body (trailers, RFC 9110 §6.5.1) are nobody's."""
         if self._in_header:
             if len(self._headers) == MAX_HEADER_FIELDS:
-                raise _too_long(f"A header has at most {MAX_HEADER_FIELDS} fields.")
+                detail = f"A header has at most {MAX_HEADER_FIELDS} fields."
+                raise Problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too_long", detail)
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -247,7 +254,7 @@ class HttpProtocol(asyncio.Protocol):
         door = door_for(request, self._server.site)
         self._in_header, self._began = False, True
         self._server.unfinished.release(self)
-        held_back = request.header("expect").lower() == "100-continue"
+        held_back = request.header("expect").lower() == "100-continue" and parser.get_http_version() != "1.0"
         self._arriving = _Exchange(request, door, closes=not parser.should_keep_alive(), held_back=held_back)
         self._queue.append(self._arriving)
 
@@ -388,8 +395,3 @@ class HttpProtocol(asyncio.Protocol):
             self._refuse(Problem(HTTPStatus.REQUEST_TIMEOUT, "slow", detail))
         else:
             self._transport.close()
-
-
-def _too_long(detail: str, *, is_header: bool = True) -> Problem:
-    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if is_header else HTTPStatus.BAD_REQUEST
-    return Problem(status, "too_long", detail)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from functions.telemetry import logger
 from infra.host.web.allowance import Allowance
 from infra.host.web.protocol import HttpProtocol
+from infra.host.web.tls import Certificate, TlsProtocol
 
 if TYPE_CHECKING:
-    import ssl
-
     from infra.host.web.door import Site
 
 BACKLOG = 2048
@@ -53,9 +52,14 @@ class Server:
         self.unread.release(connection)
         self.unfinished.release(connection)
 
-    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
-        """Listen. Raises OSError."""
-        self._listener = await self.loop.create_server(lambda: HttpProtocol(self), host, port, ssl=tls, backlog=BACKLOG)
+    async def start(self, host: str, port: int, certificate: Certificate | None = None) -> None:
+        """Listen; with a certificate for TLS, and nothing else. Raises OSError."""
+
+        def protocol() -> asyncio.Protocol:
+            http = HttpProtocol(self)
+            return http if certificate is None else TlsProtocol(certificate.context(), http)
+
+        self._listener = await self.loop.create_server(protocol, host, port, backlog=BACKLOG)
 
     async def stop(self) -> None:
         """Listen no more, and wait for the answers that are due, `GRACE_SECONDS` at the most. Idempotent."""
@@ -67,6 +71,7 @@ class Server:
         deadline = self.loop.time() + GRACE_SECONDS
         while self.connections and self.loop.time() < deadline:  # noqa: ASYNC110 - once in a process's life
             await asyncio.sleep(0.01)
-        for connection in tuple(self.connections):
-            connection.abort()
-        await asyncio.sleep(0)  # for them to hear of it
+        for end in (HttpProtocol.give_up, HttpProtocol.abort):
+            for connection in tuple(self.connections):
+                end(connection)
+            await asyncio.sleep(0)  # for them to hear of it

@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from functions.notify import Settled, plan_body
+from functions.events.plan import Settled, plan_body
 from functions.web.messages import Problem, Reply, Request, as_json
 from infra.host.bell import Bell
 from infra.host.metrics import PrometheusTelemetry

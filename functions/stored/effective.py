@@ -1,4 +1,4 @@
-"""Tells which broker is in force, and where cameras' events go: as stored, or else as the environment says."""
+"""Tells which broker is the effective one, and where cameras' events go: as stored, or else as the environment says."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 from functions.cameras.detections import CameraTopics, addressed
 from functions.cameras.discovery import Cameras, discovery, removed
-from functions.events.routes import Camera, Notification, Sighting, Unread
-from functions.mqtt.broker import Broker
+from functions.cameras.message import Camera, CameraMessage, Sighting
+from functions.events.routes import Unread
+from functions.mqtt.broker import BrokerConfig
+from functions.mqtt.message import Message
 from functions.settings.reach import Targets
-from functions.stored.store import ConfigStore, CredentialsUnreadable, ProcessStatus, StoreUnavailable
+from functions.stored.errors import CredentialsUnreadableError, StoreUnavailableError
+from functions.stored.store import ConfigStore, ProcessStatus
 from functions.telemetry import logger
 
 if TYPE_CHECKING:
@@ -22,33 +25,37 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
-    from functions.mqtt.publisher import Outcome
+    from functions.mqtt.outcome import Outcome
     from functions.settings import Settings
     from functions.stored.model import MqttConfig
     from functions.stored.store import Stored
 
-LOOK_SECONDS = 30.0  # DESIGN: a change reaches the other processes within 30 s
+LOOK_SECONDS = 30.0  # a change reaches the other processes within this
 RETRY_SECONDS = 1.0  # while nothing is known
 GOES_ON = "the stored settings cannot be read; the last good ones stay"
 
 
-def broker_of(settings: Settings, config: MqttConfig, password: SecretStr | None) -> Broker:
+def broker_of(settings: Settings, config: MqttConfig, password: SecretStr | None) -> BrokerConfig:
     """The broker of `config`; certificates, protocol and deadlines are the environment's."""
-    url = Broker(config.broker_host, config.broker_port, tls=config.use_tls).url
-    changes = {"mqtt_url": url, "mqtt_username": config.username, "mqtt_password": password}
-    broker = Broker.of(settings.model_copy(update=changes))
-    assert broker is not None, "it has a URL"  # noqa: S101 - for the type checker
+    broker = BrokerConfig.at(
+        config.broker_host,
+        config.broker_port,
+        settings,
+        tls=config.use_tls,
+        username=config.username,
+        password=password,
+    )
     return replace(broker, targets=Targets.parse(settings.mqtt_test_allowed_hosts))
 
 
-def broker_in_force(settings: Settings, stored: Stored | None) -> Broker | None:
-    """The broker to publish to, None where nothing is to be published. Raises CredentialsUnreadable."""
+def effective_broker(settings: Settings, stored: Stored | None) -> BrokerConfig | None:
+    """The broker to publish to, None where nothing is to be published. Raises CredentialsUnreadableError."""
     if stored is None:
-        return Broker.of(settings)
+        return BrokerConfig.of(settings)
     if not stored.config.enabled:
         return None
     if not stored.credentials_readable:
-        raise CredentialsUnreadable
+        raise CredentialsUnreadableError
     return broker_of(settings, stored.config, stored.password)
 
 
@@ -70,7 +77,7 @@ def still_known(stored: Stored | None, known: Stored | None) -> Stored | None:
     return again if again == known else stored
 
 
-def announcement(config: MqttConfig, camera: Camera, availability_topics: Sequence[str] = ()) -> Notification:
+def announcement(config: MqttConfig, camera: Camera, availability_topics: Sequence[str] = ()) -> Message:
     """What Home Assistant is told of `camera`: where discovery is off, that there is none."""
     if not config.discovery_enabled:
         return removed(camera.camera_id, config.discovery_prefix, qos=config.qos)
@@ -84,15 +91,15 @@ def announcement(config: MqttConfig, camera: Camera, availability_topics: Sequen
     )
 
 
-class Follower:
-    """What is in force for a function's process, which has no thread to look it up: it looks when it is called.
+class StoredSettingsReader:
+    """The effective broker of a function's process, which has no thread to look it up: it looks when it is called.
 
     Not for use from two threads at once.
     """
 
     def __init__(self, settings: Settings, store: ConfigStore) -> None:
         """Nothing is looked up yet."""
-        self.broker: Broker | None = None
+        self.broker: BrokerConfig | None = None
         self.topics = CameraTopics.of(settings)
         self.problem = "the stored settings are not read yet"
         """Why nobody knows the broker, or may use it: then nothing is confirmed. "" where all is well."""
@@ -106,11 +113,11 @@ class Follower:
         self._connected_at: datetime | None = None
         self._error: tuple[str, int | None, datetime] | None = None
         self._published = 0
-        self._last_word: tuple[bool, bool, Broker | None] | None = None
+        self._last_word: tuple[bool, bool, BrokerConfig | None] | None = None
         self._recorded_at = 0.0
 
     def look(self) -> bool:
-        """Look up what is in force, if the last look is long enough ago; whether the broker is another one now."""
+        """Look up what is effective, if the last look is long enough ago; whether the broker is another one now."""
         # The wall clock: the monotonic one may stand still while Lambda has the process frozen.
         if 0 <= time.time() - self._looked_at < (RETRY_SECONDS if self.problem else LOOK_SECONDS):
             return False
@@ -120,19 +127,19 @@ class Follower:
             stored = self._store.load()
             self._stored = still_known(stored, self._stored)
             self.topics = camera_topics(self._settings, self._stored)
-            self.broker, self.problem = broker_in_force(self._settings, self._stored), ""
+            self.broker, self.problem = effective_broker(self._settings, self._stored), ""
             if self._stored != stored:
-                logger.warning(GOES_ON, extra={"reason": str(CredentialsUnreadable())})
-        except CredentialsUnreadable as error:
+                logger.warning(GOES_ON, extra={"reason": str(CredentialsUnreadableError())})
+        except CredentialsUnreadableError as error:
             self.broker, self.problem = None, str(error)
             logger.error("publishing waits", extra={"reason": self.problem})
-        except StoreUnavailable as error:  # the last good ones go on
+        except StoreUnavailableError as error:  # the last good ones go on
             logger.warning("the stored settings cannot be read", extra={"reason": str(error)})
             if self.problem:
                 self.problem = str(error)
         return self.broker != before
 
-    def before_event(self, camera_id: str, name: str) -> tuple[Notification, ...]:
+    def before_event(self, camera_id: str, name: str) -> tuple[Message, ...]:
         """What goes before this camera's event: its discovery message, once for each process."""
         camera = Camera(camera_id, name)
         config = self._stored.config if self._stored is not None else None
@@ -140,13 +147,13 @@ class Follower:
             return ()
         return (announcement(config, camera),)
 
-    def addressed(self, message: Notification) -> Notification:
+    def addressed(self, message: Message) -> Message:
         """`message` as it is sent now: what it was made for may have changed meanwhile."""
+        if not isinstance(message, CameraMessage):
+            return message
         if isinstance(message.about, Sighting):
             return addressed(message, message.about, self.topics)
-        if isinstance(message.about, Camera) and self._stored is not None:
-            return announcement(self._stored.config, message.about)
-        return message
+        return message if self._stored is None else announcement(self._stored.config, message.about)
 
     def forget(self, camera_id: str) -> None:
         """Announce this camera again before its next event."""
@@ -185,5 +192,5 @@ class Follower:
         )
         try:
             self._store.record(status)
-        except StoreUnavailable as error:
+        except StoreUnavailableError as error:
             logger.warning("the status cannot be recorded", extra={"reason": str(error)})

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from functions.lifecycle import Renewal
-from functions.notify import Notifier
+from functions.notifier import Notifier
 from functions.settings import Settings, SettingsError, load
-from functions.stored import in_force
+from functions.stored import effective
 from functions.stored.model import MqttConfigChange
 from functions.stored.store import ConfigStore, Stored
 from infra.local.mosquitto import Mosquitto
@@ -24,7 +24,7 @@ from tests.databases import execute, new_key
 from tests.hosts import record
 
 KEY = new_key().get_secret_value()
-BUCKET = "follower"
+BUCKET = "stored-settings"
 SECONDS = 30.0
 NOBODY = 9  # the discard port, where no broker is
 CONFIG = "configs/aa-bb-cc-dd-ee-ff.json"
@@ -33,8 +33,8 @@ CONFIG = "configs/aa-bb-cc-dd-ee-ff.json"
 @pytest.fixture(autouse=True)
 def looking_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for half a minute."""
-    monkeypatch.setattr(in_force, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(in_force, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(effective, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(effective, "RETRY_SECONDS", 0.0)
 
 
 def settings_of(tmp_path: Path, **more: str) -> Settings:

@@ -1,7 +1,7 @@
 """What the host says on the cameras' behalf when it connects, and what of it the broker does not want.
 
 A broker may refuse such a message, or close the connection over it: the messages to devices must not pay for that. So
-a greeting travels alone, after what devices wait for; what is refused is left out, said, and tried again seldom.
+a birth message travels alone, after what devices wait for; what is refused is left out, said, and tried again seldom.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from functions.admin.operations import TopicVerdict
-from functions.mqtt.connection import PACKET_TOO_LARGE
-from functions.mqtt.publisher import Outcome, Status
+from functions.mqtt.outcome import PACKET_TOO_LARGE, Outcome, Status
 from functions.telemetry import logger
 
 if TYPE_CHECKING:
-    from functions.events.routes import Notification
-    from functions.mqtt.connection import ConnectionFailure
-    from infra.host.mqtt.aside import Flight
+    from functions.mqtt.connection import BrokerConnectionError
+    from functions.mqtt.message import Message
+    from infra.host.mqtt.aside import PendingPublish
 
-ALONE_SECONDS = 1.0  # others wait no longer for a greeting, nor a greeting for a gap between them
-IN_DOUBT_SECONDS = 1.0  # a connection that ends so soon after a greeting of QoS 0 may have ended over it
-CONTRAST_SECONDS = 10.0  # where a connection has ended over a greeting, the next one lives for so long without it
+ALONE_SECONDS = 1.0  # others wait no longer for a birth message, nor a birth message for a gap between them
+IN_DOUBT_SECONDS = 1.0  # a connection that ends so soon after a birth message of QoS 0 may have ended over it
+CONTRAST_SECONDS = 10.0  # where a connection has ended over a birth message, the next one lives for so long without it
 STRIKES = 3
 RETRY_SECONDS = 600.0
 WILL = "last will"
@@ -38,15 +37,15 @@ class _LeftOut:
     reason: str
 
 
-class Greetings:
+class BirthMessages:
     """Topics go by the names that metrics give them. Belongs to one event loop, as does every call."""
 
     def __init__(self) -> None:
         """Begin with a broker of which nothing is known."""
-        self.flight: Flight | None = None
-        """The greeting that is on its way."""
-        self._due: deque[Iterator[Notification]] = deque()
-        self._next: Notification | None = None
+        self.pending: PendingPublish | None = None
+        """The birth message that is on its way."""
+        self._due: deque[Iterator[Message]] = deque()
+        self._next: Message | None = None
         self._waits_since = 0.0
         self._in_doubt: tuple[str, float] | None = None
         self._left_out: dict[str, _LeftOut] = {}
@@ -57,21 +56,21 @@ class Greetings:
 
     # What is to be said.
 
-    def begin(self, notifications: Iterable[Notification], now: float) -> None:
+    def begin(self, messages: Iterable[Message], now: float) -> None:
         """Say these on a new connection. They are asked for one by one, when it is time."""
         self._quit()
         for label, strikes in self._strikes.items():
             if strikes < STRIKES and label in self._left_out:
                 self._left_out[label].until = now + CONTRAST_SECONDS
-        self.add(notifications, now)
+        self.add(messages, now)
 
-    def add(self, notifications: Iterable[Notification], now: float) -> None:
+    def add(self, messages: Iterable[Message], now: float) -> None:
         """Say these as well."""
         if not self._due:
             self._waits_since = now
-        self._due.append(iter(notifications))
+        self._due.append(iter(messages))
 
-    def next(self) -> Notification | None:
+    def next(self) -> Message | None:
         """What is to be said next, if anything is: the same until `sent`."""
         while self._next is None and self._due:
             found = next(self._due[0], None)
@@ -91,42 +90,42 @@ class Greetings:
         return waited_seconds > ALONE_SECONDS and self.next() is not None
 
     def alone(self, now: float) -> bool:
-        """Whether a greeting is on its way, and others shall wait for its end."""
-        return self.flight is not None and now - self.flight.begun_at < ALONE_SECONDS
+        """Whether a birth message is on its way, and others shall wait for its end."""
+        return self.pending is not None and now - self.pending.begun_at < ALONE_SECONDS
 
-    def sent(self, flight: Flight) -> None:
+    def sent(self, pending: PendingPublish) -> None:
         """The next one is on its way."""
         self._next = None
-        self._waits_since = flight.begun_at
-        self._in_doubt = flight.notification.metric_topic, flight.begun_at
-        self.flight = flight
+        self._waits_since = pending.begun_at
+        self._in_doubt = pending.message.metric_topic, pending.begun_at
+        self.pending = pending
 
     # What the broker says to it.
 
-    def hear(self, flight: Flight, outcome: Outcome) -> None:
-        """Note what became of any message, greeting or not."""
-        label = flight.notification.metric_topic
-        was_greeting = flight is self.flight
-        if was_greeting:
-            self.flight = None
+    def hear(self, pending: PendingPublish, outcome: Outcome) -> None:
+        """Note what became of any message, birth message or not."""
+        label = pending.message.metric_topic
+        was_birth = pending is self.pending
+        if was_birth:
+            self.pending = None
         if outcome.status is Status.UNCONFIRMED:
             return
         self._verdicts[label] = outcome, datetime.now(UTC)
         if label not in self._optional:
             return
         if outcome.status is Status.REFUSED:
-            self._in_doubt = None if was_greeting else self._in_doubt
+            self._in_doubt = None if was_birth else self._in_doubt
             if outcome.reason_code != PACKET_TOO_LARGE:  # which the others need not be
-                self.leave_out(label, outcome, flight.begun_at)
+                self.leave_out(label, outcome, pending.begun_at)
         elif outcome.status is not Status.SENT:  # which says nothing: see `tick`
-            self._in_doubt = None if was_greeting else self._in_doubt
+            self._in_doubt = None if was_birth else self._in_doubt
             self.take_in(label)
 
-    def lost(self, failure: ConnectionFailure, now: float) -> Flight | None:
-        """The connection is over, and not by our will: perhaps because of a greeting. Returns what was on its way."""
-        flight, doubt = self.flight, self._in_doubt
+    def lost(self, failure: BrokerConnectionError, now: float) -> PendingPublish | None:
+        """The connection is over, not by our will, perhaps over a birth message. Returns what was on its way."""
+        pending, doubt = self.pending, self._in_doubt
         self._quit()
-        if doubt is not None and (flight is not None or now - doubt[1] < IN_DOUBT_SECONDS):
+        if doubt is not None and (pending is not None or now - doubt[1] < IN_DOUBT_SECONDS):
             label = doubt[0]
             self._strikes[label] += 1
             why = Outcome(Status.REFUSED, f"the connection ends over it: {failure.reason}", failure.reason_code)
@@ -134,11 +133,11 @@ class Greetings:
                 self._left_out[label] = _LeftOut(now + CONTRAST_SECONDS, why.reason)
             else:
                 self.leave_out(label, why, now)
-        return flight
+        return pending
 
     def tick(self, now: float) -> set[str]:
         """Call now and then while the broker is connected. Returns what is to be tried again now."""
-        if self._in_doubt is not None and self.flight is None and now - self._in_doubt[1] > IN_DOUBT_SECONDS:
+        if self._in_doubt is not None and self.pending is None and now - self._in_doubt[1] > IN_DOUBT_SECONDS:
             self.take_in(self._in_doubt[0])  # QoS 0, and the connection lives
             self._in_doubt = None
         due = {label for label, left_out in self._left_out.items() if left_out.until <= now}
@@ -152,7 +151,7 @@ class Greetings:
     @property
     def due_at(self) -> float:
         """When `tick` has something to do, as far as is known now."""
-        if self.flight or self._next or self._due or self._in_doubt:
+        if self.pending or self._next or self._due or self._in_doubt:
             return 0.0
         return min((left_out.until for left_out in self._left_out.values()), default=math.inf)
 
@@ -197,5 +196,5 @@ class Greetings:
         self._left_out = {label: left_out for label, left_out in self._left_out.items() if label == WILL}
 
     def _quit(self) -> None:
-        self.flight = self._next = self._in_doubt = None
+        self.pending = self._next = self._in_doubt = None
         self._due.clear()

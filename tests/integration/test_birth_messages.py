@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from functions.events.routes import Notification
-from functions.mqtt.publisher import Status
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Status
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.mqtt import greetings
-from infra.host.mqtt.greetings import RETRY_SECONDS, STRIKES, WILL
+from infra.host.mqtt import birth_messages
+from infra.host.mqtt.birth_messages import RETRY_SECONDS, STRIKES, WILL
 from infra.host.mqtt.publisher import HostPublisher
 from infra.local.mosquitto import Mosquitto
 from infra.subscriber import Subscriber
@@ -24,9 +24,9 @@ from tests.integration.test_host_publisher_switch import AVAILABILITY, broker_of
 CONFIG = "homeassistant/device/front/config"
 
 
-def greeting(topic: str = CONFIG, *, qos: int = 1) -> Notification:
+def birth(topic: str = CONFIG, *, qos: int = 1) -> Message:
     """One retained message for Home Assistant."""
-    return Notification(topic, "", b"{}", b"", qos=qos, retain=True)
+    return Message(topic, b"{}", qos=qos, retain=True)
 
 
 def forbids(topic: str) -> Behaviour:
@@ -39,12 +39,12 @@ def forbids(topic: str) -> Behaviour:
 
 
 @asynccontextmanager
-async def greeting_with(
-    broker: FakeBroker | Mosquitto, *notifications: Notification, **changes: object
+async def saying(
+    broker: FakeBroker | Mosquitto, *notifications: Message, **changes: object
 ) -> AsyncIterator[HostPublisher]:
     """A publisher that says these on each connect."""
     publisher = HostPublisher(broker_of(broker.url, **changes), PrometheusTelemetry())
-    publisher.greetings = lambda: notifications
+    publisher.birth_messages = lambda: notifications
     await publisher.start()
     try:
         yield publisher
@@ -56,7 +56,7 @@ async def told(publisher: HostPublisher, topic: str) -> str:
     """Why the broker does not want this topic, once it has said so."""
 
     def refusal() -> str:
-        return next((one.reason for one in publisher.greeted.verdicts() if one.topic == topic and not one.accepted), "")
+        return next((one.reason for one in publisher.births.verdicts() if one.topic == topic and not one.accepted), "")
 
     await until(refusal)
     return refusal()
@@ -64,21 +64,19 @@ async def told(publisher: HostPublisher, topic: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection need not live for ten seconds to show that it lives without a greeting."""
-    monkeypatch.setattr(greetings, "CONTRAST_SECONDS", 0.5)
+    """A connection need not live for ten seconds to show that it lives without a birth message."""
+    monkeypatch.setattr(birth_messages, "CONTRAST_SECONDS", 0.5)
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 @pytest.mark.parametrize("qos", [0, 1])
 @on_uvloop
 async def test_a_greeting_that_closes_the_connection_is_left_out_after_three_strikes(protocol: str, qos: int) -> None:
-    """What devices wait for goes on before, between and after them; the other greetings are said."""
+    """What devices wait for goes on before, between and after them; the other birth messages are said."""
     with FakeBroker(script=[forbids(CONFIG)]) as broker:
-        async with greeting_with(
-            broker, greeting(qos=qos), greeting("homeassistant/other"), protocol=protocol
-        ) as publisher:
+        async with saying(broker, birth(qos=qos), birth("homeassistant/other"), protocol=protocol) as publisher:
             count = 0
-            while not publisher.greeted.leaves_out(CONFIG) or count < 40:
+            while not publisher.births.leaves_out(CONFIG) or count < 40:
                 count += 1
                 assert (await publisher.submit(message(count)).done).success
                 await asyncio.sleep(0.05)
@@ -98,17 +96,17 @@ async def test_what_the_broker_refuses_is_left_out_said_and_tried_again(
     """A real Mosquitto with an ACL: PUBACK 0x87, one try until the time has come, and then the right is there."""
     del mosquitto_binary
     assert RETRY_SECONDS >= 300
-    monkeypatch.setattr(greetings, "RETRY_SECONDS", 2.0)
+    monkeypatch.setattr(birth_messages, "RETRY_SECONDS", 2.0)
     with Mosquitto(tmp_path, acl="topic write news\ntopic read #") as broker:
-        async with greeting_with(broker, greeting(), greeting("homeassistant/x")) as publisher:
+        async with saying(broker, birth(), birth("homeassistant/x")) as publisher:
             assert "0x87" in await told(publisher, CONFIG)
             assert (await publisher.submit(message()).done).success
             assert broker.log_text().count("Denied PUBLISH") == 2, "one for each topic"
-            verdicts = {one.topic: one.accepted for one in publisher.greeted.verdicts()}
+            verdicts = {one.topic: one.accepted for one in publisher.births.verdicts()}
             assert verdicts == {CONFIG: False, "homeassistant/x": False, "news": True}
             broker.set_acl("topic readwrite #")
             broker.reload()
-            await until(lambda: all(one.accepted for one in publisher.greeted.verdicts()))
+            await until(lambda: all(one.accepted for one in publisher.births.verdicts()))
         with Subscriber(broker.url, ("homeassistant/#",)) as late:
             kept = await asyncio.to_thread(late.wait_for, 2)
             assert {one.topic for one in kept} == {CONFIG, "homeassistant/x"}
@@ -127,9 +125,9 @@ async def test_what_the_broker_refuses_is_left_out_said_and_tried_again(
 async def test_a_last_will_that_is_refused_is_left_out_and_said(behaviour: Behaviour) -> None:
     """The link is made without it, and the broker's own words are kept."""
     with FakeBroker(script=[behaviour]) as broker:
-        async with greeting_with(broker, greeting(), availability_topic=AVAILABILITY) as publisher:
+        async with saying(broker, birth(), availability_topic=AVAILABILITY) as publisher:
             assert (await publisher.submit(message()).done).success
-            assert publisher.greeted.leaves_out(WILL)
+            assert publisher.births.leaves_out(WILL)
             assert behaviour.reason_string in await told(publisher, WILL)
             assert publisher.status.connected
             assert publisher.status.reason == ""
@@ -141,7 +139,7 @@ async def test_a_last_will_that_is_refused_is_left_out_and_said(behaviour: Behav
 async def test_a_broker_of_qos_0_takes_the_last_will() -> None:
     """It would refuse a better one with 0x9B, and with it all of CONNECT."""
     with FakeBroker(script=[Behaviour(maximum_qos=0)]) as broker:
-        async with greeting_with(broker, greeting(), availability_topic=AVAILABILITY) as publisher:
+        async with saying(broker, birth(), availability_topic=AVAILABILITY) as publisher:
             assert (await publisher.submit(message()).done).status is Status.SENT
             await until(lambda: CONFIG in [packet.topic for packet in broker.publishes])
             assert [connect.will_topic for connect in broker.connect_packets] == [AVAILABILITY]
@@ -150,16 +148,16 @@ async def test_a_broker_of_qos_0_takes_the_last_will() -> None:
 @on_uvloop
 async def test_the_last_will_comes_back_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is asked for on a connection beside ours; ours is made anew only once the broker takes it."""
-    monkeypatch.setattr(greetings, "RETRY_SECONDS", 1.0)
+    monkeypatch.setattr(birth_messages, "RETRY_SECONDS", 1.0)
     with FakeBroker(script=[Behaviour(will_reason=0x87)]) as broker:
-        async with greeting_with(broker, greeting(), availability_topic=AVAILABILITY) as publisher:
+        async with saying(broker, birth(), availability_topic=AVAILABILITY) as publisher:
             await told(publisher, WILL)
             ours = next(one.client_id for one in broker.connect_packets if one.will_topic is None)
             await until(lambda: len(broker.connect_packets) >= 6)  # two more tries
             assert [one.client_id for one in broker.connect_packets].count(ours) == 2
             assert publisher.status.connected
             broker.script = [Behaviour()]
-            await until(lambda: not publisher.greeted.leaves_out(WILL) and publisher.status.connected)
+            await until(lambda: not publisher.births.leaves_out(WILL) and publisher.status.connected)
             assert broker.connect_packets[-1].will_topic == AVAILABILITY
             assert (await publisher.submit(message()).done).success
 
@@ -169,7 +167,7 @@ async def test_the_last_will_is_not_blamed_for_an_outage_that_closes_connections
     """A proxy that closes while the broker behind it is away: with the broker back, so is the last will."""
     away = Behaviour(raw_answer=b"")
     with FakeBroker(script=[away, away, Behaviour()]) as broker:
-        async with greeting_with(broker, availability_topic=AVAILABILITY) as publisher:
+        async with saying(broker, availability_topic=AVAILABILITY) as publisher:
             await until(lambda: publisher.status.connected)
             broker.disconnect_all()
             broker.script = [away] * broker.connections + [away, Behaviour()]
@@ -177,7 +175,7 @@ async def test_the_last_will_is_not_blamed_for_an_outage_that_closes_connections
                 lambda: (
                     publisher.status.connected
                     and broker.connect_packets[-1].will_topic == AVAILABILITY
-                    and not publisher.greeted.leaves_out(WILL)
+                    and not publisher.births.leaves_out(WILL)
                 )
             )
 
@@ -187,11 +185,11 @@ async def test_greetings_get_their_turn_although_messages_never_stop(tmp_path: P
     """Devices go first, but not for ever."""
     del mosquitto_binary
     with Mosquitto(tmp_path) as broker:
-        async with greeting_with(broker) as publisher:
+        async with saying(broker) as publisher:
             await until(lambda: publisher.status.connected)
             flights = [publisher.submit(message(number)) for number in range(200)]
-            publisher.greet([greeting()])
-            while not publisher.greeted.verdicts() or CONFIG not in {one.topic for one in publisher.greeted.verdicts()}:
+            publisher.say([birth()])
+            while not publisher.births.verdicts() or CONFIG not in {one.topic for one in publisher.births.verdicts()}:
                 flights = [one for one in flights if not one.done.done()]
                 flights += [publisher.submit(message(number)) for number in range(200 - len(flights))]
                 await asyncio.sleep(0)
@@ -202,7 +200,7 @@ async def test_greetings_get_their_turn_although_messages_never_stop(tmp_path: P
 async def test_a_greeting_that_is_never_acknowledged_holds_up_nobody_for_long() -> None:
     """Others wait for a moment only, and go on at the same connection."""
     with FakeBroker(script=[Behaviour(acknowledge=False)]) as broker:
-        async with greeting_with(broker, greeting()) as publisher:
+        async with saying(broker, birth()) as publisher:
             await until(lambda: broker.publishes)
             broker.script = [Behaviour()]
             assert (await publisher.submit(message()).done).success
