@@ -382,6 +382,28 @@ async def test_demand_shortens_the_back_off_to_a_second(monkeypatch: pytest.Monk
 
 
 @on_uvloop
+async def test_at_rest_nothing_is_looked_after(mosquitto: Mosquitto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until something is sent, or the keep alive is due; also while there is no broker."""
+    looks: list[float] = []
+    tick = link_module.Link.tick
+
+    def counted(link: link_module.Link) -> None:
+        looks.append(time.monotonic())
+        tick(link)
+
+    monkeypatch.setattr(link_module.Link, "tick", counted)
+    monkeypatch.setattr(publisher_module, "HOUSEKEEPING_SECONDS", 0.02)
+    for url, connected in ((mosquitto.url, True), ("mqtt://127.0.0.1:1", False)):
+        async with publishing(url, connected=connected) as case:
+            await asyncio.sleep(0.2)
+            looks.clear()
+            await asyncio.sleep(0.4)
+            assert len(looks) <= (0 if connected else 1), "a failed attempt is a reason to look"
+            case.publisher.submit(notification())
+            await until(lambda: looks)
+
+
+@on_uvloop
 async def test_an_idle_link_is_kept_alive_and_found_dead() -> None:
     """PINGREQ goes out while idle; a broker that stops answering is left."""
     with FakeBroker() as broker:
