@@ -400,7 +400,7 @@ async def test_at_rest_nothing_is_looked_after(mosquitto: Mosquitto, monkeypatch
             await asyncio.sleep(0.4)
             assert len(looks) <= (0 if connected else 1), "a failed attempt is a reason to look"
             case.publisher.submit(notification())
-            await until(lambda: looks)
+            await until(lambda: len(looks) > 0)
 
 
 @on_uvloop
