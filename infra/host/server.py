@@ -37,7 +37,7 @@ from infra.host.slices import ask_for_short_slices
 from infra.host.web import swagger
 from infra.host.web.entrance import SHORT_SECRET_CHARACTERS, Entrance, Gate, StoreGate
 from infra.host.web.limited_router import LimitedRouter
-from infra.host.web.origin import Proxies, is_loopback
+from infra.host.web.origin import TrustedProxies, is_loopback
 from infra.host.web.server import Server
 from infra.host.web.site import HostSite
 from infra.host.web.tls import Certificate
@@ -94,7 +94,7 @@ class Host:
             telemetry,
             stores=StoreGate(tokens, entrance),
             routers=(devices, administrators),
-            proxies=Proxies(settings.trusted_proxies),
+            proxies=TrustedProxies(settings.trusted_proxies),
             public_base_url=settings.public_base_url,
         )
         self.publisher = publisher
