@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
-from threading import Lock, RLock
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from threading import RLock
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from functions.events.dialects import NULL_VERSION
 from functions.s3.clients import (
     BAD_REQUEST,
-    UNREACHABLE,
     StorageError,
     client,
     on_other_region,
@@ -103,7 +100,6 @@ class Objects:
         self._lock = RLock()
         self._tools: tuple[S3Client, ObjectReader, Signer] | None = None
         self._regions: list[str] = []  # which the store itself has named, none of them twice
-        self._heads: Flights[tuple[str, str], ObjectInfo | None] = Flights(2 * S3_DEADLINE_SECONDS)
         self._lists_versions = True
 
     @property
@@ -138,11 +134,8 @@ class Objects:
             logger.warning(f"{set_to.origin} is not the store's region: the bucket's own is used", extra=details)
 
     def head(self, key: str, version_id: str = "") -> ObjectInfo | None:
-        """What `key` is now, or was at that version; None where there is no such object or version.
-
-        Callers that ask the same at the same moment share a call, which begins after each of them asked.
-        """
-        return self._heads.fly((key, version_id), lambda: self._head(key, version_id))
+        """What `key` is now, or was at that version; None where there is no such object or version."""
+        return self._head(key, version_id, asks_region=True)
 
     def read(self, key: str, version_id: str = "", *, limit_bytes: int) -> bytes | None:
         """What `key` holds now, or held at that version: at most `limit_bytes` + 1 of it, to tell that there is more.
@@ -225,7 +218,7 @@ class Objects:
                 self._tools = s3, ObjectReader(s3, self._bucket, session), signer
             return self._tools
 
-    def _head(self, key: str, version_id: str, *, asks_region: bool = True) -> ObjectInfo | None:
+    def _head(self, key: str, version_id: str, *, asks_region: bool) -> ObjectInfo | None:
         header = self._open()[1]
         try:
             found = header.head(key, version_id)
@@ -308,61 +301,3 @@ def content_disposition(filename: str) -> str:
     plain = _NOT_QUOTED.sub("_", name)
     header = f'attachment; filename="{plain}"'
     return header if plain == name else f"{header}; filename*=UTF-8''{quote(encoded, safe='')}"
-
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
-
-
-class Flights(Generic[Key, Value]):
-    """Lets callers who want the same share a call, which begins after each of them asked: nothing is ever stale.
-
-    Whoever comes while a call is out waits for the next one together. A call that failed fails those who wait too:
-    when the store is down, nobody waits for it twice.
-    """
-
-    def __init__(self, deadline_seconds: float) -> None:
-        """Nobody waits longer than `deadline_seconds` for another's call."""
-        self._deadline_seconds = deadline_seconds
-        self._lock = Lock()
-        self._out: dict[Key, Future[Value]] = {}
-        self._next: dict[Key, Future[Value]] = {}
-
-    def fly(self, key: Key, call: Callable[[], Value]) -> Value:
-        """The value of `call()`, or of an equal caller's. Raises what it raised, StorageError past the deadline."""
-        with self._lock:
-            ahead = self._out.get(key)
-            waiting = self._next.get(key)
-            if ahead is None:
-                mine = self._out[key] = Future()
-            elif waiting is None:
-                mine = self._next[key] = Future()
-        if ahead is not None and waiting is not None:
-            return self._wait(waiting)
-        try:
-            if ahead is not None:
-                self._wait(ahead)
-            value = call()
-        except BaseException as error:
-            self._land(key, mine)
-            mine.set_exception(error)
-            raise
-        self._land(key, mine)
-        mine.set_result(value)
-        return value
-
-    def _land(self, key: Key, flight: Future[Value]) -> None:
-        """Let the next flight go out, before anybody hears of this one."""
-        with self._lock:
-            if self._next.get(key) is flight:  # it gave up waiting for the one ahead
-                del self._next[key]
-            elif (following := self._next.pop(key, None)) is not None:
-                self._out[key] = following
-            else:
-                del self._out[key]
-
-    def _wait(self, flight: Future[Value]) -> Value:
-        try:
-            return flight.result(self._deadline_seconds)
-        except FutureTimeout:
-            raise StorageError(UNREACHABLE, "another caller's request is not answered") from None

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from http.client import responses
-from threading import Lock
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qs, quote
 
 from functions.s3.clients import (
@@ -27,7 +26,7 @@ from functions.s3.clients import (
 if TYPE_CHECKING:
     from boto3.session import Session
     from botocore.awsrequest import AWSPreparedRequest
-    from botocore.credentials import Credentials, ReadOnlyCredentials
+    from botocore.credentials import Credentials
     from mypy_boto3_s3.client import S3Client
 
     from functions.settings import Settings
@@ -39,38 +38,10 @@ shortest session that STS gives (STS, AssumeRole, DurationSeconds). A URL dies w
 STALE_SECONDS = 0.5
 """A connection that is closed so soon after a request was, most likely, closed by the store before it came."""
 
-MAX_SIGNED_IN_A_SECOND = 1024
 USER_AGENT = "bucketbell"
 
 # Where the region is wrong, or a name is: boto3 follows to another region, and knows one case from the other.
 _FOR_BOTO3 = frozenset({301, 302, 307, 400})
-
-
-Signed = TypeVar("Signed")
-Stamp = tuple[str, "ReadOnlyCredentials"]
-
-
-class _ThisSecond(Generic[Signed]):
-    """What was signed in this second, with these credentials: a signature counts seconds, and would be the same."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._stamp: Stamp | None = None
-        self._signed: dict[object, Signed] = {}
-
-    def recall(self, what: object, credentials: ReadOnlyCredentials) -> Signed | None:
-        """What `keep` was given for this, unless its second is over."""
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), credentials
-        with self._lock:
-            return self._signed.get(what) if stamp == self._stamp else None
-
-    def keep(self, what: object, stamp: Stamp, signed: Signed) -> Signed:
-        """Remember `signed` by the second that is in it, whichever that is by now."""
-        with self._lock:
-            if stamp != self._stamp or len(self._signed) >= MAX_SIGNED_IN_A_SECOND:
-                self._stamp, self._signed = stamp, {}
-            self._signed[what] = signed
-        return signed
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,21 +111,16 @@ class Signer:
         self._place = _Place.of(s3, bucket, self._credentials)
         self._expires_seconds = expires_seconds
         self._auth, self._request = S3SigV4QueryAuth, AWSRequest
-        self._this_second: _ThisSecond[tuple[str, datetime]] = _ThisSecond()
 
     def sign(self, key: str, parameters: Mapping[str, str]) -> tuple[str, datetime]:
         """A URL for GET of `key` with these query parameters, and when it ends; `parameters` keep their order."""
         with storage_errors():  # temporary credentials may have to be fetched anew
             credentials = self._credentials.get_frozen_credentials()
-        what = key, *parameters.items()
-        if (signed := self._this_second.recall(what, credentials)) is not None:
-            return signed
         place = self._place
         request = self._request("GET", place.url(key), headers={"host": place.host}, params=dict(parameters))
         self._auth(credentials, place.service, place.region, expires=self._expires_seconds).add_auth(request)
-        timestamp = request.context["timestamp"]
-        end = self._end(datetime.fromisoformat(timestamp), hidden=bool(credentials.token))
-        return self._this_second.keep(what, (timestamp, credentials), (str(request.url), end))
+        signed_at = datetime.fromisoformat(request.context["timestamp"])
+        return str(request.url), self._end(signed_at, hidden=bool(credentials.token))
 
     def _end(self, signed_at: datetime, *, hidden: bool) -> datetime:
         end = signed_at + timedelta(seconds=self._expires_seconds)
@@ -186,7 +152,6 @@ class ObjectReader:
         self._body = StreamingBody
         # By no public name; with it come the same pool, TLS, proxies and time-outs that a LIST has.
         self._http: Any = getattr(getattr(s3, "_endpoint", None), "http_session", None)
-        self._this_second: _ThisSecond[AWSPreparedRequest] = _ThisSecond()
 
     def head(self, key: str, version_id: str = "") -> Mapping[str, Any]:
         """What boto3's `head_object` tells of an object, as far as it is needed here. Raises StorageError."""
@@ -215,7 +180,7 @@ class ObjectReader:
         """The first `amount_bytes` of an object. Raises StorageError, whose code is that of the store."""
         if self._http is not None and self._place.service == "s3":
             with storage_errors():
-                answer = self._retried(lambda: self._send_once("GetObject", self._signed("GET", key, version_id)[0]))
+                answer = self._retried(lambda: self._send_once("GetObject", self._signed("GET", key, version_id)))
                 if answer.status_code == HTTPStatus.OK:
                     with closing(self._body(answer.raw, answer.headers.get("content-length"))) as body:
                         return bytes(body.read(amount_bytes))
@@ -227,7 +192,7 @@ class ObjectReader:
 
     def _send(self, key: str, version_id: str) -> Any:  # noqa: ANN401 - botocore's AWSResponse
         with storage_errors():
-            return self._retried(lambda: self._send_once("HeadObject", self._prepared(key, version_id)))
+            return self._retried(lambda: self._send_once("HeadObject", self._signed("HEAD", key, version_id)))
 
     def _retried(self, send: Callable[[], Any]) -> Any:  # noqa: ANN401 - as above
         begun = time.monotonic()
@@ -243,14 +208,7 @@ class ObjectReader:
         answers = self._s3.meta.events.emit(f"before-send.s3.{operation}", request=prepared)
         return next((answer for _, answer in answers if answer is not None), None) or self._http.send(prepared)
 
-    def _prepared(self, key: str, version_id: str) -> AWSPreparedRequest:
-        credentials = self._credentials.get_frozen_credentials()
-        if (prepared := self._this_second.recall((key, version_id), credentials)) is not None:
-            return prepared
-        prepared, stamp = self._signed("HEAD", key, version_id)
-        return self._this_second.keep((key, version_id), stamp, prepared)
-
-    def _signed(self, method: str, key: str, version_id: str) -> tuple[AWSPreparedRequest, Stamp]:
+    def _signed(self, method: str, key: str, version_id: str) -> AWSPreparedRequest:
         credentials = self._credentials.get_frozen_credentials()
         parameters = {"versionId": version_id} if version_id else {}
         headers = {"User-Agent": USER_AGENT}
@@ -259,4 +217,4 @@ class ObjectReader:
             method, self._place.url(key), headers=headers, params=parameters, stream_output=method == "GET"
         )
         self._auth(credentials, self._place.service, self._place.region).add_auth(request)
-        return request.prepare(), (request.context["timestamp"], credentials)
+        return request.prepare()

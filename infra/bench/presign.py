@@ -44,7 +44,7 @@ def measure(bench: Bench) -> list[Figure]:
     for number in range(rounds):
         if number % 5 == 0:
             bench.say(f"round {number} of {rounds}")
-        keys = asset_keys(f"signed-{number}", URLS)  # new ones: ours remembers what it signed within the second
+        keys = asset_keys(f"signed-{number}", URLS)
         for sign in (ours, boto3s) if number % 2 else (boto3s, ours):
             took[sign].append(_seconds(sign, keys))
     return [

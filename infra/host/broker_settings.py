@@ -133,8 +133,7 @@ class Integration:
                 if not ready and self._objects is not None:
                     self._looking = asyncio.create_task(self._look(self._objects), name="cameras")
                 ready = True
-                await in_thread(lambda: store.record(self.status()))
-                self._meet(await in_thread(store.recorded))
+                self._meet(await in_thread(lambda: self._exchange(store)))
                 self._trouble("" if stored == read else str(CredentialsUnreadableError()))
             except StoreUnavailableError as error:
                 if ready or self._stored is not None:
@@ -173,6 +172,11 @@ class Integration:
     def _tell_topics(self) -> None:
         topics = self.announcer.topics
         self._on_topics(None if topics.retain and not self._is_learned else topics)
+
+    def _exchange(self, store: ConfigStore) -> Sequence[ProcessStatus]:
+        """Record how this process does, and return what all have recorded."""
+        store.record(self.status())
+        return store.recorded()
 
     def _meet(self, recorded: Sequence[ProcessStatus]) -> None:
         """Home Assistant takes a camera for available while any host says so: tell it of hosts that come and go."""

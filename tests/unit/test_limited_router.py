@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sized
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -36,7 +37,7 @@ def asked(path: str = "/manifest", token: str | None = ONE, *, address: str = HO
     return Request("GET", path, headers=headers, address=address)._replace(**changes)
 
 
-async def ask(limited: LimitedRouter[None], request: Request | None = None) -> Reply:
+async def ask(limited: LimitedRouter[Any], request: Request | None = None) -> Reply:
     """One request's reply."""
     request = request or asked()
     future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -83,12 +84,12 @@ def gate_of(**more: Any) -> Gate:  # noqa: ANN401 - any field of Gate
 
 @asynccontextmanager
 async def opened(
-    answer: Callable[[Request], Reply] | Router[None],
+    answer: Callable[[Request], Reply] | Router[Any],
     per_minute: int = 0,
     *,
     gate: Gate | None = None,
     **more: bool,
-) -> AsyncIterator[LimitedRouter[None]]:
+) -> AsyncIterator[LimitedRouter[Any]]:
     """A router whose threads end with it; without a gate, everybody is let in."""
     router = answer if isinstance(answer, Router) else router_of(answer)
     everybody = Gate(Entrance(), lambda _: None)
@@ -316,6 +317,49 @@ async def test_identical_requests_share_an_answer_and_others_do_not() -> None:
         async with opened(answer, shares_answers=shares) as limited:
             replies = await asyncio.gather(*(ask(limited, request) for request in [one] * 5 + others))
         assert ([reply.status for reply in replies], len(calls)) == ([200] * 10, expected)
+
+
+def shared_router(answer: Callable[[Request], Reply]) -> Router[str]:
+    """A router that answers everybody alike, and knows who asks by the token."""
+    route: Route[str] = Route(("GET",), "/*", lambda request, _: answer(request), same_for_all=True)
+    return Router("sample", (route,), lambda request: request.bearer, "", unforeseen, lambda who: ("k", who))
+
+
+@on_uvloop
+async def test_a_fleet_with_a_token_each_shares_what_is_the_same_for_all() -> None:
+    """Thirty devices told of one asset have the answer, for a few calls; each of them uses its own share."""
+    calls: list[str] = []
+
+    def answer(request: Request) -> Reply:
+        calls.append(request.bearer)
+        time.sleep(0.01)
+        return OK
+
+    fleet = [f"device-{number}" for number in range(30)]
+    async with opened(shared_router(answer), per_minute=2, shares_answers=True) as limited:
+        for _ in range(2):
+            replies = await asyncio.gather(*(ask(limited, asked("/assets/a", token)) for token in fleet))
+            assert [reply.status for reply in replies] == [200] * 30
+        assert len(calls) < 10
+        assert [(await ask(limited, asked("/assets/a", token))).status for token in fleet] == [429] * 30
+        assert (await ask(limited, asked("/assets/a", "another"))).status == 200
+
+
+@on_uvloop
+async def test_each_of_a_fleet_is_refused_by_the_name_of_its_own_token(caplog: pytest.LogCaptureFixture) -> None:
+    """Although the answer is shared, the log names every device."""
+
+    def answer(_: Request) -> Reply:
+        raise Problem(HTTPStatus.NOT_FOUND, "not_found", "There is no such file.")
+
+    fleet = [f"device-{number}" for number in range(30)]
+    caplog.set_level("INFO", logger=logger.name)
+    async with opened(shared_router(answer), shares_answers=True) as limited:
+        replies = await asyncio.gather(*(ask(limited, asked("/assets/a", token)) for token in fleet))
+    assert [reply.status for reply in replies] == [404] * 30
+    lines = [vars(record) for record in caplog.records if record.getMessage() == "sample refused"]
+    assert sorted(line["jti"] for line in lines) == sorted(fleet)
+    assert {(line["status"], line["reason"], line["kid"]) for line in lines} == {(404, "not_found", "k")}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a secret"), TimeoutError("a secret")])

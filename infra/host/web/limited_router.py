@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from functions.devices.manifest import LISTED
 from functions.telemetry import logger
 from functions.web.messages import Problem, Reply, Request, unavailable
-from functions.web.router import Route, Router
+from functions.web.router import Route, Router, reply_to
 from infra.host.threads import Daemons
 from infra.host.web.door import Answer, Door
 from infra.host.web.entrance import Gate, too_many
@@ -101,7 +101,7 @@ class LimitedRouter(Generic[Caller]):
             raise _busy()
 
         def tell(found: Found) -> None:
-            reply = self._router.refuse(found, caller) if isinstance(found, Exception) else found
+            reply = self._refused(found, caller) if isinstance(found, Exception) else found
             if (listed := reply.headers.get(LISTED)) is not None:
                 # A device is about to ask for what it was just told of: refusing that would be our own fault.
                 self._requests.widen(share, CATCH_UPS_AT_ONCE * (int(listed) + 1), further="next=" in request.query)
@@ -113,6 +113,12 @@ class LimitedRouter(Generic[Caller]):
             whose = "" if route.same_for_all else request.header("authorization")
             question = (whose, request.method, request.path, request.query, *map(request.header, ASKED_BY))
             self._flights.ask(question, lambda tell_all: self._call(route, request, caller, tell_all), tell)
+
+    def _refused(self, error: Exception, caller: Caller) -> Reply:
+        try:
+            return self._router.refuse(error, caller)
+        except Exception as unforeseen:  # noqa: BLE001 - whatever it is, somebody waits for an answer
+            return reply_to(unforeseen)
 
     def _call(self, route: Route[Caller], request: Request, caller: Caller, tell: Callable[[Found], None]) -> None:
         """Have a thread answer; what has not begun in time is not begun any more."""
