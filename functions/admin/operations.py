@@ -102,8 +102,8 @@ class Administration:
         self._store = store
         self._publishing = publishing
         self._targets = Targets.parse(settings.mqtt_test_allowed_hosts)
-        self._stored: _Memory[Stored | None] = _Memory()
-        self._recorded: _Memory[tuple[ProcessStatus, ...]] = _Memory()
+        self._stored: _LastRead[Stored | None] = _LastRead()
+        self._recorded: _LastRead[tuple[ProcessStatus, ...]] = _LastRead()
         self._probing = threading.Lock()
         self._probed: tuple[float, BrokerConfig, ProbeAnswer] | None = None
 
@@ -269,7 +269,7 @@ class Administration:
             return answer
 
 
-class _Memory(Generic[T]):
+class _LastRead(Generic[T]):
     """The last that the database said."""
 
     def __init__(self) -> None:

@@ -114,7 +114,7 @@ class _Verified:
     expires_at: datetime
 
 
-class _Memory:
+class _VerifiedTokens:
     """What was verified last, by token. Thread-safe."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class Keyring:
     keys: tuple[_Key, ...]
     revoked: frozenset[str] = frozenset()
     # A signature that was good once stays so.
-    _remembered: _Memory = field(init=False, repr=False, compare=False, default_factory=_Memory)
+    _remembered: _VerifiedTokens = field(init=False, repr=False, compare=False, default_factory=_VerifiedTokens)
 
     @classmethod
     def parse(cls, entries: Iterable[str], *, revoked: Iterable[str] = ()) -> Keyring:

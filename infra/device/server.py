@@ -41,7 +41,7 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class ServerManifest:
     """What is current for this device. `senseless` lines were left out: one of them must not hide the others."""
 
     objects: tuple[Listed, ...]
@@ -81,7 +81,7 @@ class Server:
             raise FetchError("protocol", "the server gave no ETag, or no size")
         return Ticket(url, version, _last_modified(document))
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> ServerManifest:
         """All that is current for this device, page by page; a page that did not change is not sent again."""
         known, self._pages = self._pages, {}
         objects: list[Listed] = []
@@ -93,7 +93,7 @@ class Server:
             objects += page.objects
             senseless += page.senseless
             if page.next is None:
-                return Manifest(tuple(objects), senseless)
+                return ServerManifest(tuple(objects), senseless)
             query = "?" + urlencode({"next": page.next})
             if query in self._pages or len(self._pages) >= MAX_PAGES:
                 raise FetchError("protocol", "the manifest has no end")

@@ -28,7 +28,7 @@ MAX_DOCUMENT_BYTES = 256 * 1024
 DOCUMENT_SUFFIX = ".json"
 
 
-class Found(NamedTuple):
+class FoundCameras(NamedTuple):
     """Cameras, and when the newest document of each was uploaded; `complete` where there are no others."""
 
     cameras: Mapping[Camera, datetime]
@@ -46,7 +46,7 @@ def look(
     *,
     stopped: threading.Event,
     seconds: float = LOOK_SECONDS,
-) -> Found:
+) -> FoundCameras:
     """Return the cameras with events below `events_prefix`.
 
     For a thread of its own: one LIST of the prefix, then for each camera at most MAX_PAGES more and one GET, until
@@ -77,7 +77,7 @@ def look(
     else:
         complete = not left and not stopped.is_set()
         logger.info("cameras found in the bucket", extra={"found": len(found), "left_to_their_events": left})
-    return Found(found, complete)
+    return FoundCameras(found, complete)
 
 
 def _prefixes(s3: S3Client, bucket: str, events_prefix: str) -> list[str]:

@@ -37,7 +37,7 @@ from infra.host.slices import ask_for_short_slices
 from infra.host.web import swagger
 from infra.host.web.entrance import SHORT_SECRET_CHARACTERS, Entrance, Gate, StoreGate
 from infra.host.web.limited_router import LimitedRouter
-from infra.host.web.origin import Proxies, is_loopback
+from infra.host.web.origin import TrustedProxies, is_loopback
 from infra.host.web.server import Server
 from infra.host.web.site import HostSite
 from infra.host.web.tls import Certificate
@@ -94,7 +94,7 @@ class Host:
             telemetry,
             stores=StoreGate(tokens, entrance),
             routers=(devices, administrators),
-            proxies=Proxies(settings.trusted_proxies),
+            proxies=TrustedProxies(settings.trusted_proxies),
             public_base_url=settings.public_base_url,
         )
         self.publisher = publisher
@@ -108,13 +108,14 @@ class Host:
 
     async def run(self, host: str, port: int) -> None:
         """Serve until SIGTERM or SIGINT. Raises OSError where nobody can listen there."""
+        asked_to_end = _asked_to_end()
         async with AsyncExitStack() as stack:
             await self._start(stack)
             server = Server(self.site, max_connections=room_for_connections())
             await server.start(host, port, self._certificate)
             scheme = "http" if self._certificate is None else "https"
             logger.info("listening", extra={"url": f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"})
-            await _asked_to_end()
+            await asked_to_end.wait()
             self.publisher.hurry()  # after FLUSH_SECONDS everybody who waits has an answer
             await server.stop()
 
@@ -158,12 +159,12 @@ async def _logged(stop: Callable[[], Awaitable[None]]) -> None:
         logger.exception("shutdown")
 
 
-async def _asked_to_end() -> None:
-    """Wait for SIGTERM or SIGINT. A second one changes nothing: a terminal's Ctrl-C reaches the whole process group."""
+def _asked_to_end() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT. A second one changes nothing: a terminal's Ctrl-C reaches the whole process group."""
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, asked.set)
-    await asked.wait()
+    return asked
 
 
 def _store(settings: Settings) -> ConfigStore | None:

@@ -23,6 +23,7 @@ from tests.hostile.searching import SHORTEST_LEAK, leaks
 
 # Settings with such a name that hold no secret, and why not.
 NO_SECRET = {
+    "host_key_file": "a path",
     "mqtt_key_file": "a path",
     "mqtt_ca_pem": "certificates, which every server shows",
     "mqtt_cert_pem": "likewise; a key in it is not kept",

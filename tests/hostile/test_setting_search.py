@@ -53,6 +53,8 @@ EXAMPLES: dict[str, list[str]] = {
     "mqtt_ca_file": ["/etc/hostname", "/dev/null", "/", "nowhere"],
     "mqtt_cert_file": ["/etc/hostname", "/dev/null"],
     "mqtt_key_file": ["/etc/hostname", "/dev/null"],
+    "host_cert_file": ["/etc/hostname", "/dev/null", "nowhere"],
+    "host_key_file": ["/etc/hostname", "/dev/null"],
     "mqtt_ca_pem": [PEM, PEM.replace("\n", "\\n"), PEM.replace("\n", " ")],
     "mqtt_cert_pem": [PEM, PEM + PEM_KEY],
     "mqtt_key_pem": [PEM_KEY, PEM_KEY.replace("PRIVATE", "ENCRYPTED PRIVATE")],
@@ -104,10 +106,13 @@ EXAMPLES: dict[str, list[str]] = {
 }
 
 FILES = {"MQTT_CERT_FILE": "/etc/hostname", "MQTT_KEY_FILE": "/etc/hostname"}
+HOST_FILES = {"HOST_CERT_FILE": "/etc/hostname", "HOST_KEY_FILE": "/etc/hostname"}
 NEEDS = {
     "mqtt_password": {"MQTT_USERNAME": "u"},
     "mqtt_cert_file": FILES,
     "mqtt_key_file": FILES,
+    "host_cert_file": HOST_FILES,
+    "host_key_file": HOST_FILES,
     "mqtt_cert_pem": {"MQTT_KEY_PEM": PEM_KEY},
     "mqtt_key_pem": {"MQTT_CERT_PEM": PEM},
     "events_prefix": {"BUCKET": "b"},

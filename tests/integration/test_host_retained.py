@@ -23,7 +23,7 @@ from tests.stored import PASSWORD, SHORT, USER, Admin, readiness, settings_of, s
 from tests.yard import DISCOVERY, Yard, hearing, kept, ring, told
 
 EVENT = "home/camera/front/event"
-NEVER = f"{SHORT}\nintegration.RELOAD_SECONDS = 3600"
+NEVER = f"{SHORT}\nbroker_settings.RELOAD_SECONDS = 3600"
 LONG_LOOK = (
     f"{SHORT}\nimport time\nfrom infra.host import camera_search as cameras\nread = cameras._prefixes\n"
     "def prefixes(*arguments):\n    time.sleep(3)\n    return read(*arguments)\ncameras._prefixes = prefixes"

@@ -6,7 +6,7 @@ import pytest
 
 from infra.device.loop import Device
 from infra.device.names import Name
-from infra.device.server import Listed, Manifest, Server, Ticket
+from infra.device.server import Listed, Server, ServerManifest, Ticket
 from infra.device.store import Store, Version
 from infra.device.trouble import FetchError
 from infra.http_client import Web
@@ -38,9 +38,9 @@ class Shelf(Server):
         self.files = files
         self.asked = 0
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> ServerManifest:
         """All files."""
-        return Manifest(tuple(Listed("asset", str(number), Version("e", 1)) for number in range(self.files)), 0)
+        return ServerManifest(tuple(Listed("asset", str(number), Version("e", 1)) for number in range(self.files)), 0)
 
     def locate(self, name: Name) -> Ticket:
         """Nothing."""

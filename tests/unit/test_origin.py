@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from infra.host.web.origin import Headers, Proxies, foreign_page
+from infra.host.web.origin import Headers, TrustedProxies, foreign_page
 
 PROXY, OUTER, CLIENT = "10.0.0.1", "10.0.0.2", "198.51.100.7"
-PROXIES = Proxies(["10.0.0.0/8", "2001:db8:1::/48"])
+PROXIES = TrustedProxies(["10.0.0.0/8", "2001:db8:1::/48"])
 
 
 def fields(**values: str) -> Headers:
@@ -53,7 +53,7 @@ def test_several_lines_of_a_header_are_one_chain() -> None:
 
 def test_without_trusted_proxies_nobody_is_believed() -> None:
     """Not even who comes from this machine."""
-    assert Proxies().client("127.0.0.1", fields(x_forwarded_for=CLIENT)) == "127.0.0.1"
+    assert TrustedProxies().client("127.0.0.1", fields(x_forwarded_for=CLIENT)) == "127.0.0.1"
 
 
 OWN = [

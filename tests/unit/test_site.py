@@ -20,14 +20,16 @@ from infra.host.mqtt.publisher import HostPublisher
 from infra.host.web.door import door_for
 from infra.host.web.entrance import Entrance, Gate, StoreGate
 from infra.host.web.limited_router import LimitedRouter
-from infra.host.web.origin import Proxies
+from infra.host.web.origin import TrustedProxies
 from infra.host.web.site import MAX_BODY_BYTES, HostSite
 from tests.hosts import TOKEN, event, on_uvloop
 
 HOME, ABROAD = "192.0.2.1", "203.0.113.9"
 
 
-def site(*tokens: str, routers: tuple[LimitedRouter[None], ...] = (), proxies: Proxies | None = None) -> HostSite:
+def site(
+    *tokens: str, routers: tuple[LimitedRouter[None], ...] = (), proxies: TrustedProxies | None = None
+) -> HostSite:
     """A host's site without a broker."""
     telemetry = PrometheusTelemetry()
     publisher = HostPublisher(None, telemetry)
@@ -138,7 +140,7 @@ def public() -> Iterator[LimitedRouter[None]]:
 
 def test_a_trusted_proxys_clients_have_shares_of_their_own(public: LimitedRouter[None]) -> None:
     """By the address that the proxy names; what somebody else says of itself is not believed."""
-    where = site(TOKEN, routers=(public,), proxies=Proxies([HOME]))
+    where = site(TOKEN, routers=(public,), proxies=TrustedProxies([HOME]))
 
     def status(client: str, peer: str = HOME) -> int:
         return ask(where, Request("GET", "/files/a", headers={"x-forwarded-for": client}, address=peer)).status.value
@@ -151,7 +153,7 @@ def test_a_trusted_proxys_clients_have_shares_of_their_own(public: LimitedRouter
 def test_a_store_behind_a_trusted_proxy_is_known_by_its_own_address() -> None:
     """One that guesses short tokens shuts out nobody else."""
     short = "sixteen-letters."
-    where = site(short, proxies=Proxies([HOME]))
+    where = site(short, proxies=TrustedProxies([HOME]))
 
     def status(token: str, client: str) -> int:
         headers = {"authorization": f"Bearer {token}", "x-forwarded-for": client}

@@ -32,14 +32,14 @@ MAX_TOPICS = 2 * MAX_CAMERAS
 
 
 @dataclass(slots=True)
-class Heard:
+class KeptByBroker:
     """What the broker keeps: each camera's event, and the topics of both kinds."""
 
     sightings: list[Sighting] = field(default_factory=list)
     topics: list[str] = field(default_factory=list)
 
 
-def listen(broker: BrokerConfig, config: MqttConfig, *, stopped: threading.Event) -> Heard:
+def listen(broker: BrokerConfig, config: MqttConfig, *, stopped: threading.Event) -> KeptByBroker:
     """Ask the broker what it keeps under these settings. Raises `BrokerConnectionError` where it does not say.
 
     For a thread of its own, and on a connection of its own: a broker may answer a subscription that it forbids by
@@ -76,7 +76,7 @@ class _Listening(Connection):
         super().__init__(replace(broker, availability_topic=None), new_client_id(broker.client_id_prefix))
         self._client.max_packet_bytes = MAX_MESSAGE_BYTES
         self._config = config
-        self.heard = Heard()
+        self.heard = KeptByBroker()
         self.last_at = 0.0
         self.granted: bool | None = None  # it has not answered yet
 
@@ -109,7 +109,7 @@ class Retained:
     def __contains__(self, topic: str) -> bool:
         return topic in self._topics
 
-    def learn(self, heard: Heard) -> None:
+    def learn(self, heard: KeptByBroker) -> None:
         """Take over what the broker keeps."""
         for sighting in heard.sightings:
             self.take(sighting)

@@ -20,7 +20,7 @@ _REMEMBERED_PEERS = 1024
 _FOR = re.compile(r'(?:^|[;,])\s*for\s*=\s*("[^"]*"|[^;,\s]*)', re.IGNORECASE)  # RFC 7239 §4
 
 
-class Proxies:
+class TrustedProxies:
     """The proxies whose word is believed when they say for whom they ask."""
 
     def __init__(self, networks: Sequence[str] = ()) -> None:

@@ -18,7 +18,7 @@ from infra.host.mqtt.publisher import HostPublisher
 from infra.host.web.door import Answer, Door
 from infra.host.web.entrance import StoreGate, offered, take_token
 from infra.host.web.limited_router import LimitedRouter
-from infra.host.web.origin import Proxies, foreign_page
+from infra.host.web.origin import TrustedProxies, foreign_page
 
 SURE_DOOR, FAST_DOOR = "/events", "/events/fast"
 MAX_BODY_BYTES = 1 << 20
@@ -41,7 +41,7 @@ class HostSite:
         *,
         stores: StoreGate,
         routers: Sequence[LimitedRouter[Any]] = (),
-        proxies: Proxies | None = None,
+        proxies: TrustedProxies | None = None,
         public_base_url: str | None = None,
     ) -> None:
         """Without tokens in `stores` anybody who can connect may post: bind to loopback then.
@@ -54,7 +54,7 @@ class HostSite:
         self._telemetry = telemetry
         self._stores = stores
         self._routers = tuple(routers)
-        self._proxies = Proxies() if proxies is None else proxies
+        self._proxies = TrustedProxies() if proxies is None else proxies
         self._public_base_url = public_base_url
         self._doors: dict[str, tuple[tuple[str, ...], Callable[[Request], Door]]] = {
             SURE_DOOR: (("POST",), self._open_sure),
