@@ -75,8 +75,7 @@ class Causes(Generic[T]):
         """How many events are given up and not announced yet."""
         return len(self._due) + sum(event.given_up is not None for event in self._events.values())
 
-    @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether time changes nothing until an event fails again."""
         return not len(self) and all(clock.has_run_out or self._lapsed(clock) for clock in self._clocks.values())
 
@@ -215,7 +214,7 @@ class Holdups:
             self._causes.pass_time(seconds)
             for step in self._causes.to_try():
                 self._try_again(step)
-        return math.inf if self._causes.idle else TICK_SECONDS
+        return math.inf if self._causes.is_idle() else TICK_SECONDS
 
     def _failed(self, action: Upload | Detection, outcome: Outcome | Unread) -> bool:
         if not _is_answer(outcome) and self._is_outage():

@@ -219,16 +219,16 @@ def test_a_stores_cause_is_prefix_and_reason_for_all_cameras() -> None:
 def test_time_is_of_use_only_while_it_can_change_something() -> None:
     """Not before a first failure, nor when its cause has lapsed; but for as long as something is to be tried again."""
     causes: Causes[str] = Causes()
-    assert causes.idle
+    assert causes.is_idle()
     causes.failed(event(1), DENIED)
-    assert not causes.idle
+    assert not causes.is_idle()
     causes.pass_time(max(LAPSE_SECONDS, RETRY_SECONDS) + 1.0)
-    assert causes.idle, "its next failure has a new clock, whatever time it is"
+    assert causes.is_idle(), "its next failure has a new clock, whatever time it is"
     assert not causes.failed(event(1), DENIED)
     causes = gave_up(DENIED, 1, 2)
     causes.pass_time(10 * RETRY_SECONDS)
-    assert not causes.idle
+    assert not causes.is_idle()
     causes.succeeded(event(1), TOPIC)
-    assert not causes.idle, "the other one is due"
+    assert not causes.is_idle(), "the other one is due"
     causes.succeeded(event(2), TOPIC)
-    assert causes.idle
+    assert causes.is_idle()
