@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from functions.events.plan import Step
 
 LIMIT = 5_000
+MAX_OF_ONE_SECOND = 16  # uploads to one key: each further one would be compared with all of them
 
 
 @dataclass(slots=True)
@@ -29,7 +30,7 @@ class Twins:
     def __init__(self, limit: int = LIMIT) -> None:
         """Begin empty."""
         self._limit = limit
-        self._told: OrderedDict[tuple[str, str, str], list[_Told]] = OrderedDict()
+        self._told: OrderedDict[tuple[str, str, str], deque[_Told]] = OrderedDict()
 
     def known(self, step: Step) -> Step:
         """Return `step` under the identity by which its upload is known already, if it is.
@@ -42,7 +43,10 @@ class Twins:
             return step
         second, _, fraction = record.event_time.removesuffix("Z").partition(".")
         fields = record.version, record.etag, record.sequencer, fraction
-        told = self._told.setdefault((record.bucket, record.object_key, second), [])
+        key = record.bucket, record.object_key, second
+        told = self._told.get(key)
+        if told is None:
+            told = self._told[key] = deque(maxlen=MAX_OF_ONE_SECOND)
         for one in told:
             if all(mine == its or not mine or not its for mine, its in zip(fields, one.fields, strict=True)):
                 one.fields = tuple(its or mine for mine, its in zip(fields, one.fields, strict=True))

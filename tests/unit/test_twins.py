@@ -8,7 +8,7 @@ import pytest
 
 from functions.events.plan import Step, plan
 from functions.events.routes import Routes, Upload
-from infra.host.twins import Twins
+from infra.host.twins import MAX_OF_ONE_SECOND, Twins
 
 FULL: dict[str, Any] = {"versionId": "v1", "eTag": "e1", "sequencer": "01"}
 TIME = "2026-11-20T12:00:00.123Z"
@@ -79,3 +79,12 @@ def test_what_is_remembered_is_bounded() -> None:
     for number in range(10):
         twins.known(told(key=f"assets/{number}", **FULL))
     assert len(twins._told) == 3  # noqa: SLF001 - nothing else shows it
+
+
+def test_uploads_to_one_key_in_one_second_are_bounded_too() -> None:
+    """Each was kept and compared with all before it: two thousand took the host longer than all else together."""
+    twins = Twins()
+    for number in range(10 * MAX_OF_ONE_SECOND):
+        twins.known(told(**FULL | {"sequencer": f"{number:04X}"}))
+    (kept,) = twins._told.values()  # noqa: SLF001 - nothing else shows it
+    assert len(kept) == MAX_OF_ONE_SECOND
