@@ -128,6 +128,7 @@ class World:
         self.subscriber = Subscriber(**{"url": self.broker.url, "topics": [TOPICS], **session, **(ear or {})})
         self.uploads: Uploads
         self.healed_at: list[float] = []
+        self.store_killed_at = 0.0  # monotonic, as the others
         self.events_from = "MinIO" if source == "minio" else "SQS"
         self._doors = doors
         self._queue = queue or {}
