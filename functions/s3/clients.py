@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack, overload
 from urllib.parse import urlsplit
 
 from functions.settings import Settings
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from boto3.session import Session
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_sqs.client import SQSClient
+
+    class Options(TypedDict, total=False):
+        """What one client may have otherwise than the others."""
+
+        endpoint_url: str | None
+        connect_timeout_seconds: float
+        read_timeout_seconds: float
+        attempts: int
+        connections: int
+        session: Session | None
+        region_name: str | None
+
 
 CONNECT_TIMEOUT_SECONDS = 2.0
 READ_TIMEOUT_SECONDS = 10.0
@@ -67,43 +79,10 @@ class StorageError(Exception):
 
 
 @overload
-def client(
-    service: Literal["s3"],
-    settings: Settings,
-    *,
-    endpoint_url: str | None = None,
-    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
-    read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
-    attempts: int = MAX_ATTEMPTS,
-    connections: int = POOLED_CONNECTIONS,
-    session: Session | None = None,
-    region_name: str | None = None,
-) -> S3Client: ...
+def client(service: Literal["s3"], settings: Settings, **options: Unpack[Options]) -> S3Client: ...
 @overload
-def client(
-    service: Literal["sqs"],
-    settings: Settings,
-    *,
-    endpoint_url: str | None = None,
-    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
-    read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
-    attempts: int = MAX_ATTEMPTS,
-    connections: int = POOLED_CONNECTIONS,
-    session: Session | None = None,
-    region_name: str | None = None,
-) -> SQSClient: ...
-def client(
-    service: Literal["s3", "sqs"],
-    settings: Settings,
-    *,
-    endpoint_url: str | None = None,
-    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
-    read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
-    attempts: int = MAX_ATTEMPTS,
-    connections: int = POOLED_CONNECTIONS,
-    session: Session | None = None,
-    region_name: str | None = None,
-) -> Any:
+def client(service: Literal["sqs"], settings: Settings, **options: Unpack[Options]) -> SQSClient: ...
+def client(service: Literal["s3", "sqs"], settings: Settings, **options: Unpack[Options]) -> Any:
     """A boto3 client with `settings`' endpoint, credentials and region; what they leave open, boto3 looks up.
 
     `endpoint_url` and `region_name` go before the settings' own. A long poll needs a `read_timeout_seconds` above its
@@ -113,17 +92,18 @@ def client(
     # Half a second that a function which never asks S3 need not pay.
     from botocore.config import Config  # noqa: PLC0415 - see above
 
-    if session is None:
-        session = open_session(settings)
-    endpoint = endpoint_url or configured_endpoint(service, settings) or _endpoint_of_files(service, session)
+    session = options.get("session") or open_session(settings)
+    endpoint = (
+        options.get("endpoint_url") or configured_endpoint(service, settings) or _endpoint_of_files(service, session)
+    )
     config = Config(
         # Without this boto3 1.44 presigns by Signature Version 2 in places, such as us-east-1 and any endpoint_url.
         signature_version="s3v4" if service == "s3" else None,
         s3=_addressing(settings, own_endpoint=bool(endpoint)) if service == "s3" else None,
-        connect_timeout=connect_timeout_seconds,
-        read_timeout=read_timeout_seconds,
-        max_pool_connections=connections,
-        retries={"total_max_attempts": attempts, "mode": "standard"},
+        connect_timeout=options.get("connect_timeout_seconds", CONNECT_TIMEOUT_SECONDS),
+        read_timeout=options.get("read_timeout_seconds", READ_TIMEOUT_SECONDS),
+        max_pool_connections=options.get("connections", POOLED_CONNECTIONS),
+        retries={"total_max_attempts": options.get("attempts", MAX_ATTEMPTS), "mode": "standard"},
         # A proxy named in the environment cannot reach this machine's loopback. None: as the environment says.
         proxies={} if endpoint and is_loopback(endpoint) else None,
     )
@@ -132,7 +112,7 @@ def client(
         return session.client(
             service,
             endpoint_url=endpoint,
-            region_name=region_name or region(settings, session).name,
+            region_name=options.get("region_name") or region(settings, session).name,
             aws_access_key_id=key_id,
             aws_secret_access_key=secret,
             aws_session_token=token,

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.error import HTTPError
 
@@ -82,11 +81,9 @@ class TwoHosts(World):
         """Both."""
         yield from (self.host, self.second)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.second.stop(STOP_SECONDS)
-        super().__exit__(kind, error, trace)
+        super().__exit__(*raised)
         self.balancer.stop()
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from typer.testing import CliRunner
@@ -151,9 +150,7 @@ class World:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.subscriber.stop()
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda part: part.stop(STOP_SECONDS), (self.host, self.store, self.broker)))

@@ -54,14 +54,6 @@ def descriptors_enough() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory, mosquitto_binary: Path) -> Iterator[Mosquitto]:
-    """A Mosquitto for this module."""
-    del mosquitto_binary
-    with Mosquitto(tmp_path_factory.mktemp("mosquitto")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory, broker: Mosquitto) -> Iterator[Host]:
     """A host with short deadlines, that has done each kind of work before anything is measured."""
     known = environment(broker.url, DEVICE_REQUESTS_PER_MINUTE="0", ADMIN_TOKENS=TOKEN)
