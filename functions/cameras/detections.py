@@ -16,8 +16,10 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 from uuid import UUID
+
+from pydantic import Field, PlainValidator, SkipValidation, TypeAdapter, ValidationError
 
 from functions.cameras.discovery import MAX_CAMERAS, camera_topic
 from functions.cameras.message import CameraMessage, Sighting
@@ -70,6 +72,24 @@ class CameraTopics:
         return cls(settings.topic_prefix)
 
 
+def _moment(value: object) -> datetime:
+    try:
+        if isinstance(value, str) and _MOMENT.fullmatch(value):
+            text, leap_seconds = _LEAP_SECOND.subn(":59", value.upper())
+            moment = datetime.fromisoformat(text) + timedelta(seconds=leap_seconds)
+            moment = moment.astimezone(UTC) if moment.tzinfo is not None else moment
+            if not leap_seconds or (moment.hour, moment.minute) == (0, 0):  # no other minute has 61 seconds
+                return moment
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return _EPOCH + timedelta(seconds=value / 1000 if abs(value) >= FIRST_MILLISECONDS else value)
+    except OverflowError:
+        pass
+    raise ValueError("is no moment")
+
+
+_NUMBER = Field(strict=True, ge=0, le=MAX_CONFIDENCE)
+
+
 @dataclass(frozen=True, slots=True)
 class DetectionEvent:
     """What a camera saw. `timestamp` is in UTC, and without a zone where the document names none.
@@ -82,11 +102,11 @@ class DetectionEvent:
     camera_name: str
     description: str | None
     objects_detected: tuple[str, ...]
-    confidence: float | None
+    confidence: Annotated[int, _NUMBER] | Annotated[float, _NUMBER] | None
     source_type: str
     smart_detection_type: str | None
-    timestamp: datetime
-    extra: Mapping[str, object] = field(default_factory=dict)
+    timestamp: Annotated[datetime, PlainValidator(_moment)]
+    extra: SkipValidation[Mapping[str, object]] = field(default_factory=dict)
 
     @property
     def sighting(self) -> Sighting:
@@ -99,13 +119,24 @@ class DetectionEvent:
 
     def payload(self, thumbnail_url: str | None) -> bytes:
         """The event as JSON, known fields first. Raises BadDetectionError for what no JSON can hold."""
-        document = {name: getattr(self, name) for name in _READERS} | {"thumbnail_url": thumbnail_url}
+        document = {name: getattr(self, name) for name in _KNOWN} | {"thumbnail_url": thumbnail_url}
         try:
             return _encode({**document, **{n: v for n, v in self.extra.items() if n not in document}}).encode()
         except UnicodeEncodeError:
             raise BadDetectionError("", "must be Unicode text, without half surrogate pairs") from None
         except (ValueError, RecursionError):
             raise BadDetectionError("", "must hold finite numbers, in some hundred levels at most") from None
+
+
+_EVENT = TypeAdapter(DetectionEvent)
+_KNOWN = tuple(name for name in DetectionEvent.__slots__ if name != "extra")
+_RIGHT = {
+    "description": "text or null",
+    "objects_detected": "a list of text",
+    "confidence": f"a number from 0 to {MAX_CONFIDENCE}, or null",
+    "smart_detection_type": "text or null",
+    "timestamp": "a date and time such as 2026-11-20T12:00:00Z, or seconds since 1970",
+}
 
 
 def parse(document: bytes, detection: Detection) -> DetectionEvent:
@@ -119,18 +150,18 @@ def parse(document: bytes, detection: Detection) -> DetectionEvent:
         raise BadDetectionError("", "must be JSON in UTF-8") from None
     if not isinstance(fields, dict):
         raise BadDetectionError("", "must be a JSON object")
-    read: dict[str, Any] = {}
-    for name, reader in _READERS.items():
-        if name not in fields:
-            raise BadDetectionError(name, "is missing")
-        try:
-            read[name] = reader(fields.pop(name))
-        except ValueError as error:
-            raise BadDetectionError(name, str(error)) from None
-    for name, in_the_key in (("event_id", detection.event_id), ("camera_id", detection.camera_id)):
-        if read[name] != in_the_key:
-            raise BadDetectionError(name, "must be the one that the object's key names")
-    return DetectionEvent(**read, extra=fields)
+    known = {name: fields.pop(name) for name in _KNOWN if name in fields}
+    try:
+        event = _EVENT.validate_python({**known, "extra": fields})
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    else:
+        for name, in_the_key in (("event_id", detection.event_id), ("camera_id", detection.camera_id)):
+            if known[name] != in_the_key:
+                raise BadDetectionError(name, "must be the one that the object's key names")
+        return event
+    name = str(wrong["loc"][0])
+    raise BadDetectionError(name, "is missing" if wrong["type"] == "missing" else f"must be {_RIGHT.get(name, 'text')}")
 
 
 def event_message(
@@ -187,10 +218,11 @@ def published_sighting(payload: bytes) -> Sighting | None:
     """The event that a message of ours tells of; None for what is none, or nobody's."""
     try:
         fields = json.loads(payload)
-        camera_id, timestamp = _text(fields["camera_id"]), _moment(fields["timestamp"])
+        camera_id, timestamp = fields["camera_id"], _moment(fields["timestamp"])
     except (ValueError, RecursionError, TypeError, KeyError):
         return None
-    return Sighting(camera_id, _in_utc(timestamp)) if "event_id" in fields else None
+    is_ours = isinstance(camera_id, str) and "event_id" in fields
+    return Sighting(camera_id, _in_utc(timestamp)) if is_ours else None
 
 
 def rfc3339(moment: datetime) -> str:
@@ -205,61 +237,6 @@ def rfc3339(moment: datetime) -> str:
 
 def _in_utc(moment: datetime) -> datetime:
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("must be text")  # noqa: TRY004 - the document is wrong, not the program
-    return value
-
-
-def _text_or_null(value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise ValueError("must be text or null")
-    return value
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise ValueError("must be a list of text")
-    return tuple(value)
-
-
-def _confidence(value: object) -> float | None:
-    # true is an int to Python.
-    if value is None or (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_CONFIDENCE
-    ):
-        return value
-    raise ValueError(f"must be a number from 0 to {MAX_CONFIDENCE}, or null")
-
-
-def _moment(value: object) -> datetime:
-    try:
-        if isinstance(value, str) and _MOMENT.fullmatch(value):
-            text, leap_seconds = _LEAP_SECOND.subn(":59", value.upper())
-            moment = datetime.fromisoformat(text) + timedelta(seconds=leap_seconds)
-            moment = moment.astimezone(UTC) if moment.tzinfo is not None else moment
-            if not leap_seconds or (moment.hour, moment.minute) == (0, 0):  # no other minute has 61 seconds
-                return moment
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return _EPOCH + timedelta(seconds=value / 1000 if abs(value) >= FIRST_MILLISECONDS else value)
-    except (ValueError, OverflowError):
-        pass
-    raise ValueError("must be a date and time such as 2026-11-20T12:00:00Z, or seconds since 1970")
-
-
-_READERS = {
-    "event_id": _text,
-    "camera_id": _text,
-    "camera_name": _text,
-    "description": _text_or_null,
-    "objects_detected": _texts,
-    "confidence": _confidence,
-    "source_type": _text,
-    "smart_detection_type": _text_or_null,
-    "timestamp": _moment,
-}
 
 
 def _refuse_constant(name: str) -> NoReturn:
