@@ -55,7 +55,7 @@ class DetectionReader:
         """Thumbnails' links begin with `base_url` if there is one, and a key to sign their tokens with."""
         self.default_topics = self.topics = topics
         """May be replaced at any time: what is read from then on goes there."""
-        self._objects = objects
+        self.objects = objects
         self._events_prefix = events_prefix
         self._base_url = (base_url or "").rstrip("/")
         self._keyring = keyring if base_url is not None and keyring is not None and keyring.can_sign else None
@@ -103,7 +103,7 @@ class DetectionReader:
         """
         topics = self.topics
         try:
-            document = self._objects.read(detection.object_key, detection.version_id, limit_bytes=MAX_DOCUMENT_BYTES)
+            document = self.objects.read(detection.object_key, detection.version_id, limit_bytes=MAX_DOCUMENT_BYTES)
             if document is None:
                 return Unread("gone")
             event = parse(document, detection)
@@ -117,7 +117,7 @@ class DetectionReader:
 
     def store_answers(self) -> bool:
         """Whether the store answers at all: then what it fails at is about an object, and no outage."""
-        return self._objects.answers()
+        return self.objects.answers()
 
     def _check_clock(self, event: DetectionEvent) -> None:
         if event.lacks_zone(datetime.now(UTC)) and event.camera_id not in self._zoneless:
@@ -141,7 +141,7 @@ class DetectionReader:
             return None
 
     def _link(self, detection: Detection, *, retain: bool) -> str | None:
-        if self._objects.head(detection.picture_key) is None:
+        if self.objects.head(detection.picture_key) is None:
             return None
         if self._keyring is not None:
             token = self._keyring.mint_for_object(detection.picture_key)
@@ -151,7 +151,7 @@ class DetectionReader:
             logger.warning(
                 "retained messages will hold dead links to thumbnails: set PUBLIC_BASE_URL and DEVICE_TOKEN_KEYS"
             )
-        return self._objects.presign_picture(detection.picture_key).url
+        return self.objects.presign_picture(detection.picture_key).url
 
 
 def read_all(

@@ -23,16 +23,19 @@ from functions.stored.store import ProcessStatus
 from functions.telemetry import logger
 from infra.host.announcer import ONLINE, Announcer
 from infra.host.camera_search import look
+from infra.host.detections import HostReader
 from infra.host.mqtt.link import NOT_READ
-from infra.host.mqtt.publisher import HostPublisher
 from infra.host.mqtt.retained import listen
 from infra.host.threads import in_thread
 
 if TYPE_CHECKING:
+    from functions.cameras.reader import DetectionReader
     from functions.s3.objects import Objects
     from functions.settings import Settings
     from functions.stored.model import MqttConfig
     from functions.stored.store import ConfigStore, Stored
+    from functions.telemetry import Telemetry
+    from infra.host.mqtt.link import LinkStatus
 
 RELOAD_SECONDS = 10.0  # another process may have stored settings: they are in force here within 30 s
 RETRY_SECONDS = 1.0  # until the settings have been read once: nothing is published before
@@ -54,20 +57,32 @@ class Integration:
     def __init__(
         self,
         settings: Settings,
-        publisher: HostPublisher,
-        store: ConfigStore | None = None,
+        telemetry: Telemetry,
+        store: ConfigStore | None,
+        reader: DetectionReader | None,
         *,
-        port: int = 0,
-        prepare: Callable[[], object] = lambda: None,
+        port: int,
+        prepare: Callable[[], object],
+        on_change: Callable[[LinkStatus], None],
     ) -> None:
-        """`prepare`, in a thread, makes the store's tables. `port` tells two hosts on one machine apart."""
+        """`prepare`, in a thread, makes the store's tables. `port` tells two hosts on one machine apart.
+
+        `reader` reads cameras' events, where there are any. `on_change`: see `HostPublisher`.
+        """
         self.process = f"{socket.gethostname()}:{port}"
-        self.announcer = Announcer(settings, publisher, self.process)
-        self._settings = settings
-        self._publisher = publisher
-        self._store = store
-        self._on_topics: Callable[[CameraTopics | None], None] = lambda _topics: None
+        self.announcer = announcer = Announcer(
+            settings, telemetry, self.process, on_connected=self._begin_to_learn, on_change=on_change
+        )
+        self.publisher = announcer.publisher
+        self.reader: HostReader | None = None
         self._objects: Objects | None = None
+        if reader is not None:
+            self.reader = HostReader(
+                reader, self.publisher, on_camera=announcer.heard, on_camera_failed=announcer.cameras.forget
+            )
+            self._objects = reader.objects
+        self._settings = settings
+        self._store = store
         self._stopped = threading.Event()
         self._looking: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
@@ -81,15 +96,6 @@ class Integration:
         self._problem = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        publisher.on_connected = self._begin_to_learn
-
-    def follow(self, on_topics: Callable[[CameraTopics | None], None]) -> None:
-        """Have `on_topics` hear where camera events go from now on; None: it is not known yet, and they wait."""
-        self._on_topics = on_topics
-
-    def look_in(self, objects: Objects) -> None:
-        """Find the cameras whose events are in this bucket already, at the start."""
-        self._objects = objects
 
     @property
     def _stored(self) -> Stored | None:
@@ -101,8 +107,8 @@ class Integration:
         """Begin to read the store, before the publisher starts. Returns at once."""
         self._loop = asyncio.get_running_loop()
         if self._store is not None:
-            self._publisher.hold(NOT_READ)
-            self._on_topics(None)
+            self.publisher.hold(NOT_READ)
+            self._tell_topics(None)
             self._task = asyncio.create_task(self._keep_up(self._store), name="stored-settings")
 
     async def stop(self) -> None:
@@ -139,7 +145,7 @@ class Integration:
                 if ready or self._stored is not None:
                     self._trouble(str(error))
                 else:
-                    self._publisher.hold(f"{NOT_READ}: {error}")
+                    self.publisher.hold(f"{NOT_READ}: {error}")
             except Exception:  # noqa: BLE001 - without this task no change would ever arrive
                 logger.exception("stored settings")
             await asyncio.sleep(RELOAD_SECONDS if ready else RETRY_SECONDS)
@@ -153,25 +159,30 @@ class Integration:
         try:
             broker = effective_broker(self._settings, stored)
         except CredentialsUnreadableError as error:
-            self._publisher.hold(str(error))
+            self.publisher.hold(str(error))
             announcer.broker = None
-            self._tell_topics()
+            self._tell_known_topics()
             return
         if broker is not None and announcer.announces:
             broker = replace(broker, availability_topic=announcer.availability)
-        if broker != announcer.broker or self._publisher.status.reason:
-            self._publisher.use(broker)  # which says `offline` where we were until now
+        if broker != announcer.broker or self.publisher.status.reason:
+            self.publisher.use(broker)  # which says `offline` where we were until now
             announcer.broker = broker
             logger.info("broker settings in force", extra={"broker": broker.url if broker else None})
-        elif self._publisher.status.connected:
+        elif self.publisher.status.connected:
             announcer.tidy_up()  # first, while Home Assistant still reads it as before
-            self._publisher.say(announcer.birth_messages())
+            self.publisher.say(announcer.birth_messages())
             self._begin_to_learn()
-        self._tell_topics()
+        self._tell_known_topics()
 
-    def _tell_topics(self) -> None:
+    def _tell_known_topics(self) -> None:
         topics = self.announcer.topics
-        self._on_topics(None if topics.retain and not self._is_learned else topics)
+        self._tell_topics(None if topics.retain and not self._is_learned else topics)
+
+    def _tell_topics(self, topics: CameraTopics | None) -> None:
+        """None: where cameras' events go is not known yet, and they wait."""
+        if self.reader is not None:
+            self.reader.use(topics)
 
     def _exchange(self, store: ConfigStore) -> Sequence[ProcessStatus]:
         """Record how this process does, and return what all have recorded."""
@@ -219,7 +230,7 @@ class Integration:
             try:
                 heard = await in_thread(lambda: listen(broker, stored.config, stopped=self._stopped))
             except BrokerConnectionError as failure:
-                if not self._publisher.status.connected:
+                if not self.publisher.status.connected:
                     return  # the next connect asks again
                 logger.info("what the broker keeps is not known", extra={"reason": failure.reason})
             except Exception:  # noqa: BLE001 - cameras' events wait for this task
@@ -231,7 +242,7 @@ class Integration:
                 logger.info("what the broker keeps is known", extra={"messages": len(heard.topics)})
         self._is_learned = True
         self._listening = None
-        self._tell_topics()
+        self._tell_known_topics()
         self._settle()
 
     def _settle(self) -> None:
@@ -255,7 +266,7 @@ class Integration:
 
     def status(self) -> ProcessStatus:
         """What this process says of its connection."""
-        status = self._publisher.status
+        status = self.publisher.status
         error = status.last_error
         return ProcessStatus(
             process=self.process,
@@ -267,14 +278,14 @@ class Integration:
             last_error=error.reason if error else None,
             last_error_code=error.reason_code if error else None,
             last_error_at=_moment(error.at if error else None),
-            messages_published=self._publisher.messages_published,
+            messages_published=self.publisher.messages_published,
             reconnect_attempts=status.reconnect_attempts,
             recorded_at=datetime.now(UTC),
         )
 
     def topics(self) -> tuple[TopicVerdict, ...]:
         """What the broker last said to each topic, as far as anything was published there."""
-        return self._publisher.births.verdicts()
+        return self.publisher.births.verdicts()
 
     def availability_topic(self, config: MqttConfig) -> str | None:
         """Where this host's last will would be, under these settings."""
@@ -313,9 +324,9 @@ class Integration:
         return True
 
     def _check_connected(self) -> None:
-        if not self._publisher.status.connected:
+        if not self.publisher.status.connected:
             raise CannotPublishError(
-                f"The broker is not connected: {self._publisher.status.reason or 'try again soon'}."
+                f"The broker is not connected: {self.publisher.status.reason or 'try again soon'}."
             )
 
     def _on_loop(self, call: Callable[..., T], *arguments: object) -> T:

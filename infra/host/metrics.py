@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from prometheus_client import (
@@ -21,6 +21,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left i
 _STATUSES = ("failure", "success")
 STRANGERS = ("no_token", "bad_token", "too_many", "foreign_page")
 BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+Expected = tuple[Sequence[str], Mapping[str, Sequence[str]]]
+"""Topics, and outcomes by source."""
 
 
 class PrometheusTelemetry:
@@ -77,9 +80,6 @@ class PrometheusTelemetry:
             self._strangers(reason)
         self._no_subscribers, self._events = cache(no_subscribers.labels), cache(events.labels)
 
-        self.expected: Callable[[], tuple[Sequence[str], Mapping[str, Sequence[str]]]] = lambda: ((), {})
-        """Topics, and outcomes by source, to show before they are counted: Prometheus sees no rise from nothing."""
-
     def enabled(self, *, enabled: bool) -> None:
         """`mqtt_enabled`."""
         self._enabled.set(enabled)
@@ -109,9 +109,12 @@ class PrometheusTelemetry:
         """`strangers_total`."""
         self._strangers(reason).inc()
 
-    def exposition(self) -> bytes:
-        """Return every metric in Prometheus' text format 0.0.4."""
-        topics, outcomes = self.expected()
+    def exposition(self, expected: Expected = ((), {})) -> bytes:
+        """Return every metric in Prometheus' text format 0.0.4.
+
+        What is `expected` is shown before it is counted: Prometheus sees no rise from nothing.
+        """
+        topics, outcomes = expected
         for topic in topics:
             self._duration(topic)
             self._no_subscribers(topic)

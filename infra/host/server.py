@@ -19,7 +19,6 @@ from functions.cameras.reader import DetectionReader
 from functions.devices.api import router as devices_router
 from functions.devices.downloads import Downloads
 from functions.events.routes import Routes
-from functions.mqtt.broker import BrokerConfig
 from functions.settings import Settings, SettingsError
 from functions.stored.errors import StoreUnavailableError
 from functions.stored.store import ConfigStore
@@ -27,11 +26,9 @@ from functions.telemetry import logger
 from functions.web.tokens import KeyringError
 from infra.host.bell import DOORS, QUEUE, Bell
 from infra.host.broker_settings import Integration
-from infra.host.detections import HostReader
 from infra.host.heap import settle, share_one_heap
 from infra.host.logs import LinkLog, configure_logging
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.mqtt.publisher import HostPublisher
 from infra.host.poller import LONG_POLL_SECONDS, Poller
 from infra.host.slices import ask_for_short_slices
 from infra.host.web import swagger
@@ -54,9 +51,16 @@ class Host:
         telemetry = PrometheusTelemetry()
         store = _store(settings)
         downloads = _downloads(settings)
-        publisher = HostPublisher(BrokerConfig.of(settings), telemetry, on_change=LinkLog())
-        integration = Integration(settings, publisher, store, port=port, prepare=lambda: _migrate(settings))
-        reader = _reader(settings, downloads, publisher, integration)
+        integration = Integration(
+            settings,
+            telemetry,
+            store,
+            _detection_reader(settings, downloads),
+            port=port,
+            prepare=lambda: _migrate(settings),
+            on_change=LinkLog(),
+        )
+        publisher, reader, announcer = integration.publisher, integration.reader, integration.announcer
         bell = Bell(
             publisher,
             Routes.of(settings),
@@ -67,10 +71,6 @@ class Host:
         )
         cameras = (LABEL,) if reader is not None else ()
         sources = DOORS | (QUEUE if settings.sqs_queue_url else {})
-        announcer = integration.announcer
-        telemetry.expected = lambda: (
-            ((*bell.routes.topics, *cameras, *announcer.labels), sources) if publisher.status.broker else ((), {})
-        )
         tokens = [token.get_secret_value() for token in settings.webhook_tokens]
         entrance = Entrance((*tokens, *downloads.admin_tokens), downloads.keyring.needs_signature)
         per_minute = settings.device_requests_per_minute
@@ -96,6 +96,9 @@ class Host:
             routers=(devices, administrators),
             proxies=TrustedProxies(settings.trusted_proxies),
             public_base_url=settings.public_base_url,
+            expected=lambda: (
+                ((*bell.routes.topics, *cameras, *announcer.labels), sources) if publisher.status.broker else ((), {})
+            ),
         )
         self.publisher = publisher
         self._settings = settings
@@ -182,18 +185,10 @@ def _migrate(settings: Settings) -> None:
         settle()
 
 
-def _reader(
-    settings: Settings, downloads: Downloads, publisher: HostPublisher, integration: Integration
-) -> HostReader | None:
-    """What reads detection events, where there are any."""
+def _detection_reader(settings: Settings, downloads: Downloads) -> DetectionReader | None:
     if settings.events_prefix is None or downloads.objects is None:
         return None
-    reading = DetectionReader.of(settings, objects=downloads.objects, keyring=downloads.keyring)
-    announcer = integration.announcer
-    reader = HostReader(reading, publisher, on_camera=announcer.heard, on_camera_failed=announcer.cameras.forget)
-    integration.follow(reader.use)
-    integration.look_in(downloads.objects)
-    return reader
+    return DetectionReader.of(settings, objects=downloads.objects, keyring=downloads.keyring)
 
 
 def _downloads(settings: Settings) -> Downloads:

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from functions.events.plan import Settled, plan_body
 from functions.web.messages import Problem, Reply, Request, as_json
 from infra.host.bell import Bell
-from infra.host.metrics import PrometheusTelemetry
+from infra.host.metrics import Expected, PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
 from infra.host.web.door import Answer, Door
 from infra.host.web.entrance import StoreGate, offered, take_token
@@ -43,11 +43,12 @@ class HostSite:
         routers: Sequence[LimitedRouter[Any]] = (),
         proxies: TrustedProxies | None = None,
         public_base_url: str | None = None,
+        expected: Callable[[], Expected] = lambda: ((), {}),
     ) -> None:
         """Without tokens in `stores` anybody who can connect may post: bind to loopback then.
 
         A page in a browser of that machine can connect: what shows that it comes from one is refused.
-        `proxies` are believed.
+        `proxies` are believed. `expected`: see `PrometheusTelemetry.exposition`.
         """
         self._bell = bell
         self._publisher = publisher
@@ -56,6 +57,7 @@ class HostSite:
         self._routers = tuple(routers)
         self._proxies = TrustedProxies() if proxies is None else proxies
         self._public_base_url = public_base_url
+        self._expected = expected
         self._doors: dict[str, tuple[tuple[str, ...], Callable[[Request], Door]]] = {
             SURE_DOOR: (("POST",), self._open_sure),
             FAST_DOOR: (("POST",), self._open_fast),
@@ -134,7 +136,7 @@ class HostSite:
         answer(Reply(status, {}, as_json({"ready": ready, "mqtt": self._mqtt()})))
 
     def _metrics(self, _request: Request, answer: Answer) -> None:
-        answer(Reply(HTTPStatus.OK, {}, self._telemetry.exposition(), CONTENT_TYPE_LATEST))
+        answer(Reply(HTTPStatus.OK, {}, self._telemetry.exposition(self._expected()), CONTENT_TYPE_LATEST))
 
     def _mqtt(self) -> dict[str, object]:
         status = self._publisher.status
