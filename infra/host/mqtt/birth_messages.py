@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from functions.mqtt.message import Message
     from infra.host.mqtt.aside import PendingPublish
 
+# `functions.mqtt.suspects` convicts by contrast too: one message, within seconds, because somebody waits for it. Nobody
+# waits for a birth message. So a whole label is judged here, also at QoS 0, where no answer comes, and a connection
+# lives for long without it first: devices lose fewer connections. In common is only that both count to three.
 ALONE_SECONDS = 1.0  # others wait no longer for a birth message, nor a birth message for a gap between them
 IN_DOUBT_SECONDS = 1.0  # a connection that ends so soon after a birth message of QoS 0 may have ended over it
 CONTRAST_SECONDS = 10.0  # where a connection has ended over a birth message, the next one lives for so long without it
