@@ -27,7 +27,7 @@ CHUNK_BYTES = 64 * 1024
 MAX_RETRY_AFTER_SECONDS = 300.0
 
 
-class Answer:
+class Response:
     """One response; `headers` ignores case. Its body is taken once, by `chunks` or by `body`."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
@@ -96,12 +96,14 @@ class Web:
         self._lock = threading.Lock()
         self._pools: dict[Proxy | None, urllib3.PoolManager] = {}
 
-    def get(self, url: str, headers: Mapping[str, str]) -> AbstractContextManager[Answer]:
+    def get(self, url: str, headers: Mapping[str, str]) -> AbstractContextManager[Response]:
         """Ask for `url`; whatever the network does inside the `with` is raised as FetchError."""
         return self.request("GET", url, headers)
 
     @contextmanager
-    def request(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Iterator[Answer]:
+    def request(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> Iterator[Response]:
         """As `get`, with another method and perhaps a body."""
         response: urllib3.BaseHTTPResponse | None = None
         try:
@@ -110,7 +112,7 @@ class Web:
             )
             if response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
                 raise FetchError("unreachable", "the proxy wants a user and a password: http://user:password@host:port")
-            yield Answer(response)
+            yield Response(response)
         except (exceptions.NewConnectionError, exceptions.SSLError) as error:  # urllib3 counts the first as a time-out
             raise FetchError("unreachable", _words(error)) from None
         except exceptions.ProxyError as error:

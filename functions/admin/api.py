@@ -21,7 +21,7 @@ from functions.web.router import Route, Router
 
 if TYPE_CHECKING:
     from functions.admin.operations import Administration
-    from functions.admin.schemas import Answer
+    from functions.admin.schemas import Schema
 
 MAX_BODY_BYTES = 64 * 1024
 BUSY_RETRY_SECONDS = 5  # the database is slow or down
@@ -150,7 +150,7 @@ def _outdated(current: int | None) -> Problem:
     return Problem(HTTPStatus.PRECONDITION_FAILED, "outdated", detail, headers=headers, more=more)
 
 
-def _json(answer: Answer, *, version: int | None = None, stale: str = "") -> Reply:
+def _json(answer: Schema, *, version: int | None = None, stale: str = "") -> Reply:
     etag = {} if version is None else {"ETag": f'"{version}"'}
     return Reply(HTTPStatus.OK, {**_NO_STORE, **etag, **({STALE: stale} if stale else {})}, answer.model_dump_json())
 

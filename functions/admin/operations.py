@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 LIVE_PROBE_SECONDS = 2.5  # within a status: its reader waits
 PROBE_KEPT_SECONDS = 5.0
 
-Password = Literal["given", "stored", "none"]
+PasswordOrigin = Literal["given", "stored", "none"]
 T = TypeVar("T")
 
 
@@ -229,7 +229,7 @@ class Administration:
         broker = broker_of(self._settings, stored.config, stored.password) if stored.config.enabled else None
         return broker, stored.credentials_readable
 
-    def _password(self, change: MqttConfigChange) -> tuple[SecretStr | None, Password]:
+    def _password(self, change: MqttConfigChange) -> tuple[SecretStr | None, PasswordOrigin]:
         """Which password a test sends. The stored one goes nowhere else: whoever may test could fetch it that way."""
         if "password" in change.model_fields_set:
             return change.password, "none" if change.password is None else "given"
@@ -347,7 +347,9 @@ def _left_out(verdict: Verdict, broker: BrokerConfig, config: MqttConfig) -> tup
     return tuple(found)
 
 
-def _probed(verdict: Verdict, broker: BrokerConfig, password: Password, left_out: tuple[str, ...] = ()) -> ProbeAnswer:
+def _probed(
+    verdict: Verdict, broker: BrokerConfig, password: PasswordOrigin, left_out: tuple[str, ...] = ()
+) -> ProbeAnswer:
     detail = verdict.detail
     if left_out:
         detail += f" But not everything that is asked for: {'; '.join(left_out)}."

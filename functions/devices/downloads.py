@@ -52,7 +52,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class Principal:
     """Who asks: a device, somebody with a token for the one object `object_key`, or else with an admin token."""
 
     bearer: str
@@ -102,7 +102,7 @@ class Downloads:
             settings.events_prefix,
         )
 
-    def admit(self, request: Request) -> Caller:
+    def admit(self, request: Request) -> Principal:
         """Who asks, in exchange for a good token; a link to a thumbnail brings its own."""
         if self.objects is None or not (self.keyring.keys or self.admin_tokens):
             missing = "BUCKET" if self.objects is None else "DEVICE_TOKEN_KEYS or ADMIN_TOKENS"
@@ -114,11 +114,11 @@ class Downloads:
         offered = bearer.encode(errors="replace")
         # All are compared, so that the time does not tell which one is near.
         if not in_link and sum(hmac.compare_digest(offered, token.encode()) for token in self.admin_tokens):
-            return Caller(bearer, self.objects)
+            return Principal(bearer, self.objects)
         try:
             if in_link:
-                return Caller(bearer, self.objects, object_key=self.keyring.verify_for_object(bearer))
-            return Caller(bearer, self.objects, self.keyring.verify(bearer))
+                return Principal(bearer, self.objects, object_key=self.keyring.verify_for_object(bearer))
+            return Principal(bearer, self.objects, self.keyring.verify(bearer))
         except TokenError as error:
             raise unauthorised(error.reason, kid=error.kid, jti=error.jti) from None
 
@@ -128,14 +128,14 @@ class Downloads:
             with suppress(StorageError):
                 self.objects.warm_up(ask_region=ask_region)
 
-    def config(self, request: Request, caller: Caller) -> Reply:
+    def config(self, request: Request, caller: Principal) -> Reply:
         """Answer `/configs/<mac>.json`."""
         name = request.path.removeprefix(CONFIGS)
         if not is_config_name(name):
             raise malformed("bad_config_name", "A config is named <mac>.json, e.g. aa-bb-cc-dd-ee-ff.json.")
         return _file(request, caller, self.configs_prefix, name, allowed=caller.owns(name))
 
-    def asset(self, request: Request, caller: Caller) -> Reply:
+    def asset(self, request: Request, caller: Principal) -> Reply:
         """Answer `/assets/<path>` and `/assets?filename=<path>`."""
         name = request.path.removeprefix(ASSETS + "/")
         if request.path == ASSETS:
@@ -144,7 +144,7 @@ class Downloads:
             raise malformed("bad_asset_name", "An asset's name is a relative path of at most 1,024 bytes.")
         return _file(request, caller, self.assets_prefix, name, allowed=True)
 
-    def thumbnail(self, request: Request, caller: Caller) -> Reply:
+    def thumbnail(self, request: Request, caller: Principal) -> Reply:
         """Answer `/thumbnails/<camera>/<event>.jpg` and `/thumbnails?filename=<camera>/<event>.jpg`."""
         name = request.path.removeprefix(THUMBNAILS + "/")
         if request.path == THUMBNAILS:
@@ -155,7 +155,7 @@ class Downloads:
             raise absent()
         return _file(request, caller, prefix, name, allowed=caller.sees(prefix + name), is_picture=True)
 
-    def manifest(self, request: Request, caller: Caller) -> Reply:
+    def manifest(self, request: Request, caller: Principal) -> Reply:
         """Answer `/manifest`. An admin may name a device, or gets what every device gets together."""
         asked = request.parameters("limit", "next", "mac")
         limit = parse_limit(asked.get("limit", str(MAX_PAGE_OBJECTS)))
@@ -170,7 +170,7 @@ class Downloads:
 
 
 def _file(
-    request: Request, caller: Caller, prefix: str, filename: str, *, allowed: bool, is_picture: bool = False
+    request: Request, caller: Principal, prefix: str, filename: str, *, allowed: bool, is_picture: bool = False
 ) -> Reply:
     version_id = "" if is_picture else request.parameters("version_id").get("version_id", "")
     if len(version_id) > MAX_FILENAME_BYTES or not version_id.isascii() or not version_id.isprintable():
@@ -216,7 +216,7 @@ def _described(info: ObjectInfo) -> dict[str, str]:
     }
 
 
-def _whose(caller: Caller, asked: str | None) -> str | None:
+def _whose(caller: Principal, asked: str | None) -> str | None:
     """Tell whose manifest it is: None for an admin who names no device."""
     try:
         mac = None if asked is None else normalise_mac(asked)

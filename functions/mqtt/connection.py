@@ -31,7 +31,7 @@ RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED = 0x9A, 0x9B
 HOSTNAME_MISMATCH, ADDRESS_MISMATCH = 62, 64  # OpenSSL's X509_V_ERR_…
 
 # What a failure comes down to, for whoever has words of their own for it.
-Cause = Literal[
+FailureKind = Literal[
     "other",
     "unreachable",
     "silent",
@@ -56,7 +56,7 @@ class BrokerConnectionError(Exception):
         *,
         reason_code: int | None = None,
         refused: bool = False,
-        cause: Cause = "other",
+        cause: FailureKind = "other",
         said: str = "",
         hint: str = "",
     ) -> None:

@@ -35,19 +35,19 @@ class SourceError(Exception):
         super().__init__(f"{name}: {problem}")
 
 
-class Found(NamedTuple):
+class RawValues(NamedTuple):
     """By field: its raw value, and the name of the source that it came from."""
 
     values: dict[str, str]
     origins: dict[str, str]
 
 
-def read(settings_class: type[BaseSettings], variables: Mapping[str, str], env_file: Path | None) -> Found:
+def read(settings_class: type[BaseSettings], variables: Mapping[str, str], env_file: Path | None) -> RawValues:
     """Read the environment, then `env_file`, then `SECRETS_DIR`, then `SECRET_ID`; the first that has a value wins.
 
     Raises `SourceError`.
     """
-    values, origins = found = Found({}, {})
+    values, origins = found = RawValues({}, {})
 
     def take(origin: str, more: Mapping[str, str]) -> None:
         for field, value in more.items():

@@ -94,7 +94,7 @@ _POSTGRESQL_SAYS = {
 }
 
 
-class Moment(TypeDecorator[datetime]):
+class UtcDateTime(TypeDecorator[datetime]):
     """A moment in UTC; SQLite has no zones, and gets it without."""
 
     impl = DateTime(timezone=True)
@@ -131,8 +131,8 @@ CONFIG = Table(
     Column("discovery_enabled", Boolean, nullable=False),
     Column("discovery_prefix", String(128), nullable=False),
     Column("retain_messages", Boolean, nullable=False),
-    Column("created_at", Moment, nullable=False),
-    Column("updated_at", Moment, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
     Column("version", Integer, nullable=False),
     CheckConstraint("id = 1", name="mqtt_config_one_row"),
     CheckConstraint("broker_port BETWEEN 1 AND 65535", name="mqtt_config_broker_port"),
@@ -147,21 +147,21 @@ PROCESS_STATUS = Table(
     Column("scope", String(16), nullable=False),
     Column("broker", String(512)),
     Column("connected", Boolean, nullable=False),
-    Column("since", Moment, nullable=False),
-    Column("last_connected_at", Moment),
+    Column("since", UtcDateTime, nullable=False),
+    Column("last_connected_at", UtcDateTime),
     Column("last_error", Text),
     Column("last_error_code", Integer),
-    Column("last_error_at", Moment),
+    Column("last_error_at", UtcDateTime),
     Column("messages_published", BigInteger, nullable=False),
     Column("reconnect_attempts", BigInteger, nullable=False),
-    Column("recorded_at", Moment, nullable=False),
+    Column("recorded_at", UtcDateTime, nullable=False),
 )
 
 REMOVED_CAMERAS = Table(
     "removed_cameras",
     METADATA,
     Column("camera_id", String(128), primary_key=True),
-    Column("removed_at", Moment, nullable=False),
+    Column("removed_at", UtcDateTime, nullable=False),
 )
 
 _ROW = 1

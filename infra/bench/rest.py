@@ -19,7 +19,7 @@ from infra.bench.rig import download_variables
 from infra.bench.throughput import TOKEN
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
-from infra.local.stack import EVENTS_PREFIX, Host
+from infra.local.stack import EVENTS_PREFIX, HostProcess
 from infra.local.stores import Minio
 
 CALM_SECONDS = 5.0  # after the start, and after the broker's end
@@ -64,7 +64,7 @@ def measure(bench: Bench) -> list[Figure]:
         }
         figures = []
         for name, all_variables in (("with downloads", variables), ("with everything", variables | more)):
-            with Host(bench.directory / name.replace(" ", "-"), free_port(), all_variables) as host:
+            with HostProcess(bench.directory / name.replace(" ", "-"), free_port(), all_variables) as host:
                 for state in (CONNECTED, AWAY):
                     bench.say(f"{name}, {state}")
                     if state == AWAY:

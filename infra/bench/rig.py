@@ -14,7 +14,7 @@ from infra.connect.documents import Document, merge, wanted_rules
 from infra.connect.minio import Doors
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 from infra.local.stores import Minio
 
 BUCKET = "bench"
@@ -38,7 +38,7 @@ class Rig:
         )
         self.broker = Mosquitto(directory / "mosquitto")
         self.minio = Minio(directory / "minio", environment=self.doors.environment())
-        self.host = Host(
+        self.host = HostProcess(
             directory / "host",
             host_port,
             {

@@ -63,7 +63,7 @@ def _server(url: str) -> str:
     return http_url(url) or url
 
 
-Server = Annotated[
+ServerUrl = Annotated[
     str, typer.Option(envvar="BUCKETBELL_SERVER", callback=_server, help="The host, e.g. http://127.0.0.1:8080.")
 ]
 Token = Annotated[
@@ -137,7 +137,7 @@ def _changes_broker(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command, assigned=("__name__", "__doc__"))
     def run(
         *,
-        server: Server = "http://127.0.0.1:8080",
+        server: ServerUrl = "http://127.0.0.1:8080",
         token: Token,
         ca_file: CaFile = None,
         broker_host: BrokerHost = None,
@@ -159,7 +159,7 @@ def _changes_broker(command: Callable[..., None]) -> Callable[..., None]:
 
 @mqtt.command()
 def status(
-    *, server: Server = "http://127.0.0.1:8080", token: Token, ca_file: CaFile = None, as_json: AsJson = False
+    *, server: ServerUrl = "http://127.0.0.1:8080", token: Token, ca_file: CaFile = None, as_json: AsJson = False
 ) -> None:
     """Show whether the host is connected to the broker. Exit 1 if it is not."""
     with _api(server, token, ca_file) as api:

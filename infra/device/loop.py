@@ -17,8 +17,8 @@ from typing import Protocol
 from infra.device.fetch import fetch
 from infra.device.jobs import STALE, Job, Jobs
 from infra.device.names import FOLDERS, Kind, Name, UnsafeNameError, is_own, parse_payload, safe
-from infra.device.server import Server
-from infra.device.store import Store
+from infra.device.server import DownloadServer
+from infra.device.store import DeviceStore
 from infra.device.trouble import FetchError, Reason
 from infra.http_client import Web
 from infra.subscriber import Received
@@ -54,8 +54,8 @@ class Device:
         topics: Mapping[str, Kind],
         *,
         web: Web,
-        server: Server,
-        store: Store,
+        server: DownloadServer,
+        store: DeviceStore,
         report: Report,
         spread_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,

@@ -76,7 +76,7 @@ class Part:
                 left = left[self.file.write(left) :]
 
     def close(self) -> None:
-        """Keeps what is there for `Store.resume`."""
+        """Keeps what is there for `DeviceStore.resume`."""
         self.file.close()
 
     def __enter__(self) -> Self:
@@ -86,7 +86,7 @@ class Part:
         self.close()
 
 
-class Store:
+class DeviceStore:
     """One device's folder, locked against a second process. StoreError when it cannot be had."""
 
     def __init__(self, directory: Path) -> None:

@@ -19,7 +19,7 @@ from infra.connect.documents import SURE_TARGET
 from infra.connect.minio import Doors
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import PartError, free_port
-from infra.local.stack import OURS, Host
+from infra.local.stack import OURS, HostProcess
 from infra.local.stores import Minio, MotoServer, Store
 from infra.subscriber import Subscriber
 from tests.chaos.uploads import Uploads
@@ -110,7 +110,7 @@ class World:
             "AWS_REGION": self.store.region,
         }
         deadline = f"{profile.deadline_seconds:g}"
-        self.host = Host(
+        self.host = HostProcess(
             directory / "host",
             host_port,
             {

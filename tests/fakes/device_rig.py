@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from infra.device.loop import Device
 from infra.device.names import Kind
-from infra.device.server import Server
-from infra.device.store import Store
+from infra.device.server import DownloadServer
+from infra.device.store import DeviceStore
 from infra.http_client import Web
 from infra.subscriber import Received
 from tests.fakes.slow_store import TOKEN
@@ -50,8 +50,8 @@ class DeviceRig:
         self._web = Web(ca_file=ca_file)
         self._pause_seconds = pause_seconds
         self._retry_seconds = retry_seconds
-        self.store = Store(directory)
-        self.server = Server(self._web, server_url, TOKEN)
+        self.store = DeviceStore(directory)
+        self.server = DownloadServer(self._web, server_url, TOKEN)
         self.device = Device(
             MAC,
             TOPICS,
