@@ -47,7 +47,7 @@ class Response:
 
     def chunks(self) -> Iterator[bytes]:
         """The body as it arrives, as it was stored (an object may have a Content-Encoding)."""
-        # Not read(): it waits for a whole chunk, and loses what it has of it when the connection is cut.
+        # Not read(): it waits for a whole chunk, and loses what has come of it when the connection is cut.
         while chunk := self._response.read1(CHUNK_BYTES, decode_content=False):
             yield chunk
 
@@ -64,7 +64,7 @@ class Response:
         return bytes(body)
 
     def beginning(self, limit_bytes: int) -> bytes:
-        """What there is of the body, and no more than that: for an answer whose status says enough."""
+        """What can be had of the body: for a response whose status says enough."""
         until = time.monotonic() + BODY_TIMEOUT_SECONDS
         body = bytearray()
         try:
@@ -97,7 +97,7 @@ class Web:
         self._pools: dict[Proxy | None, urllib3.PoolManager] = {}
 
     def get(self, url: str, headers: Mapping[str, str]) -> AbstractContextManager[Response]:
-        """Ask for `url`; whatever the network does inside the `with` is raised as FetchError."""
+        """Ask for `url`; every failure of the network inside the `with` is raised as FetchError."""
         return self.request("GET", url, headers)
 
     @contextmanager

@@ -93,7 +93,7 @@ class Verdict:
     reason_code: int | None = None
     address: str | None = None
     will_refused: str = ""
-    """Why the broker accepted without our last will only."""
+    """Why the broker accepts us only without our last will."""
     retain_available: bool = True
     maximum_qos: int = 2
 
@@ -126,7 +126,7 @@ def probe(broker: BrokerConfig, targets: Targets | None = None, *, timeout_secon
     addresses = _resolve(broker.host, deadline)
     if not addresses:
         return verdict("name_not_resolved")
-    # One of them forbidden: all of them, or the name's owner would choose by their order.
+    # If one of them is forbidden, all are: else the name's owner would choose by their order.
     if not all(targets.allow(broker.host, address) for address in addresses):
         return verdict("forbidden")
     for left in range(len(addresses), 0, -1):

@@ -45,7 +45,7 @@ _LEAP_SECOND = re.compile(r"(?<=:\d\d):60", re.ASCII)
 
 
 class BadDetectionError(ValueError):
-    """A document is no detection event. `field` is what is wrong with it, "" for the document as a whole.
+    """A document is not a detection event. `field` is what is wrong with it, "" for the document as a whole.
 
     Nothing here repeats what the document says.
     """
@@ -118,7 +118,7 @@ class DetectionEvent:
         return self.timestamp.tzinfo is None and _in_utc(self.timestamp) > now + AHEAD
 
     def payload(self, thumbnail_url: str | None) -> bytes:
-        """The event as JSON, known fields first. Raises BadDetectionError for what no JSON can hold."""
+        """The event as JSON, known fields first. Raises BadDetectionError if JSON cannot hold it."""
         document = {name: getattr(self, name) for name in _KNOWN} | {"thumbnail_url": thumbnail_url}
         try:
             return _encode({**document, **{n: v for n, v in self.extra.items() if n not in document}}).encode()
@@ -144,7 +144,7 @@ def parse(document: bytes, detection: Detection) -> DetectionEvent:
     if len(document) > MAX_DOCUMENT_BYTES:
         raise BadDetectionError("", f"must have at most {MAX_DOCUMENT_BYTES} bytes")
     try:
-        # UTF-8 alone, if need be with the mark that some editors put before it.
+        # UTF-8 only, perhaps after the byte order mark that some editors write.
         fields = json.loads(document.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise BadDetectionError("", "must be JSON in UTF-8") from None
@@ -182,7 +182,7 @@ def event_message(
 def addressed(
     message: CameraMessage, sighting: Sighting, topics: CameraTopics, *, retain: bool = True
 ) -> CameraMessage:
-    """`message`, which tells of `sighting`, as it is sent under these `topics`; not `retain`: whatever they say."""
+    """`message`, which tells of `sighting`, as it is sent under these `topics`; without `retain` it is not retained."""
     topic = camera_topic(topics.topic_prefix, sighting.camera_id)
     return replace(message, topic=topic, qos=topics.qos, retain=topics.retain and retain)
 
@@ -196,7 +196,7 @@ class Latest:
         self._times: OrderedDict[str, datetime] = OrderedDict()
 
     def take(self, sighting: Sighting, now: datetime) -> bool:
-        """Note an event: whether its camera has no later one. A time far ahead counts as `now`, or it stayed latest."""
+        """Note an event; return whether it is its camera's latest. A time far ahead counts as `now`."""
         at = now if sighting.at > now + AHEAD else sighting.at
         known = self._times.get(sighting.camera_id)
         self._times[sighting.camera_id] = at if known is None else max(at, known)
@@ -206,7 +206,7 @@ class Latest:
         return known is None or at >= known
 
     def forget(self, camera_id: str) -> None:
-        """Take the camera's next event for its latest."""
+        """Count the camera's next event as its latest."""
         self._times.pop(camera_id, None)
 
     def clear(self) -> None:
@@ -215,7 +215,7 @@ class Latest:
 
 
 def published_sighting(payload: bytes) -> Sighting | None:
-    """The event that a message of ours tells of; None for what is none, or nobody's."""
+    """The event that a message of ours tells of; None if it is not such a message."""
     try:
         fields = json.loads(payload)
         camera_id, timestamp = fields["camera_id"], _moment(fields["timestamp"])

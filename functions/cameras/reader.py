@@ -68,7 +68,7 @@ class DetectionReader:
     def of(
         cls, settings: Settings, *, objects: Objects | None = None, keyring: Keyring | None = None
     ) -> DetectionReader:
-        """Take everything from settings with BUCKET and EVENTS_PREFIX; what is at hand already need not be made anew.
+        """Take everything from settings with BUCKET and EVENTS_PREFIX; what exists already is not made again.
 
         Without a usable `keyring`, links are presigned, and the log says so: an event is not lost over it.
         """
@@ -97,7 +97,7 @@ class DetectionReader:
     def read(self, detection: Detection) -> ReadDetection | Unread:
         """Read the document, in the version that the event tells of where there are versions, and make the message.
 
-        Without versions it is what is there now: who has overwritten a document since has rung for it too. Within
+        Without versions it is the current document: an upload that has overwritten it rings too. Within
         two of the store's deadlines where it is silent; never raises for what a store or a document may be. A picture
         that cannot be seen costs the message its link.
         """
@@ -116,7 +116,7 @@ class DetectionReader:
         return ReadDetection(detection.camera_id, event.camera_name, message)
 
     def store_answers(self) -> bool:
-        """Whether the store answers at all: then what it fails at is about an object, and no outage."""
+        """Whether the store answers at all: if so, a failure concerns one object and is not an outage."""
         return self.objects.answers()
 
     def _check_clock(self, event: DetectionEvent) -> None:
@@ -157,7 +157,7 @@ class DetectionReader:
 def read_all(
     reader: DetectionReader, detections: Iterable[Detection], end: float
 ) -> dict[bytes, ReadDetection | Unread]:
-    """Read all by `end` (`time.monotonic`), side by side, an event that is there twice once; by identity."""
+    """Read all by `end` (`time.monotonic`), in parallel, each event once; by identity."""
     wanted = {detection.identity: detection for detection in detections}
     pool = ThreadPoolExecutor(min(len(wanted), READERS))
     reads = {identity: pool.submit(reader.read, detection) for identity, detection in wanted.items()}

@@ -1,4 +1,4 @@
-"""The routes of the devices' API, and what a failure is to a device."""
+"""The routes of the devices' API, and how a failure is told to a device."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _names(caller: Principal) -> tuple[str, str]:
 
 
 def explain(error: Exception) -> Problem:
-    """What a failure is to a device."""
+    """How a failure is told to a device."""
     if isinstance(error, StorageError):
         busy = error.code == UNREACHABLE or (error.status or 0) >= HTTPStatus.INTERNAL_SERVER_ERROR
         details = {"code": error.code, "status": error.status}

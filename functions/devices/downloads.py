@@ -123,7 +123,7 @@ class Downloads:
             raise unauthorised(error.reason, kid=error.kid, jti=error.jti) from None
 
     def warm_up(self, *, ask_region: bool = False) -> None:
-        """Get ready for the first request, asking nobody but maybe the store; what is wrong will show then."""
+        """Prepare for the first request. Only the store may be asked; what is wrong shows at that request."""
         if self.objects is not None:
             with suppress(StorageError):
                 self.objects.warm_up(ask_region=ask_region)
@@ -176,7 +176,7 @@ def _file(
     if len(version_id) > MAX_FILENAME_BYTES or not version_id.isascii() or not version_id.isprintable():
         raise malformed("bad_version", "That is no version id.")
     objects = caller.objects
-    # Asked for what is forbidden, too: the time must not tell it from what is absent.
+    # The store is asked for forbidden files too: the time must not tell them from missing ones.
     info = objects.head(prefix + filename, version_id)
     if info is None or not allowed:
         raise absent()
@@ -206,8 +206,8 @@ def _file(
 def _described(info: ObjectInfo) -> dict[str, str]:
     """Tell of the file in headers.
 
-    `Content-Length` is the file's (RFC 9110 §8.6), for whoever passes it on; `X-Object-Size` says the same behind a
-    gateway that counts the empty body instead.
+    `Content-Length` is the file's (RFC 9110 §8.6), for a proxy that passes it on; `X-Object-Size` says the same behind
+    a gateway that counts the empty body instead.
     """
     return {
         "Last-Modified": format_datetime(info.last_modified.astimezone(UTC), usegmt=True),

@@ -45,7 +45,7 @@ def _context(broker: BrokerConfig, _modified_at: tuple[int, ...]) -> ssl.SSLCont
             _load_pem(context, broker.cert_pem + broker.key_pem.get_secret_value())
     except ssl.SSLError as error:
         problem = error.reason or "is the key encrypted?"
-    if problem:  # out here, or the frame that holds the key would ride along
+    if problem:  # raised here: a traceback from inside would hold the key
         raise TlsFileError(f"MQTT_CERT_{kind} or MQTT_KEY_{kind} is not usable: {problem}")
     if broker.alpn:
         context.set_alpn_protocols([broker.alpn])
@@ -53,7 +53,7 @@ def _context(broker: BrokerConfig, _modified_at: tuple[int, ...]) -> ssl.SSLCont
 
 
 def _load_pem(context: ssl.SSLContext, text: str) -> None:
-    """Load from a file in memory: `ssl` reads files only, and a key has no business on a disk."""
+    """Load from a file in memory: `ssl` reads files only, and a key must not be on a disk."""
     with os.fdopen(os.memfd_create("pem"), "w") as file:
         file.write(text)
         file.flush()

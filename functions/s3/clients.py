@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
 
     class Options(TypedDict, total=False):
-        """What one client may have otherwise than the others."""
+        """How one client differs from the others."""
 
         endpoint_url: str | None
         connect_timeout_seconds: float
@@ -44,7 +44,7 @@ NO_CREDENTIALS = "no credentials"
 BAD_REQUEST = "bad request"
 
 WRONG_REGION = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"})
-"""Codes of a store that is asked, or was signed for, by the name of a region that is not its own."""
+"""Codes of a store that was asked, or signed for, with a region that is not its own."""
 
 OUR_SERVICES = frozenset({"s3", "sqs", "sts", "portal.sso", "oidc"})
 """Ours, and those that give credentials, by their names in botocore's list of endpoints."""
@@ -72,7 +72,7 @@ class StorageError(Exception):
 
     @property
     def answered(self) -> bool:
-        """Whether the store has answered the question, if only by a refusal: no time-out, no broken line, no 5xx."""
+        """Whether the store has answered, even by a refusal: no time-out, no broken connection, no 5xx."""
         if self.status is None:
             return self.code != UNREACHABLE
         return self.status < HTTPStatus.INTERNAL_SERVER_ERROR or self.status == HTTPStatus.NOT_IMPLEMENTED
@@ -154,7 +154,7 @@ def region(settings: Settings, session: Session | None = None) -> Region:
 
 
 def on_other_region(s3: S3Client, hear: Callable[[str], None]) -> None:
-    """Let `hear` know of the region that the store names, whenever it refuses the one that `s3` signs for.
+    """Call `hear` with the region that the store names whenever it refuses the one that `s3` signs for.
 
     boto3 follows it for that call, and presigns as before. `hear` is called on the thread of the call.
     """
@@ -180,7 +180,7 @@ def open_session(settings: Settings) -> Session:
     core = botocore.session.get_session()
     # dateutil takes most of the time of reading a LIST.
     core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=read_timestamp)
-    # Seven megabytes stay in memory for the endpoints of services that nobody asks.
+    # Otherwise the endpoints of services that nobody uses keep seven megabytes of memory.
     regions = core.get_component("data_loader").load_data("endpoints")
     for partition in regions["partitions"]:
         partition["services"] = {
@@ -202,11 +202,11 @@ def _credentials(settings: Settings) -> tuple[str | None, str | None, str | None
 
 
 def read_timestamp(value: str) -> datetime:
-    """Read a timestamp of an answer, most quickly the forms that S3's XML and headers have."""
+    """Read a timestamp of an answer, fastest in the forms that S3's XML and headers have."""
     from botocore.utils import parse_timestamp  # noqa: PLC0415 - as in `client`
 
     try:
-        if str(value).endswith("Z"):  # whatever its type stubs say, botocore hands on numbers too
+        if str(value).endswith("Z"):  # botocore passes numbers too, although its type stubs do not say so
             return datetime.fromisoformat(value)
         if str(value).endswith(" GMT"):
             return parsedate_to_datetime(value)
@@ -225,7 +225,7 @@ def _endpoint_of_files(service: str, session: Session) -> str | None:
     """The endpoint that boto3's own files name for `service`, by its own reader of them."""
     from botocore.configprovider import ConfiguredEndpointProvider  # noqa: PLC0415 - as in `client`
 
-    core: Any = getattr(session, "_session", None)  # by no public name; another one would take 10 ms of a cold start
+    core: Any = getattr(session, "_session", None)  # a private name; another session would take 10 ms of a cold start
     with storage_errors():
         if core is None or core.get_config_variable("ignore_configured_endpoint_urls"):
             return None
@@ -253,7 +253,7 @@ def storage_errors() -> Iterator[None]:
         try:
             raise failure from None
         finally:
-            # `from None` merely hides it, and its frames hold the request: signed, with a session token.
+            # `from None` only hides it, and its frames hold the request: signed, with a session token.
             failure.__context__ = None
 
 
@@ -284,7 +284,7 @@ def _translated(error: Exception) -> StorageError:
     ):
         return StorageError(NO_CREDENTIALS, str(error))
     if isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError)):
-        # The name of a region that AWS has not, as a zone's is, leads to a host that nobody has.
+        # A region that AWS does not have, such as a zone's name, leads to a host that does not exist.
         is_aws = isinstance(error, exceptions.EndpointConnectionError) and ".amazonaws.com" in str(error)
         return StorageError(UNREACHABLE, str(error) + (_QUESTION if is_aws else ""))
     # ValueError: botocore's word for an endpoint that is no URL.

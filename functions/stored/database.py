@@ -51,7 +51,7 @@ from functions.stored.errors import StoreUnavailableError
 
 DEADLINE_SECONDS = 3.0
 GRACE_SECONDS = 0.5  # for the server to say itself that the time is over
-MIGRATION_LOCK = 0x6275636B65746265  # ours by agreement with ourselves: what "bucketbell" begins with
+MIGRATION_LOCK = 0x6275636B65746265  # our own choice: the first letters of "bucketbell"
 VERSION_TABLE = "bucketbell_version"  # not Alembic's usual one: that may be another program's
 MAX_STATUSES = 100
 MAX_REMOVED = 1000
@@ -95,7 +95,7 @@ _POSTGRESQL_SAYS = {
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment in UTC; SQLite has no zones, and gets it without."""
+    """A moment in UTC; SQLite has no zones, so it gets it without one."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -210,7 +210,7 @@ class Rows:
         self._put(REMOVED_CAMERAS, row)
 
     def forget_removed_camera(self, camera_id: str, *, before: datetime) -> None:
-        """Delete the row of a camera, unless it was removed anew."""
+        """Delete the row of a camera, unless it was removed again."""
         table = REMOVED_CAMERAS.c
         self._connection.execute(
             delete(REMOVED_CAMERAS).where(table.camera_id == camera_id, table.removed_at <= before)
@@ -284,7 +284,7 @@ class Database:
             try:
                 raise failure from None
             finally:
-                # `from None` merely hides it, and psycopg's errors hold what was connected with.
+                # `from None` only hides it, and psycopg's errors hold what was connected with.
                 failure.__context__ = None
 
     def _explained(self, error: SQLAlchemyError) -> str:
@@ -319,7 +319,7 @@ class Database:
 
 
 def _opened(file: Path, deadline_seconds: float) -> sqlite3.Connection:
-    # Never made by the way: an empty file in a wrong place is a riddle.
+    # Opening does not make it: an empty file in a wrong place would be a riddle.
     return sqlite3.connect(
         f"file:{quote(str(file))}?mode=rw",
         uri=True,

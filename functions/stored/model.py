@@ -138,7 +138,7 @@ class MqttConfigChange(MqttConfig):
     def _password(cls, password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if password is None:
             return None
-        # Whatever listens on a port that is tried would take its lines for commands.
+        # A service on the port that is tried could take its lines for commands.
         if any(category(c) == "Cc" for c in password.get_secret_value()):
             raise PydanticCustomError("control_character", "holds a control character")
         if any("\ud800" <= c <= "\udfff" for c in password.get_secret_value()):

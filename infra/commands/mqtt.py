@@ -132,7 +132,7 @@ def _api(server: str, token: str, ca_file: Path | None) -> Iterator[_Api]:
 
 
 def _changes_broker(command: Callable[..., None]) -> Callable[..., None]:
-    """Hand `command` the host's API, and what the options that it shares with others say of the broker."""
+    """Give `command` the host's API, and what the options that it shares with others say of the broker."""
 
     @wraps(command, assigned=("__name__", "__doc__"))
     def run(

@@ -19,7 +19,7 @@ from infra.device.store import DeviceStore, Part, storing
 from infra.device.trouble import FetchError, Reason
 from infra.http_client import Response, Web
 
-DISK_RESERVE_BYTES = 64 * 1024  # for the notes, and for whoever else lives on a small disk
+DISK_RESERVE_BYTES = 64 * 1024  # for the notes, and for other programs on a small disk
 
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")  # RFC 9110 §14.4
 
@@ -45,7 +45,7 @@ class Fetched:
 def fetch(web: Web, store: DeviceStore, name: Name, ticket: Ticket, progress: Progress, *, fresh: bool) -> Fetched:
     """Download what is missing of `ticket`'s version, verify it, and put it in place; `fresh`: the ticket is new.
 
-    Raises FetchError: what was had of the file stays for the next attempt, unless it is `corrupt` or cannot be read.
+    Raises FetchError: what came of the file stays for the next attempt, unless it is `corrupt` or cannot be read.
     The file in place is only ever replaced by a whole one.
     """
     version = ticket.version
@@ -168,7 +168,7 @@ def _same(answer: Response, ticket: Ticket) -> bool | None:
 
 
 def _fits(answer: Response, ticket: Ticket, offset: int, *, pinned: bool) -> bool:
-    """Whether what a 206 brings belongs behind what is there."""
+    """Whether the part in a 206 continues what is there."""
     found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
     if found is None or (int(found[1]), int(found[3])) != (offset, ticket.version.size):
         return False

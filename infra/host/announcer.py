@@ -49,7 +49,7 @@ class Announcer:
         """`process` is this host's name among those that share the stored settings. For the rest see `publisher`."""
         self.cameras = Cameras()
         self.removed: dict[str, datetime] = {}
-        """The cameras that stay away until their next event, and since when."""
+        """The cameras that are left out until their next event, and since when."""
         self.retained = Retained()
         self.replicas = Replicas(process)
         self.stored: Stored | None = None
@@ -91,7 +91,7 @@ class Announcer:
     # What is said.
 
     def birth_messages(self) -> Iterator[Message]:
-        """What a camera's discovery says of availability hangs on what the broker has said to `online` by then."""
+        """A camera's discovery mentions availability unless the broker has refused `online` before."""
         yield from self.available(ONLINE)
         for camera in self.cameras.all():
             yield from self._discoveries((camera,))
@@ -112,7 +112,7 @@ class Announcer:
         return self._discoveries((camera,))
 
     def found(self, cameras: Iterable[Camera]) -> None:
-        """Say which cameras there are, as far as that is news."""
+        """Announce the cameras that are new."""
         self.say(self._discoveries(self.cameras.found(cameras)))
 
     def say(self, messages: Sequence[Message]) -> int:
@@ -159,7 +159,7 @@ class Announcer:
 
     @property
     def _leaves_out_availability(self) -> bool:
-        """Whether nothing is said of it: without the last will or `online`, it would be wrong sooner or later."""
+        """Whether availability is left out: without the last will or `online` it would become wrong."""
         births = self.publisher.births
         return bool(births.leaves_out(WILL) or births.leaves_out(self._availability_label))
 
@@ -172,19 +172,19 @@ class Announcer:
     # What is taken back.
 
     def tidy_up(self) -> None:
-        """Take away what the broker keeps and the settings do not want."""
+        """Remove what the broker keeps and the settings do not want."""
         if self.stored is not None and self.publisher.status.connected:
             gone = [camera_id for camera_id in self.removed if self._is_gone(camera_id)]
             self._take_away(self.retained.unwanted(self.stored.config, gone))
 
     def take_away_gone(self) -> None:
-        """Take away what is kept of hosts that have gone."""
+        """Remove what the broker keeps of hosts that have gone."""
         if self.announces and self.publisher.status.connected:
             topics = [availability_topic(self.topics.topic_prefix, gone) for gone in self.replicas.take_gone()]
             self.say([self._availability_of(topic, b"") for topic in topics])
 
     def forget(self, camera_id: str, removed_at: datetime) -> None:
-        """Take away all of a camera, until its next event."""
+        """Remove a camera from the broker, until its next event."""
         self.removed[camera_id] = removed_at
         self.cameras.forget(camera_id)
         self.retained.forget(camera_id)
@@ -201,7 +201,7 @@ class Announcer:
         return topic in self.retained or camera_id in self.cameras
 
     def _take_away(self, messages: Sequence[Message]) -> None:
-        """Not as birth messages: a camera's next event may follow at once, and what that brings must come after."""
+        """Not as birth messages: the camera's next event may follow at once, and its messages must come later."""
         for message in messages:
             if message.label != LABEL and self.publisher.births.leaves_out(message.label):
                 self.retained.stays(message)

@@ -1,4 +1,4 @@
-"""Keeps the host's publisher with the stored settings, learns which cameras there are, and tells how it is doing."""
+"""Applies the stored settings to the host's publisher, learns which cameras there are, and tells the status."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Integration:
         self._looking: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._is_learned = False
-        """Whether what the broker keeps is known, as far as it can be: or an old event could pass for the latest."""
+        """Whether what the broker keeps is known, as far as possible: else an old event could pass for the latest."""
         self._knows_kept = self._knows_bucket = False
         self._settled = threading.Event()
         """What could be learned of cameras at the start is learned."""
@@ -112,7 +112,7 @@ class Integration:
             self._task = asyncio.create_task(self._keep_up(self._store), name="stored-settings")
 
     async def stop(self) -> None:
-        """Read no more, and record that this process is gone. What hangs in a thread is left to hang."""
+        """Read no more, and record that this process is gone. A thread that hangs is not waited for."""
         self._stopped.set()
         tasks = [task for task in (self._task, self._looking, self._listening) if task is not None]
         for task in tasks:
@@ -190,7 +190,7 @@ class Integration:
         return store.recorded()
 
     def _meet(self, recorded: Sequence[ProcessStatus]) -> None:
-        """Home Assistant takes a camera for available while any host says so: tell it of hosts that come and go."""
+        """Tell Home Assistant of hosts that come and go: a camera is available while one of them says so."""
         replicas = self.announcer.replicas
         before = replicas.there
         replicas.meet(recorded, time.monotonic())
@@ -203,7 +203,7 @@ class Integration:
             logger.warning(GOES_ON, extra={"reason": problem})
         elif self._problem and not problem:
             logger.info("the stored settings can be read again")
-            self.announcer.say(self.announcer.available(ONLINE))  # others may have taken us for gone
+            self.announcer.say(self.announcer.available(ONLINE))  # others may have thought that we are gone
         self._problem = problem
 
     # What is learned of cameras.
@@ -222,7 +222,7 @@ class Integration:
         self._listening = asyncio.create_task(self._learn(), name="retained")
 
     async def _learn(self) -> None:
-        """Hear what the broker keeps, and take away what is not wanted; without its help, go by what we have sent."""
+        """Hear what the broker keeps; remove what is not wanted. If it does not tell, go by what we have sent."""
         announcer = self.announcer
         broker, stored = announcer.broker, announcer.stored
         if broker is not None and stored is not None and self._objects is not None:
@@ -250,7 +250,7 @@ class Integration:
             self._settled.set()
 
     async def _leave_out_removed(self, store: ConfigStore) -> None:
-        """Cameras that were removed, by whichever host, until their next event, at whichever host."""
+        """Leave out cameras that any host has removed, until any host hears their next event."""
         announcer = self.announcer
         before = set(announcer.removed)
         removed = await in_thread(store.removed_cameras)
@@ -340,7 +340,7 @@ class Integration:
 
 
 def _age(stored: Stored) -> tuple[datetime, int]:
-    """What grows with each change, also where the row was deleted in between and its versions began anew."""
+    """What grows with each change, even if the row was deleted meanwhile and its versions began again."""
     return stored.created_at, stored.version
 
 

@@ -40,7 +40,7 @@ from infra.host.web.site import HostSite
 from infra.host.web.tls import Certificate
 
 MAX_DESCRIPTORS = 65_536
-OWN_DESCRIPTORS = 128  # for the broker, the store, the database and the log, whoever else connects
+OWN_DESCRIPTORS = 128  # for the broker, the store, the database and the log
 
 
 class Host:
@@ -155,7 +155,7 @@ class Host:
 
 
 async def _logged(stop: Callable[[], Awaitable[None]]) -> None:
-    """The process ends whatever happens here, and what comes next may still say goodbye."""
+    """The process ends in any case, and what is stopped next may still say goodbye."""
     try:
         await stop()
     except Exception:  # noqa: BLE001 - see above
@@ -201,7 +201,7 @@ def _downloads(settings: Settings) -> Downloads:
 def room_for_connections() -> int:
     """Take the descriptors that the system grants, and return how many of them clients may have.
 
-    Where clients have all of them, a lost broker could not be reached again.
+    If clients had all of them, a lost broker could not be reached again.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
@@ -214,7 +214,7 @@ def room_for_connections() -> int:
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT. Raises `SettingsError` where the doors would stand open to the network."""
+    """Serve until SIGTERM or SIGINT. Raises `SettingsError` if the doors would be open to the network."""
     if not settings.webhook_tokens and not is_loopback(host):
         problem = f"must be set to listen on {host}: anybody could ring. Set a token, or use --host 127.0.0.1"
         raise SettingsError((("WEBHOOK_TOKENS", problem),))
