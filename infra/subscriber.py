@@ -102,7 +102,7 @@ class Subscriber:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
-            raise ValueError(f"{url!r} is no broker: write mqtt://host[:1883] or mqtts://host[:8883]")
+            raise ValueError(f"{url!r} is not a broker: write mqtt://host[:1883] or mqtts://host[:8883]")
         if protocol not in _PROTOCOLS:
             raise ValueError(f'protocol {protocol!r} is not known: 5 or "3.1.1"')
         if isinstance(topics, str) or not topics:

@@ -84,7 +84,7 @@ def _moment(value: object) -> datetime:
             return _EPOCH + timedelta(seconds=value / 1000 if abs(value) >= FIRST_MILLISECONDS else value)
     except OverflowError:
         pass
-    raise ValueError("is no moment")
+    raise ValueError("is not a moment")
 
 
 _NUMBER = Field(strict=True, ge=0, le=MAX_CONFIDENCE)

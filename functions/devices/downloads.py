@@ -174,7 +174,7 @@ def _file(
 ) -> Reply:
     version_id = "" if is_picture else request.parameters("version_id").get("version_id", "")
     if len(version_id) > MAX_FILENAME_BYTES or not version_id.isascii() or not version_id.isprintable():
-        raise malformed("bad_version", "That is no version id.")
+        raise malformed("bad_version", "That is not a version id.")
     objects = caller.objects
     # The store is asked for forbidden files too: the time must not tell them from missing ones.
     info = objects.head(prefix + filename, version_id)

@@ -65,7 +65,7 @@ def incomplete(error: ssl.SSLCertVerificationError) -> str:
     if error.verify_code not in _STRICT:
         return ""
     return (
-        "Python 3.13 and later, Lambda's among them, take no incomplete certificate (RFC 5280), which older ones do. "
-        "Make the authority's anew, with critical basicConstraints, subjectKeyIdentifier and a critical keyUsage of "
-        "keyCertSign and cRLSign, and the broker's by it, with subjectKeyIdentifier and authorityKeyIdentifier"
+        "Python 3.13 and later, also Lambda's, refuse incomplete certificates (RFC 5280), which older versions accept. "
+        "Make the authority's again, with critical basicConstraints, subjectKeyIdentifier and a critical keyUsage of "
+        "keyCertSign and cRLSign; sign the broker's with it, with subjectKeyIdentifier and authorityKeyIdentifier"
     )

@@ -174,7 +174,7 @@ class ObjectReader:
                 "VersionId": headers.get("x-amz-version-id"),
             }
         except (KeyError, ValueError):
-            raise StorageError(BAD_REQUEST, "what answers a HEAD there is no S3") from None
+            raise StorageError(BAD_REQUEST, "what answers a HEAD there is not S3") from None
 
     def read(self, key: str, version_id: str, amount_bytes: int) -> bytes:
         """The first `amount_bytes` of an object. Raises StorageError, whose code is that of the store."""

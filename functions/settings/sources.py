@@ -139,7 +139,7 @@ def _parsed(text: str, names: set[str]) -> tuple[dict[str, str], str]:
         return {}, f"the secret must hold a JSON object, {right}"
     for position, (name, value) in enumerate(document.items(), 1):
         if name not in names:
-            return {}, f"key {position} of the secret is no variable that may be in it, {right}"
+            return {}, f"key {position} of the secret is not a variable that may be in it, {right}"
         if not isinstance(value, str):
             return {}, f"the secret's {name} must be text in quotes, {right}"
     return {name.lower(): value for name, value in document.items()}, ""

@@ -72,7 +72,7 @@ _SQLITE_SAYS = {
     "SQLITE_CANTOPEN": "the file cannot be opened: run `bucketbell migrate` to make it, and look at the owner and the "
     "mode of file and directory",
     "SQLITE_CORRUPT": "the file is damaged: bring back a copy",
-    "SQLITE_NOTADB": "the file is no SQLite database: name another in DATABASE_URL",
+    "SQLITE_NOTADB": "the file is not a SQLite database: name another in DATABASE_URL",
     "SQLITE_ERROR": MIGRATE,  # an error in our SQL, which is fixed: the tables are not those that it names
     "SQLITE_SCHEMA": MIGRATE,
 }

@@ -139,7 +139,7 @@ def _document(answer: Response, limit_bytes: int) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise FetchError("protocol", "the server's answer is not JSON") from None
     if not isinstance(document, dict):
-        raise FetchError("protocol", "the server's answer is no JSON object")
+        raise FetchError("protocol", "the server's answer is not a JSON object")
     return document
 
 
