@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from functions.admin.operations import CannotPublishError, TopicVerdict
-from functions.cameras.detections import CameraTopics
 from functions.cameras.discovery import availability_topic
 from functions.events.names import is_event_id
 from functions.mqtt.connection import BrokerConnectionError
@@ -108,7 +107,8 @@ class Integration:
         self._loop = asyncio.get_running_loop()
         if self._store is not None:
             self.publisher.hold(NOT_READ)
-            self._tell_topics(None)
+            if self.reader is not None:
+                self.reader.use(None)
             self._task = asyncio.create_task(self._keep_up(self._store), name="stored-settings")
 
     async def stop(self) -> None:
@@ -161,7 +161,7 @@ class Integration:
         except CredentialsUnreadableError as error:
             self.publisher.hold(str(error))
             announcer.broker = None
-            self._tell_known_topics()
+            self._tell_topics()
             return
         if broker is not None and announcer.announces:
             broker = replace(broker, availability_topic=announcer.availability)
@@ -173,16 +173,12 @@ class Integration:
             announcer.tidy_up()  # first, while Home Assistant still reads it as before
             self.publisher.say(announcer.birth_messages())
             self._begin_to_learn()
-        self._tell_known_topics()
+        self._tell_topics()
 
-    def _tell_known_topics(self) -> None:
+    def _tell_topics(self) -> None:
         topics = self.announcer.topics
-        self._tell_topics(None if topics.retain and not self._is_learned else topics)
-
-    def _tell_topics(self, topics: CameraTopics | None) -> None:
-        """None: where cameras' events go is not known yet, and they wait."""
         if self.reader is not None:
-            self.reader.use(topics)
+            self.reader.use(None if topics.retain and not self._is_learned else topics)
 
     def _exchange(self, store: ConfigStore) -> Sequence[ProcessStatus]:
         """Record how this process does, and return what all have recorded."""
@@ -242,7 +238,7 @@ class Integration:
                 logger.info("what the broker keeps is known", extra={"messages": len(heard.topics)})
         self._is_learned = True
         self._listening = None
-        self._tell_known_topics()
+        self._tell_topics()
         self._settle()
 
     def _settle(self) -> None:

@@ -294,7 +294,7 @@ def test_connections_that_are_reset_leave_nothing(host: Host, said: bytes) -> No
 
 
 def test_idle_connections_are_cheap_and_hinder_nobody(host: Host, broker: Mosquitto) -> None:
-    """While they are open, uploads ring, and a broker that was away is reached again; then they are closed."""
+    """While they are open, uploads ring, and a broker that was down is reached again; then they are closed."""
     before, open_before = resident_bytes(host), host.descriptors_at_rest()
     begun_at = time.monotonic()
     with Subscriber(broker.url, TOPICS) as listener, crowd(host, IDLE) as sockets:

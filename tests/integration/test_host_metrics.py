@@ -51,7 +51,7 @@ def outcomes(shown: Series, source: str) -> set[str]:
 
 
 def test_nothing_that_is_counted_is_new(tmp_path: Path, mosquitto: Mosquitto) -> None:
-    """Every event of every sender, bad ones, a bad token, a broker that is away: no series but those of the start."""
+    """Every event of every sender, bad ones, a bad token, a broker that is down: no series but those of the start."""
     with Host(tmp_path, environment(mosquitto.url, MQTT_PUBLISH_TIMEOUT_SECONDS="0.5")) as host:
         at_first = series(host)
         assert set(at_first.values()) == {0}
