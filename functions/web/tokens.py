@@ -95,7 +95,7 @@ class Inspection:
 
 
 @dataclass(frozen=True, slots=True)
-class _Key:
+class _TokenKey:
     kid: str
     algorithm: str
     verifying: Any = field(repr=False)
@@ -139,7 +139,7 @@ class _VerifiedTokens:
 class Keyring:
     """The keys: the first that can sign does, all verify. `revoked` holds the `jti` of revoked tokens."""
 
-    keys: tuple[_Key, ...]
+    keys: tuple[_TokenKey, ...]
     revoked: frozenset[str] = frozenset()
     # A signature that was good once stays so.
     _remembered: _VerifiedTokens = field(init=False, repr=False, compare=False, default_factory=_VerifiedTokens)
@@ -249,7 +249,7 @@ class Keyring:
             return Inspection(parts["header"], parts["payload"], error.reason)
         return Inspection(parts["header"], parts["payload"], "")
 
-    def _key(self, header: Mapping[str, Any]) -> _Key:
+    def _key(self, header: Mapping[str, Any]) -> _TokenKey:
         for key in self.keys:
             if key.kid == header.get("kid"):
                 return key
@@ -275,7 +275,7 @@ def _check_form(token: str) -> None:
         raise TokenError("malformed")
 
 
-def _parse_key(entry: str, place: int) -> _Key:
+def _parse_key(entry: str, place: int) -> _TokenKey:
     kid, _, rest = entry.strip().partition(":")
     kind, separator, encoded = rest.rpartition(":")
     where = f"{VARIABLE}: entry {place}"
@@ -288,7 +288,7 @@ def _parse_key(entry: str, place: int) -> _Key:
     if not kind:
         if len(material) < MIN_SECRET_BYTES:
             raise KeyringError(f"{where} must hold at least {MIN_SECRET_BYTES} bytes in base64 after its id")
-        return _Key(kid, "HS256", material, material)
+        return _TokenKey(kid, "HS256", material, material)
     if len(material) != ED25519_BYTES:
         raise KeyringError(f"{where} must hold the {ED25519_BYTES} bytes of an Ed25519 key in base64")
     try:
@@ -298,8 +298,8 @@ def _parse_key(entry: str, place: int) -> _Key:
         raise KeyringError(f"{where} is an Ed25519 key: install the package `cryptography`") from None
     if kind == "ed25519":
         private = ed25519.Ed25519PrivateKey.from_private_bytes(material)
-        return _Key(kid, "EdDSA", private.public_key(), private)
-    return _Key(kid, "EdDSA", ed25519.Ed25519PublicKey.from_public_bytes(material), None)
+        return _TokenKey(kid, "EdDSA", private.public_key(), private)
+    return _TokenKey(kid, "EdDSA", ed25519.Ed25519PublicKey.from_public_bytes(material), None)
 
 
 def _decode(encoded: str) -> bytes:
