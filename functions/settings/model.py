@@ -1,14 +1,11 @@
-"""The settings, validated once at the edge: the only reader of the environment."""
+"""The settings: what each variable means, and which values are valid."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from functions.settings import fields as setting_types
@@ -168,6 +165,43 @@ class Settings(BaseSettings):
     event_retry_seconds: int = Field(
         default=3600, ge=1, le=604_800, description="How long one cause may hold up a store's queue (`POST /events`)."
     )
+    sweep_seconds: int = Field(
+        default=0,
+        ge=0,
+        le=604_800,
+        description="The pause between two sweeps: the host lists the bucket (BUCKET) and announces what no event has "
+        "announced. 0: never.",
+    )
+    sweep_grace_seconds: int | None = Field(
+        default=None,
+        ge=0,
+        le=86_400,
+        description="How old a file must be, by the store's clock, before a sweep announces it: the store's event goes "
+        "first. Unset: 10 where the store sends events, else 0.",
+    )
+    sweep_rings_per_second: int = Field(
+        default=50, ge=1, le=10_000, description="How many files a sweep announces in a second, at most."
+    )
+    sweep_max_rings: int = Field(
+        default=1000,
+        ge=1,
+        le=100_000,
+        description="How many files one sweep announces, at most: the newest. The others wait for the next.",
+    )
+    sweep_catch_up_seconds: int = Field(
+        default=86_400,
+        ge=0,
+        le=31_536_000,
+        description="When the sweep's state is lost, files younger than this are announced again.",
+    )
+    sweep_events_max_age_seconds: int = Field(
+        default=300, ge=0, le=604_800, description="A sweep announces cameras' events that are younger than this."
+    )
+    sweep_state_file: Path | None = Field(
+        default=None,
+        description="SQLite file that holds what was announced. Unset: the database, else `.bucketbell/sweep` in the "
+        "bucket.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="How much is logged.")
 
     aws_endpoint_url: Endpoint | None = Field(
@@ -307,6 +341,13 @@ class Settings(BaseSettings):
             raise ValueError("needs BUCKET: where the events' documents and thumbnails are")
         return events
 
+    @field_validator("sweep_seconds")
+    @classmethod
+    def _swept(cls, seconds: int, info: ValidationInfo) -> int:
+        if seconds and info.data.get("bucket", "") is None:
+            raise ValueError("needs BUCKET: which bucket to list")
+        return seconds
+
     @field_validator("s3_public_endpoint_url")
     @classmethod
     def _public_path(cls, url: str | None, info: ValidationInfo) -> str | None:
@@ -329,61 +370,3 @@ class Settings(BaseSettings):
                 "letters, digits and dashes. Use path, or rename them"
             )
         return style
-
-
-class Loaded(NamedTuple):
-    """Valid settings, and for each field that was set, the name of the source it came from."""
-
-    settings: Settings
-    origins: dict[str, str]
-
-
-def load(
-    environ: Mapping[str, str] | None = None, *, env_file: Path | None = None, given: Mapping[str, str] | None = None
-) -> Loaded:
-    """Read the environment, then `env_file`, then the directory `SECRETS_DIR`, then the secret `SECRET_ID`.
-
-    The first that has a value wins. `environ` defaults to the process's; what was `given` on a command line goes
-    before it. Raises `SettingsError` naming every wrong variable.
-    """
-    loaded = _loaded({**(os.environ if environ is None else environ), **(given or {})}, env_file)
-    if isinstance(loaded, Loaded):
-        return loaded
-    raise SettingsError(loaded)  # raised here: a traceback from inside would hold the rejected values
-
-
-def _loaded(variables: Mapping[str, str], env_file: Path | None) -> Loaded | tuple[tuple[str, str], ...]:
-    """The settings, or the problems with them."""
-    try:
-        values, origins = sources.read(Settings, variables, env_file)
-        return Loaded(Settings.model_validate(values), origins)
-    except sources.SourceError as error:
-        return ((error.name, error.problem),)
-    except ValidationError as error:
-        return tuple(_problem(detail) for detail in error.errors(include_url=False))
-
-
-def _problem(detail: ErrorDetails) -> tuple[str, str]:
-    message = detail["msg"].removeprefix("Value error, ")
-    return str(detail["loc"][0]).upper(), message[:1].lower() + message[1:]
-
-
-class LambdaRuntime(NamedTuple):
-    """What the Lambda service says of the process that it started us in."""
-
-    snap_start: bool
-    has_secret: bool = False
-
-
-def lambda_runtime(environ: Mapping[str, str] | None = None) -> LambdaRuntime | None:
-    """Tell whether this process is a Lambda function's: None anywhere else.
-
-    Source: AWS Lambda, "Defined runtime environment variables".
-    """
-    environ = os.environ if environ is None else environ
-    if "AWS_LAMBDA_FUNCTION_NAME" not in environ:
-        return None
-    return LambdaRuntime(
-        snap_start=environ.get("AWS_LAMBDA_INITIALIZATION_TYPE") == "snap-start",
-        has_secret=bool(environ.get("SECRET_ID", "").strip()),
-    )
