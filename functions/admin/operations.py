@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from pydantic import SecretStr
 
-from functions.admin.probe import WORDS, Verdict, probe
+from functions.admin.probe import WORDS, ProbeVerdict, probe
 from functions.admin.schemas import (
     ConfigAnswer,
     DiscoveryAnswer,
@@ -333,7 +333,7 @@ def _process(status: ProcessStatus) -> ProcessAnswer:
     )
 
 
-def _left_out(verdict: Verdict, broker: BrokerConfig, config: MqttConfig) -> tuple[str, ...]:
+def _left_out(verdict: ProbeVerdict, broker: BrokerConfig, config: MqttConfig) -> tuple[str, ...]:
     """What the settings ask for and the broker does not give, although it accepts us."""
     if not verdict.ok:
         return ()
@@ -348,7 +348,7 @@ def _left_out(verdict: Verdict, broker: BrokerConfig, config: MqttConfig) -> tup
 
 
 def _probed(
-    verdict: Verdict, broker: BrokerConfig, password: PasswordOrigin, left_out: tuple[str, ...] = ()
+    verdict: ProbeVerdict, broker: BrokerConfig, password: PasswordOrigin, left_out: tuple[str, ...] = ()
 ) -> ProbeAnswer:
     detail = verdict.detail
     if left_out:

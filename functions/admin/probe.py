@@ -84,7 +84,7 @@ _UNHEARD: tuple[ProbeOutcome, ...] = ("unreachable", "silent")  # by TCP: anothe
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProbeVerdict:
     """What came of an attempt. `reason_code` is the broker's (MQTT 5 §3.2.2.2), `detail` what a person can do."""
 
     outcome: ProbeOutcome
@@ -103,7 +103,9 @@ class Verdict:
         return self.outcome == "ok"
 
 
-def probe(broker: BrokerConfig, targets: Targets | None = None, *, timeout_seconds: float = PROBE_SECONDS) -> Verdict:
+def probe(
+    broker: BrokerConfig, targets: Targets | None = None, *, timeout_seconds: float = PROBE_SECONDS
+) -> ProbeVerdict:
     """Connect and say DISCONNECT, with a client id of its own, within `timeout_seconds` for everything together.
 
     What is connected to is the address that was judged: the name is not resolved a second time.
@@ -114,8 +116,8 @@ def probe(broker: BrokerConfig, targets: Targets | None = None, *, timeout_secon
 
     def verdict(
         outcome: ProbeOutcome, failure: BrokerConnectionError | None = None, address: Address | None = None
-    ) -> Verdict:
-        return Verdict(
+    ) -> ProbeVerdict:
+        return ProbeVerdict(
             outcome,
             _detail(outcome, failure, broker),
             round(time.monotonic() - began_at, 3),
