@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     Column,
@@ -23,11 +24,11 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    any_,
+    cast,
     delete,
     func,
-    insert,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -153,7 +154,9 @@ class RingStore:
         table = IDENTITIES.c
         with self.database.transaction() as connection:
             found = connection.execute(
-                select(table.identity).where(table.scope == self._number, table.identity.in_(identities))
+                select(table.identity).where(
+                    table.scope == self._number, _among(table.identity, identities, connection)
+                )
             )
             return {bytes(identity) for identity in found.scalars()}
 
@@ -171,7 +174,7 @@ class RingStore:
             gone = [key for key, rang_at in found if rang_at < before and bytes(key) not in there]
             if gone:
                 with self.database.transaction(writing=True) as connection:
-                    connection.execute(delete(RINGS).where(self._of(gone)))
+                    connection.execute(delete(RINGS).where(self._of(gone, connection)))
                 forgotten += len(gone)
             if len(found) < MAX_FOUND:
                 return forgotten
@@ -193,8 +196,8 @@ class RingStore:
         scope = {"scope": self._number, "bucket": self.scope.bucket, "endpoint": self.scope.endpoint}
         row = {"scope": self._number, "prefix": _raw(prefix), "t0": t0, "is_complete": False, "is_lost": lost}
         with self.database.transaction(writing=True) as connection:
-            _insert_new(connection, SCOPES, [scope])
-            _insert_new(connection, PREFIXES, [row])
+            _insert(connection, SCOPES, [scope])
+            _insert(connection, PREFIXES, [row])
         return self.prefixes()[prefix]
 
     def complete(self, prefix: str) -> None:
@@ -231,7 +234,7 @@ class RingStore:
         )  # or two hosts could wait for each other
         if identities:
             new = [{"scope": self._number, "identity": identity, "rang_at": now} for identity in identities]
-            _insert_new(connection, IDENTITIES, new)
+            _insert(connection, IDENTITIES, new)
         self._forget_identities(connection, before=now - KEPT_MS)
         if not self._sweeps and not self._is_swept(connection):
             return
@@ -246,10 +249,10 @@ class RingStore:
             elif row.number:
                 surplus.append(row.number)
         if surplus:
-            connection.execute(delete(RINGS).where(RINGS.c.id.in_(surplus)))
+            connection.execute(delete(RINGS).where(_among(RINGS.c.id, surplus, connection)))
         # Oldest first: their numbers are the order in which they came.
         rows = [row.ring for key in keys for row in reversed(kept[key]) if not row.number]
-        connection.execute(insert(RINGS), [self._columns(ring, keys[ring.object_key], now) for ring in rows])
+        _insert(connection, RINGS, [self._columns(ring, keys[ring.object_key], now) for ring in rows])
 
     def _columns(self, ring: Ring, key: bytes, now: int) -> dict[str, Any]:
         return {
@@ -266,7 +269,7 @@ class RingStore:
         """The rows of these keys, of each the newest first."""
         table = RINGS.c
         columns = (table.id, table.object_key, table.etag, table.modified, table.is_exact, table.identity)
-        question = select(*columns).where(self._of(keys)).order_by(table.object_key, table.id.desc())
+        question = select(*columns).where(self._of(keys, connection)).order_by(table.object_key, table.id.desc())
         try:
             return [
                 _Row(number, Ring(_text(key), _text(etag), int(modified), is_exact, bytes(identity)))
@@ -277,8 +280,8 @@ class RingStore:
                 f"a row of {RINGS.name} was changed by hand and is not valid: delete it there"
             ) from None
 
-    def _of(self, keys: Sequence[bytes]) -> ColumnElement[bool]:
-        return and_(RINGS.c.scope == self._number, RINGS.c.object_key.in_(keys))
+    def _of(self, keys: Sequence[bytes], connection: Connection) -> ColumnElement[bool]:
+        return and_(RINGS.c.scope == self._number, _among(RINGS.c.object_key, keys, connection))
 
     def _question(self, prefix: bytes, after: bytes, upto: str | None) -> Any:  # noqa: ANN401 - a SELECT of two columns
         table = RINGS.c
@@ -297,10 +300,10 @@ class RingStore:
 
     def _forget_identities(self, connection: Connection, *, before: int) -> None:
         table = IDENTITIES.c
-        old = select(table.scope, table.identity).where(table.scope == self._number, table.rang_at < before)
-        found = [tuple(row) for row in connection.execute(old.limit(MAX_FORGOTTEN))]
-        if found:
-            connection.execute(delete(IDENTITIES).where(tuple_(table.scope, table.identity).in_(found)))
+        mine = table.scope == self._number
+        old = select(table.identity).where(mine, table.rang_at < before).limit(MAX_FORGOTTEN)
+        if found := [bytes(identity) for identity in connection.execute(old).scalars()]:
+            connection.execute(delete(IDENTITIES).where(mine, _among(table.identity, found, connection)))
 
     def _milliseconds(self) -> int:
         return int(self._now() * 1000)
@@ -313,9 +316,22 @@ class _Row(NamedTuple):
     ring: Ring
 
 
-def _insert_new(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
+def _insert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert those whose primary key is not there yet, in this order."""
+    if connection.dialect.name == "sqlite":
+        connection.execute(sqlite.insert(table).on_conflict_do_nothing(), rows)
+        return
+    # One array for each column: thousands of parameters take many times as long.
+    names = list(rows[0])
+    columns = (cast([row[name] for row in rows], ARRAY(table.c[name].type)) for name in names)
+    new = select(*func.unnest(*columns).table_valued(*names).render_derived().c)
+    connection.execute(postgresql.insert(table).from_select(names, new).on_conflict_do_nothing())
+
+
+def _among(column: Column[Any], values: Sequence[object], connection: Connection) -> ColumnElement[bool]:
+    if connection.dialect.name == "sqlite":
+        return column.in_(values)
+    return column == any_(cast(values, ARRAY(column.type)))  # as above
 
 
 def _raw(text: str) -> bytes:
