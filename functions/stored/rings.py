@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -34,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from functions.stored.database import METADATA, Database
-from functions.stored.errors import StoreUnavailableError
+from functions.stored.errors import StoreDamagedError, StoreUnavailableError
 from functions.stored.ring import KEPT, Ring
 
 KEPT_MS = 24 * 3600 * 1000
@@ -131,12 +132,14 @@ class RingStore:
         self._sweeps = sweeps
         self._now = now
         self._lock = database.session_lock(self._number)
+        self.changes = 0
+        """Grows with each change that this process has made."""
 
     def record(self, rings: Sequence[Ring]) -> None:
         """Note what was announced, in this order. Of each key the last `KEPT` contents stay."""
         rings = [ring for ring in rings if len(_raw(ring.object_key)) <= MAX_KEY_BYTES]
         for index in range(0, len(rings), AT_ONCE):
-            with self.database.transaction(writing=True) as connection:
+            with self._writing() as connection:
                 self._record(connection, rings[index : index + AT_ONCE])
 
     def of_keys(self, keys: Sequence[str]) -> dict[str, list[Ring]]:
@@ -173,7 +176,7 @@ class RingStore:
                 found = connection.execute(self._question(_raw(prefix), last, upto)).all()
             gone = [key for key, rang_at in found if rang_at < before and bytes(key) not in there]
             if gone:
-                with self.database.transaction(writing=True) as connection:
+                with self._writing() as connection:
                     connection.execute(delete(RINGS).where(self._of(gone, connection)))
                 forgotten += len(gone)
             if len(found) < MAX_FOUND:
@@ -195,7 +198,7 @@ class RingStore:
         """Note that the first sweep of this prefix begins; return what counts, which another host may have noted."""
         scope = {"scope": self._number, "bucket": self.scope.bucket, "endpoint": self.scope.endpoint}
         row = {"scope": self._number, "prefix": _raw(prefix), "t0": t0, "is_complete": False, "is_lost": lost}
-        with self.database.transaction(writing=True) as connection:
+        with self._writing() as connection:
             _insert(connection, SCOPES, [scope])
             _insert(connection, PREFIXES, [row])
         return self.prefixes()[prefix]
@@ -204,8 +207,17 @@ class RingStore:
         """Note that all of this prefix was listed once."""
         table = PREFIXES.c
         mine = and_(table.scope == self._number, table.prefix == _raw(prefix))
-        with self.database.transaction(writing=True) as connection:
+        with self._writing() as connection:
             connection.execute(update(PREFIXES).where(mine).values(is_complete=True))
+
+    def check(self) -> None:
+        """Look at all of a SQLite file. Raises `StoreDamagedError`."""
+        if self.database.file is None:
+            return
+        with self.database.transaction() as connection:
+            said = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        if said != "ok":
+            raise StoreDamagedError(f"{self.database.name} is damaged: {said}")
 
     def scopes(self) -> list[Scope]:
         """Return whose rings there are, besides ours."""
@@ -226,6 +238,12 @@ class RingStore:
         if self._lock is not None:
             self._lock.release()
         self.database.dispose()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self.database.transaction(writing=True) as connection:
+            yield connection
+        self.changes += 1
 
     def _record(self, connection: Connection, rings: Sequence[Ring]) -> None:
         now = self._milliseconds()

@@ -1,0 +1,1 @@
+"""The sweep: what no event has told, the bucket itself does."""
