@@ -12,7 +12,7 @@ KEPT = 4
 """So many rings of a key are kept at least: whether an old version has come back is asked of them."""
 
 SAME_UPLOAD_MS = 5_000
-"""An event's time is at most so far from its object's LastModified: AWS dates by the second, Ceph by the event."""
+"""At most so far apart are an event's time and the object's LastModified: AWS dates by the second, for instance."""
 
 
 class Ring(NamedTuple):

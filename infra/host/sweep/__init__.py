@@ -1,1 +1,1 @@
-"""The sweep: what no event has told, the bucket itself does."""
+"""The sweep: the bucket is listed now and then, and what no event has announced is announced."""
