@@ -14,6 +14,9 @@ KEPT = 4
 SAME_UPLOAD_MS = 5_000
 """At most so far apart are an event's time and the object's LastModified: AWS dates by the second, for instance."""
 
+ROUNDED_MS = 1_000
+"""By so much may a LastModified be rounded down."""
+
 
 class Ring(NamedTuple):
     """One content of a key that was announced, or that counts as announced."""
@@ -58,8 +61,14 @@ def verdict(etag: str, modified: int, rings: Sequence[Ring]) -> tuple[Verdict, R
             continue
         apart = ring.modified - modified
         is_same = apart == 0 if ring.is_exact else abs(apart) <= SAME_UPLOAD_MS or ring.of_parts
-        if is_same or (index == 0 and not ring.is_exact and apart > 0):
-            return (Verdict.ROLLBACK if index else Verdict.KNOWN), ring
+        if not is_same and not (index == 0 and not ring.is_exact and apart > 0):
+            continue
+        others = [other.modified for other in rings if not other.has_bytes_of(etag)]
+        # Announced, replaced by something else that was announced, and then perhaps uploaded again: better twice.
+        if not ring.is_exact and any(ring.modified < other <= modified + ROUNDED_MS for other in others):
+            continue
+        is_newest = index == 0 or all(ring.modified > other for other in others)  # events may overtake each other
+        return (Verdict.KNOWN if is_newest else Verdict.ROLLBACK), ring
     return Verdict.NEW, None
 
 
