@@ -199,8 +199,8 @@ class Settings(BaseSettings):
     )
     sweep_state_file: Path | None = Field(
         default=None,
-        description="SQLite file that holds what was announced. Unset: the database, else `.bucketbell/sweep` in the "
-        "bucket.",
+        description="SQLite file that holds what was announced, where there is no DATABASE_URL. Unset: "
+        "`.bucketbell/sweep` in the bucket.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="How much is logged.")
 
