@@ -123,7 +123,7 @@ class Sweeper:
         """
         await self._until(lambda: self._publisher.configured and self._publisher.status.broker is not None)
         await in_thread(self._state.open, "sweep")
-        if not await in_thread(self._state.rings.lead, "sweep"):
+        if not await in_thread(self._state.lead, "sweep"):
             return False
         round_ = Round(Newest(self._terms.max_rings), self._now())
         progress = await in_thread(self._begin, "sweep")
@@ -153,7 +153,7 @@ class Sweeper:
         prefixes = self._terms.prefixes
         if self._terms.events_prefix is not None:
             prefixes += (self._terms.events_prefix,)
-        known = {prefix: self._state.rings.progress(prefix) for prefix in prefixes}
+        known = {prefix: self._state.progress(prefix) for prefix in prefixes}
         if None in known.values():
             self._telemetry.list_call()
             store_time = self._lister.page(prefixes[0], limit=1).store_time
@@ -168,7 +168,7 @@ class Sweeper:
         begins = progress.t0
         token, after, was_in_order, is_in_order = "", "", self._in_order.get(prefix, False), True
         if is_events:
-            await in_thread(partial(self._state.rings.forget_gone, prefix, prefix, None, ()), "sweep")
+            await in_thread(partial(self._state.forget_gone, prefix, prefix, None, ()), "sweep")
         while True:
             await self._until(lambda: not self._publisher.away)
             self._ledger.listen()
@@ -191,7 +191,7 @@ class Sweeper:
             await asyncio.sleep(POLITENESS * (spent + more))
         self._in_order[prefix] = is_in_order
         if not progress.is_complete:
-            await in_thread(partial(self._state.rings.complete, prefix), "sweep")
+            await in_thread(partial(self._state.complete, prefix), "sweep")
             round_.lost = round_.lost or progress.is_lost
 
     def _take(self, page: Page, compared: Compared, round_: Round) -> None:
@@ -222,7 +222,7 @@ class Sweeper:
     def _judge(
         self, prefix: str, page: Page, horizon: int, progress: Progress, gone: tuple[str, str | None] | None
     ) -> Compared:
-        rings = self._state.rings
+        rings = self._state
         compared = compare(
             page.objects,
             rings.of_keys([listed.object_key for listed in page.objects]) if page.objects else {},
@@ -242,7 +242,7 @@ class Sweeper:
         """An event is news for a moment, and until its camera has another. Of what is older nothing is kept."""
         since = max(horizon, page.store_time - self._terms.events_max_age_seconds * 1000)
         objects = [listed for listed in page.objects if listed.modified >= since and self._is_news(listed)]
-        rings = self._state.rings.of_keys([listed.object_key for listed in objects]) if objects else {}
+        rings = self._state.of_keys([listed.object_key for listed in objects]) if objects else {}
         compared = compare(objects, rings, is_young=lambda listed: self._is_young(listed, page.store_time))
         compared.rollbacks.clear()
         return compared
@@ -279,9 +279,7 @@ class Sweeper:
         """Announce these, paced, but for what a door has announced since; False where the broker is away."""
         self._ledger.listen()
         await self._flush()
-        known_rings = await in_thread(
-            lambda: self._state.rings.of_keys([listed.object_key for listed in batch]), "sweep"
-        )
+        known_rings = await in_thread(lambda: self._state.of_keys([listed.object_key for listed in batch]), "sweep")
         began_at, begun = time.monotonic(), 0
         results: list[asyncio.Future[list[Settled]]] = []
         for listed in batch:
