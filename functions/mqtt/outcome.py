@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from functions.mqtt.audience import NO_MATCHING_SUBSCRIBERS
@@ -46,7 +47,7 @@ class Outcome:
     @property
     def success(self) -> bool:
         """Whether nothing is left to do for it."""
-        return self.status in {Status.DELIVERED, Status.NO_SUBSCRIBERS, Status.SENT}
+        return self.status is not Status.REFUSED and self.status is not Status.UNCONFIRMED
 
     @property
     def retriable(self) -> bool:
@@ -67,6 +68,7 @@ class Outcome:
         return self.retriable or self.forbidden
 
 
+@lru_cache(maxsize=64)  # nearly all are the same
 def acknowledged(reason_code: int, qos: int, said: str = "") -> Outcome:
     """Read an acknowledgement (MQTT 5 §3.4.2.1, §3.5.2.1); `said` are the broker's own words."""
     if reason_code >= MIN_REFUSAL:

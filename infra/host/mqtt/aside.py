@@ -20,7 +20,7 @@ class PendingPublish:
         self.message = message
         self.begun_at = begun_at
         self.deadline = deadline
-        self.done = Pending[Outcome]()
+        self.done: Pending[Outcome] = Pending()
         self.sent_at = begun_at
         self.suspect = False  # it was on its way when a connection ended
         self.has_closed = False  # alone
