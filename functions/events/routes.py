@@ -151,7 +151,7 @@ class Routes:
         identity = created.identity
         message = Message(
             topic=self.topics[0] if is_config else self.topics[1],
-            payload=_encode({"filename": filename}).encode(),
+            payload=f'{{"filename": {_encode(filename)}}}'.encode(),
             user_properties=_cloud_event(created, identity),
         )
         return Upload(filename, identity, message)
