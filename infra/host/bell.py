@@ -6,8 +6,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from functions.events.dialects import IgnoredReason
 from functions.events.envelopes import Malformed, ObjectCreated
@@ -70,10 +69,10 @@ class SeenEvents:
                 del table[oldest]
 
 
-@dataclass(slots=True)
-class _Joined:
+class _Joined(NamedTuple):
     """An arrival that waits for a message on its way; `began` it, or met it."""
 
+    step: Step
     pending: PendingPublish | Reading
     began: bool
 
@@ -121,16 +120,12 @@ class Bell:
 
     def ring_then(self, steps: Sequence[Step], source: str, tell: Callable[[list[Settled]], None]) -> None:
         """As `ring`; `tell` is called with each step's fate as soon as that is known."""
-        steps = [self._twins.known(step) for step in steps]
         arrivals = [self._begin(step, source) for step in steps]
         waiting = [arrival.pending.done for arrival in arrivals if isinstance(arrival, _Joined)]
         left = len(waiting)
 
         def settle() -> None:
-            settled = [
-                arrival if isinstance(arrival, Settled) else self._verdict(step, arrival, source)
-                for step, arrival in zip(steps, arrivals, strict=True)
-            ]
+            settled = [one if isinstance(one, Settled) else self._verdict(one, source) for one in arrivals]
             for one in settled:
                 self._account(one, source)
             tell(settled)
@@ -157,17 +152,17 @@ class Bell:
 
     def ring_soon(self, steps: Sequence[Step], source: str) -> None:
         """Put what is to be published on its way, and return at once."""
-        for step in map(self._twins.known, steps):
+        for step in steps:
             arrival = self._begin(step, source)
             if isinstance(arrival, Settled):
                 # Nobody will ask again at this door: what found no room is gone here.
                 self._account(arrival._replace(label=DROPPED) if arrival.retriable else arrival, source)
             elif arrival.began:
                 arrival.pending.done.add_done_callback(
-                    lambda done, step=step: self._account(settle_one(step, done.result()), source)  # type: ignore[misc]  # the default binds this step
+                    lambda done, step=arrival.step: self._account(settle_one(step, done.result()), source)  # type: ignore[misc]  # the default binds this step
                 )
             else:
-                self._account(Settled(step, REPEATED), source)
+                self._account(Settled(arrival.step, REPEATED), source)
 
     def turn_away(self, source: str) -> None:
         """Count an event that came without a valid token, and say so once a minute: its store may well stay silent."""
@@ -177,6 +172,7 @@ class Bell:
             logger.warning(words, extra={"door": source})
 
     def _begin(self, step: Step, source: str) -> Settled | _Joined:
+        step = self._twins.known(step)
         record, action = step.record, step.action
         if not isinstance(record, ObjectCreated):
             return settle_one(step, None)
@@ -188,11 +184,11 @@ class Bell:
             self._seen.add(identity)
             return settle_one(step, None)
         if (under_way := self._under_way.get(identity)) is not None:
-            return _Joined(under_way, began=False)
+            return _Joined(step, under_way, began=False)
         pending = self._take_off(action)
         if isinstance(pending, Outcome):
             return self._put_off(step, pending, source)
-        return _Joined(pending, began=True)
+        return _Joined(step, pending, began=True)
 
     def _take_off(self, action: Upload | Detection) -> PendingPublish | Reading | Outcome:
         """Put one on its way; an outcome says why that cannot be."""
@@ -220,8 +216,8 @@ class Bell:
         elif not outcome.is_transient:
             self._refused.add(action.identity)
 
-    def _verdict(self, step: Step, joined: _Joined, source: str) -> Settled:
-        done = joined.pending.done
+    def _verdict(self, joined: _Joined, source: str) -> Settled:
+        step, done = joined.step, joined.pending.done
         if done.done():
             outcome = done.result()
         else:
