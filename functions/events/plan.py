@@ -72,7 +72,7 @@ def plan_body(body: bytes, routes: Routes) -> tuple[Step, ...]:
 
 
 def _steps(records: list[Record], routes: Routes, message_id: str | None = None) -> tuple[Step, ...]:
-    return tuple(Step(record, _action(record, routes), message_id) for record in records)
+    return tuple([Step(record, _action(record, routes), message_id) for record in records])
 
 
 def _action(record: Record, routes: Routes) -> Upload | Detection | Skip:

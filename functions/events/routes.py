@@ -191,4 +191,4 @@ def _cloud_event(created: ObjectCreated, identity: bytes) -> tuple[tuple[str, st
         ("size", "" if created.size is None else str(created.size)),
         ("versionid", created.version_id),
     ]
-    return tuple((name, value) for name, value in pairs if value)
+    return tuple([pair for pair in pairs if pair[1]])

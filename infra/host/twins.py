@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ class Twins:
     def __init__(self, limit: int = LIMIT) -> None:
         """Begin empty."""
         self._limit = limit
-        self._told: OrderedDict[tuple[str, str, str], deque[_Told]] = OrderedDict()
+        self._told: OrderedDict[tuple[str, str, str], list[_Told]] = OrderedDict()
 
     def known(self, step: Step) -> Step:
         """Return `step` under the identity by which its upload is known already, if it is.
@@ -46,7 +46,7 @@ class Twins:
         key = record.bucket, record.object_key, second
         told = self._told.get(key)
         if told is None:
-            told = self._told[key] = deque(maxlen=MAX_OF_ONE_SECOND)
+            told = self._told[key] = []
         for one in told:
             if all(mine == its or not mine or not its for mine, its in zip(fields, one.fields, strict=True)):
                 one.fields = tuple(its or mine for mine, its in zip(fields, one.fields, strict=True))
@@ -54,6 +54,7 @@ class Twins:
         else:
             one = _Told(action.identity, fields)
             told.append(one)
+            del told[:-MAX_OF_ONE_SECOND]
             if len(self._told) > self._limit:
                 self._told.popitem(last=False)
         if one.identity == action.identity:

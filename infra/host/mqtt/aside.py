@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from functions.mqtt.audience import Audience
 from functions.mqtt.message import Message
@@ -106,9 +107,9 @@ class Aside:
         """Keep what nobody was there to hear."""
         self._unheard.setdefault(pending.message.topic, deque()).append(pending)
 
-    def take_heard(self, topic: str) -> deque[PendingPublish]:
+    def take_heard(self, topic: str) -> Iterable[PendingPublish]:
         """Take what waits for the subscribers of `topic`: one is back."""
-        return self._unheard.pop(topic, deque())
+        return self._unheard.pop(topic, ())
 
     def take_unheard(self, now: float) -> list[PendingPublish]:
         """Take what is to be sent again: one message of each topic, and all when the answer will be believed."""
