@@ -19,7 +19,7 @@ from infra.host.causes import RETRY_SECONDS, Holdups
 from infra.host.detections import HostReader, Reading
 from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.publisher import HostPublisher, QueueFullError
-from infra.host.pending import Pending
+from infra.host.pending import Patience, Pending
 from infra.host.twins import Twins
 
 SEEN_LIMIT = 50_000
@@ -98,7 +98,7 @@ class Bell:
         self._publisher = publisher
         self._reader = reader
         self._telemetry = telemetry
-        self._patience_seconds = patience_seconds
+        self._patience = Patience(patience_seconds)
         self._twins = Twins()
         self._seen = SeenEvents()
         self._refused = SeenEvents()
@@ -134,7 +134,7 @@ class Bell:
             nonlocal left
             left -= 1
             if left == 0:
-                timer.cancel()
+                self._patience.end(lose_patience)
                 settle()
 
         def lose_patience() -> None:
@@ -146,7 +146,7 @@ class Bell:
         if not waiting:
             settle()
             return
-        timer = asyncio.get_running_loop().call_later(self._patience_seconds, lose_patience)
+        self._patience.begin(lose_patience)
         for one in waiting:
             one.add_done_callback(count)
 
