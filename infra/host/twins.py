@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from functions.events.dialects import ObjectCreated
@@ -16,12 +16,8 @@ LIMIT = 5_000
 MAX_OF_ONE_SECOND = 16  # uploads to one key: each further one would be compared with all of them
 
 
-@dataclass(slots=True)
-class _Told:
-    """An upload as it is known so far; fields that nobody has told are ""."""
-
-    identity: bytes
-    fields: tuple[str, ...]
+_Told = tuple[bytes, tuple[str, ...]]
+"""An upload as it is known so far: its identity, and fields that are "" where nobody has told them."""
 
 
 class Twins:
@@ -47,19 +43,19 @@ class Twins:
         told = self._told.get(key)
         if told is None:
             told = self._told[key] = []
-        for one in told:
-            if all(mine == its or not mine or not its for mine, its in zip(fields, one.fields, strict=True)):
-                one.fields = tuple(its or mine for mine, its in zip(fields, one.fields, strict=True))
+        for at, (identity, known) in enumerate(told):
+            if all(mine == its or not mine or not its for mine, its in zip(fields, known, strict=True)):
+                told[at] = identity, tuple(its or mine for mine, its in zip(fields, known, strict=True))
                 break
         else:
-            one = _Told(action.identity, fields)
-            told.append(one)
+            identity = action.identity
+            told.append((identity, fields))
             del told[:-MAX_OF_ONE_SECOND]
             if len(self._told) > self._limit:
                 self._told.popitem(last=False)
-        if one.identity == action.identity:
+        if identity == action.identity:
             return step
-        return step._replace(action=_renamed(action, one.identity))
+        return step._replace(action=_renamed(action, identity))
 
 
 def _renamed(action: Upload | Detection, identity: bytes) -> Upload | Detection:
