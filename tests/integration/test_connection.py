@@ -473,8 +473,9 @@ def test_acknowledgements_in_one_tls_record_are_all_taken(certificates: Certific
 
 def test_acknowledgements_are_all_taken_wherever_the_stream_is_cut() -> None:
     """Bare ones and others, in two pieces at every place, and the end of the connection right behind them."""
-    stream = b"\x40\x02\x00\x01\x40\x03\x00\x02\x10\xd0\x00\x40\x02\x00\x03\x40\x04\x00\x04\x00\x00"
-    stream += b"\x40\x02\x00\x05"
+    looks_like_one = b"\x40\x02\x00\x05"
+    stream = b"\x40\x02\x00\x01\x40\x03\x00\x02\x10\xd0\x00\x40\x02\x00\x03"
+    stream += b"\x40\x0b\x00\x04\x00\x07\x1f\x00\x04" + looks_like_one + b"\x40\x02\x00\x05"
     for cut in range(len(stream)):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             connection = Connection(BrokerConfig("127.0.0.1", listener.getsockname()[1]), "bell")
