@@ -72,7 +72,7 @@ def plan_body(body: bytes, routes: Routes) -> tuple[Step, ...]:
 
 
 def _steps(records: list[Record], routes: Routes, message_id: str | None = None) -> tuple[Step, ...]:
-    return tuple(Step(record, _action(record, routes), message_id) for record in records)
+    return tuple([Step(record, _action(record, routes), message_id) for record in records])
 
 
 def _action(record: Record, routes: Routes) -> Upload | Detection | Skip:
@@ -101,11 +101,15 @@ def settle_one(step: Step, outcome: Outcome | Unread | None) -> Settled:
         return Settled(step, label, label)
     if outcome is None:
         raise ValueError("what is not skipped needs an outcome")
-    fate = Fate.RETRIABLE if outcome.retriable else Fate.PERMANENT
     if isinstance(outcome, Unread):
-        return Settled(step, outcome.label, outcome.reason, fate=Fate.NOTHING_TO_DO if outcome.success else fate)
-    fate = Fate.PUBLISHED if outcome.success else fate
-    return Settled(step, outcome.status.value, outcome.reason, outcome.reason_code, fate)
+        return Settled(step, outcome.label, outcome.reason, fate=_fate(outcome, Fate.NOTHING_TO_DO))
+    return Settled(step, outcome.status.value, outcome.reason, outcome.reason_code, _fate(outcome, Fate.PUBLISHED))
+
+
+def _fate(outcome: Outcome | Unread, success: Fate) -> Fate:
+    if outcome.success:
+        return success
+    return Fate.RETRIABLE if outcome.retriable else Fate.PERMANENT
 
 
 def to_keep(settled: Sequence[Settled]) -> list[str]:

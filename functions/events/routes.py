@@ -151,7 +151,7 @@ class Routes:
         identity = created.identity
         message = Message(
             topic=self.topics[0] if is_config else self.topics[1],
-            payload=_encode({"filename": filename}).encode(),
+            payload=f'{{"filename": {_encode(filename)}}}'.encode(),
             user_properties=_cloud_event(created, identity),
         )
         return Upload(filename, identity, message)
@@ -191,4 +191,4 @@ def _cloud_event(created: ObjectCreated, identity: bytes) -> tuple[tuple[str, st
         ("size", "" if created.size is None else str(created.size)),
         ("versionid", created.version_id),
     ]
-    return tuple((name, value) for name, value in pairs if value)
+    return tuple([pair for pair in pairs if pair[1]])

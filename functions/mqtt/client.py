@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from functions.settings.reach import Targets
 
 MIN_ACK_BYTES = 2  # packet identifier; a reason code may follow (MQTT 5 §3.4.2)
+PLAIN_PUBACK = b"\x40\x02"  # without a reason code, which means success; a packet identifier follows
+PLAIN_PUBACK_BYTES = 4
 MAX_MID = 65535
 RECEIVE_BYTES = 4096
 MAX_PACKET_BYTES = 16384
@@ -175,6 +177,26 @@ class Client(paho.Client):
                 raise
         piece, self._unread = self._unread[:bufsize], self._unread[bufsize:]
         return piece
+
+    def _packet_read(self) -> MQTTErrorCode:
+        """As paho, but for plain PUBACKs: they are nearly all that comes, and paho reads each in three pieces."""
+        if self._in_packet["command"] == 0:
+            try:
+                self._sock_recv(0)
+            except BlockingIOError:
+                return MQTTErrorCode.MQTT_ERR_AGAIN
+            except OSError:
+                return MQTTErrorCode.MQTT_ERR_CONN_LOST
+            if not self._unread:  # the end
+                return MQTTErrorCode.MQTT_ERR_CONN_LOST
+            while self._unread.startswith(PLAIN_PUBACK) and len(self._unread) >= PLAIN_PUBACK_BYTES:
+                mid = self._unread[2] << 8 | self._unread[3]
+                self._unread = self._unread[PLAIN_PUBACK_BYTES:]
+                self._last_bytes_received = time.monotonic()
+                self._listener.acknowledged(mid, self._pubrec_codes.pop(mid, 0), "")
+            if not self._unread:
+                return MQTTErrorCode.MQTT_ERR_SUCCESS
+        return super()._packet_read()
 
     def _handle_connack(self) -> MQTTErrorCode:
         result = super()._handle_connack()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from functions.mqtt.audience import NO_MATCHING_SUBSCRIBERS
@@ -33,7 +34,7 @@ class Status(StrEnum):
     """No answer in time: it may have arrived or not."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which leave no room for what is worked out once
 class Outcome:
     """What became of one message, with the broker's reason code where it gave one, and the reason in words."""
 
@@ -43,30 +44,31 @@ class Outcome:
     convicted: bool = False
     """Refused without a word: the broker closes the connection whenever it gets this message."""
 
-    @property
+    @cached_property
     def success(self) -> bool:
         """Whether nothing is left to do for it."""
-        return self.status in {Status.DELIVERED, Status.NO_SUBSCRIBERS, Status.SENT}
+        return self.status is not Status.REFUSED and self.status is not Status.UNCONFIRMED
 
-    @property
+    @cached_property
     def retriable(self) -> bool:
         """Whether another try may succeed."""
         return self.status is Status.UNCONFIRMED or (
             self.status is Status.REFUSED and self.reason_code in _PASSING_REFUSALS
         )
 
-    @property
+    @cached_property
     def forbidden(self) -> bool:
         """Whether the broker refuses this message until time or a person changes that, perhaps for ever."""
         codes = _PASSING_REFUSALS | FORBIDDING_REFUSALS
         return self.status is Status.REFUSED and (self.convicted or self.reason_code in codes)
 
-    @property
+    @cached_property
     def is_transient(self) -> bool:
         """Whether it may succeed later: what failed passes, or a person corrects the broker's rules."""
         return self.retriable or self.forbidden
 
 
+@lru_cache(maxsize=64)  # nearly all are the same
 def acknowledged(reason_code: int, qos: int, said: str = "") -> Outcome:
     """Read an acknowledgement (MQTT 5 §3.4.2.1, §3.5.2.1); `said` are the broker's own words."""
     if reason_code >= MIN_REFUSAL:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from functions.mqtt.message import Message
 
 PUBLISH = 0x30
+_USER_PROPERTY = b"\x26"
 
 
 def publish_packet(message: Message, mid: int, qos: int, *, properties: bool) -> bytes:
@@ -27,7 +28,9 @@ def _properties(message: Message) -> bytes:
     """UTF-8 payload, content type, user properties in their order (MQTT 5 §3.3.2.3)."""
     body = bytearray(_FIXED_PROPERTIES)
     for name, value in message.user_properties:
-        body += b"\x26" + _repeated(name) + _string(value)
+        encoded = value.encode()
+        body += _USER_PROPERTY + _repeated(name)
+        body += len(encoded).to_bytes(2, "big") + encoded
     return _variable_byte_integer(len(body)) + body
 
 

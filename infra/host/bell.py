@@ -6,9 +6,8 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from functions.events.dialects import IgnoredReason
 from functions.events.envelopes import Malformed, ObjectCreated
@@ -21,7 +20,7 @@ from infra.host.causes import RETRY_SECONDS, Holdups
 from infra.host.detections import HostReader, Reading
 from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.publisher import HostPublisher, QueueFullError
-from infra.host.pending import Pending
+from infra.host.pending import Patience, Pending
 from infra.host.sweep.ledger import SWEEP, Ledger
 from infra.host.twins import Twins
 
@@ -75,10 +74,10 @@ class SeenEvents:
                 del table[oldest]
 
 
-@dataclass(slots=True)
-class _Joined:
+class _Joined(NamedTuple):
     """An arrival that waits for a message on its way; `began` it, or met it."""
 
+    step: Step
     pending: PendingPublish | Reading
     began: bool
 
@@ -107,7 +106,7 @@ class Bell:
         self._publisher = publisher
         self._reader = reader
         self._telemetry = telemetry
-        self._patience_seconds = patience_seconds
+        self._patience = Patience(patience_seconds)
         self._twins = Twins()
         self._ledger = ledger
         self._ask = ask
@@ -144,10 +143,7 @@ class Bell:
         left = len(waiting)
 
         def settle() -> None:
-            settled = [
-                arrival if isinstance(arrival, Settled) else self._verdict(step, arrival, source)
-                for step, arrival in zip(steps, arrivals, strict=True)
-            ]
+            settled = [one if isinstance(one, Settled) else self._verdict(one, source) for one in arrivals]
             for one in settled:
                 self._account(one, source)
             tell(settled)
@@ -156,7 +152,7 @@ class Bell:
             nonlocal left
             left -= 1
             if left == 0:
-                timer.cancel()
+                self._patience.end(lose_patience)
                 settle()
 
         def lose_patience() -> None:
@@ -168,7 +164,7 @@ class Bell:
         if not waiting:
             settle()
             return
-        timer = asyncio.get_running_loop().call_later(self._patience_seconds, lose_patience)
+        self._patience.begin(lose_patience)
         for one in waiting:
             one.add_done_callback(count)
 
@@ -182,10 +178,10 @@ class Bell:
                 self._account(arrival._replace(label=DROPPED) if arrival.retriable else arrival, source)
             elif arrival.began:
                 arrival.pending.done.add_done_callback(
-                    lambda done, step=step: self._account(settle_one(step, done.result()), source)  # type: ignore[misc]  # the default binds this step
+                    lambda done, step=arrival.step: self._account(settle_one(step, done.result()), source)  # type: ignore[misc]  # the default binds this step
                 )
             else:
-                self._account(Settled(step, REPEATED), source)
+                self._account(Settled(arrival.step, REPEATED), source)
 
     def has_rung(self, step: Step) -> bool:
         """Whether it was announced, as far as is remembered."""
@@ -240,11 +236,11 @@ class Bell:
                 self._ledger.landed(step, is_settled=True)
             return settle_one(step, None)
         if (under_way := self._under_way.get(identity)) is not None:
-            return _Joined(under_way, began=False)
+            return _Joined(step, under_way, began=False)
         pending = self._take_off(step, action, source)
         if isinstance(pending, Outcome):
             return self._put_off(step, pending, source)
-        return _Joined(pending, began=True)
+        return _Joined(step, pending, began=True)
 
     def _take_off(self, step: Step, action: Upload | Detection, source: str) -> PendingPublish | Reading | Outcome:
         """Put one on its way; an outcome says why that cannot be."""
@@ -276,8 +272,8 @@ class Bell:
         elif not outcome.is_transient:
             self._refused.add(action.identity)
 
-    def _verdict(self, step: Step, joined: _Joined, source: str) -> Settled:
-        done = joined.pending.done
+    def _verdict(self, joined: _Joined, source: str) -> Settled:
+        step, done = joined.step, joined.pending.done
         if done.done():
             outcome = done.result()
         else:

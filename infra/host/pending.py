@@ -1,8 +1,10 @@
-"""A result that is not known yet, and calls back as soon as it is: a future would wait for a turn of the loop."""
+"""A result that is not known yet, and calls back as soon as it is; and those who wait for one only so long."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar
 
@@ -12,7 +14,10 @@ T = TypeVar("T")
 
 
 class Pending(Generic[T]):
-    """To be set once. Belongs to one event loop; can be awaited, several times."""
+    """To be set once. Belongs to one event loop; can be awaited, several times.
+
+    A future would wait for a turn of the loop before it calls back.
+    """
 
     __slots__ = ("_callbacks", "_result")
 
@@ -53,3 +58,39 @@ class Pending(Generic[T]):
         self.add_done_callback(lambda _: None if future.done() else future.set_result(None))
         yield from future
         return self._result
+
+
+class Patience:
+    """Calls back those who have waited for `seconds`. All wait equally long, so that one timer does for all."""
+
+    def __init__(self, seconds: float) -> None:
+        """Nobody waits yet."""
+        self._seconds = seconds
+        self._ends: OrderedDict[Callable[[], object], float] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, lose: Callable[[], object]) -> None:
+        """Call `lose` in `seconds`, unless `end` comes before."""
+        self._ends[lose] = time.monotonic() + self._seconds
+        if self._timer is None:
+            self._sleep()
+
+    def end(self, lose: Callable[[], object]) -> None:
+        """Do not call `lose` any more."""
+        self._ends.pop(lose, None)
+
+    def _sleep(self) -> None:
+        """Until the first one's time is over; nobody is woken where nobody waits."""
+        self._timer = None
+        if self._ends:
+            seconds = next(iter(self._ends.values())) - time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, seconds), self._look)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        try:
+            while self._ends and next(iter(self._ends.values())) <= now:
+                lose, _ = self._ends.popitem(last=False)
+                lose()
+        finally:
+            self._sleep()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from dataclasses import dataclass, replace
+from collections import OrderedDict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from functions.events.dialects import ObjectCreated
@@ -16,12 +16,8 @@ LIMIT = 5_000
 MAX_OF_ONE_SECOND = 16  # uploads to one key: each further one would be compared with all of them
 
 
-@dataclass(slots=True)
-class _Told:
-    """An upload as it is known so far; fields that nobody has told are ""."""
-
-    identity: bytes
-    fields: tuple[str, ...]
+_Told = tuple[bytes, tuple[str, ...]]
+"""An upload as it is known so far: its identity, and fields that are "" where nobody has told them."""
 
 
 class Twins:
@@ -30,7 +26,7 @@ class Twins:
     def __init__(self, limit: int = LIMIT) -> None:
         """Begin empty."""
         self._limit = limit
-        self._told: OrderedDict[tuple[str, str, str], deque[_Told]] = OrderedDict()
+        self._told: OrderedDict[tuple[str, str, str], list[_Told]] = OrderedDict()
 
     def known(self, step: Step) -> Step:
         """Return `step` under the identity by which its upload is known already, if it is.
@@ -46,19 +42,20 @@ class Twins:
         key = record.bucket, record.object_key, second
         told = self._told.get(key)
         if told is None:
-            told = self._told[key] = deque(maxlen=MAX_OF_ONE_SECOND)
-        for one in told:
-            if all(mine == its or not mine or not its for mine, its in zip(fields, one.fields, strict=True)):
-                one.fields = tuple(its or mine for mine, its in zip(fields, one.fields, strict=True))
+            told = self._told[key] = []
+        for at, (identity, known) in enumerate(told):
+            if all(mine == its or not mine or not its for mine, its in zip(fields, known, strict=True)):
+                told[at] = identity, tuple(its or mine for mine, its in zip(fields, known, strict=True))
                 break
         else:
-            one = _Told(action.identity, fields)
-            told.append(one)
+            identity = action.identity
+            told.append((identity, fields))
+            del told[:-MAX_OF_ONE_SECOND]
             if len(self._told) > self._limit:
                 self._told.popitem(last=False)
-        if one.identity == action.identity:
+        if identity == action.identity:
             return step
-        return step._replace(action=renamed(action, one.identity))
+        return step._replace(action=renamed(action, identity))
 
 
 def renamed(action: Upload | Detection, identity: bytes) -> Upload | Detection:

@@ -471,6 +471,30 @@ def test_acknowledgements_in_one_tls_record_are_all_taken(certificates: Certific
         thread.join(3)
 
 
+def test_acknowledgements_are_all_taken_wherever_the_stream_is_cut() -> None:
+    """Bare ones and others, in two pieces at every place, and the end of the connection right behind them."""
+    looks_like_one = b"\x40\x02\x00\x05"
+    stream = b"\x40\x02\x00\x01\x40\x03\x00\x02\x10\xd0\x00\x40\x02\x00\x03"
+    stream += b"\x40\x0b\x00\x04\x00\x07\x1f\x00\x04" + looks_like_one + b"\x40\x02\x00\x05"
+    for cut in range(len(stream)):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            connection = Connection(BrokerConfig("127.0.0.1", listener.getsockname()[1]), "bell")
+            connection.open(PATIENCE_SECONDS)
+            server, _ = listener.accept()
+            with server:
+                server.sendall(b"\x20\x03\x00\x00\x00")
+                assert _drive(connection, lambda: connection.connected)  # noqa: B023 - called at once
+                for number in range(5):
+                    _send(connection, _notification(f"{number}"))
+                server.sendall(stream[:cut])
+                _drive(connection, lambda: False, 0.005)
+                server.sendall(stream[cut:])
+                server.shutdown(socket.SHUT_WR)
+                assert _drive(connection, lambda: connection.closed)  # noqa: B023 - called at once
+        acks = [(ack.mid, ack.reason_code) for ack in connection.take_acks()]
+        assert acks == [(1, 0), (2, 0x10), (3, 0), (4, 0), (5, 0)], cut
+
+
 def test_an_unknown_authority_is_refused_by_name(tls_mosquitto: Mosquitto, certificates: Certificates) -> None:
     """The words say which setting to look at."""
     failure = _refusal(_broker(tls_mosquitto, ca_file=certificates.stranger_ca_file))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tracemalloc
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
@@ -21,6 +21,7 @@ from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.link import LinkStatus
 from infra.host.mqtt.publisher import HostPublisher, QueueFullError
+from infra.host.pending import Patience
 from tests.hosts import on_uvloop, record
 from tests.timing import PATIENCE_SECONDS
 
@@ -515,3 +516,30 @@ def test_a_full_memory_takes_at_most_20_megabytes() -> None:
     assert len(memory) == SEEN_LIMIT == 50_000
     print(f"{taken_bytes / 1e6:.1f} MB")  # noqa: T201 - the figure, with `pytest -s`
     assert taken_bytes <= 20_000_000
+
+
+@on_uvloop
+async def test_patience_ends_for_each_who_still_waits() -> None:
+    """Who waits is called back in turn, however often nobody waited in between; one that fails stops nobody else."""
+    patience, lost = Patience(0.01), list[str]()
+    asyncio.get_running_loop().set_exception_handler(lambda *_: lost.append("raised"))
+
+    def answered() -> None:
+        lost.append("answered")
+
+    patience.begin(lambda: lost.append("first"))
+    patience.begin(answered)
+    patience.begin(lambda: 1 / 0)
+    patience.begin(lambda: lost.append("last"))
+    patience.end(answered)
+    assert lost == []
+    await _until(lambda: "last" in lost)
+    patience.begin(lambda: lost.append("again"))
+    await _until(lambda: "again" in lost)
+    assert lost == ["first", "raised", "last", "again"]
+
+
+async def _until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not done():  # noqa: ASYNC110 - nothing else tells of it
+            await asyncio.sleep(0.001)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from functions.mqtt.audience import Audience
 from functions.mqtt.message import Message
@@ -20,7 +21,7 @@ class PendingPublish:
         self.message = message
         self.begun_at = begun_at
         self.deadline = deadline
-        self.done = Pending[Outcome]()
+        self.done: Pending[Outcome] = Pending()
         self.sent_at = begun_at
         self.suspect = False  # it was on its way when a connection ended
         self.has_closed = False  # alone
@@ -106,9 +107,9 @@ class Aside:
         """Keep a message that nobody heard."""
         self._unheard.setdefault(pending.message.topic, deque()).append(pending)
 
-    def take_heard(self, topic: str) -> deque[PendingPublish]:
+    def take_heard(self, topic: str) -> Iterable[PendingPublish]:
         """Take what waits for the subscribers of `topic`: one is back."""
-        return self._unheard.pop(topic, deque())
+        return self._unheard.pop(topic, ())
 
     def take_unheard(self, now: float) -> list[PendingPublish]:
         """Take what is to be sent again: one message of each topic, and all when the answer will be believed."""

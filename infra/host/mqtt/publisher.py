@@ -118,7 +118,6 @@ class HostPublisher:
 
         Raises `QueueFullError`. While shutting down its outcome is *unconfirmed* at once.
         """
-        loop = asyncio.get_running_loop()
         now = time.monotonic()  # not the loop's clock: uvloop's counts whole milliseconds
         pending = PendingPublish(message, now, now + self.ack_seconds)
         if self._stopping:
@@ -134,7 +133,7 @@ class HostPublisher:
                 self._pump()
             elif not self._pumping:  # busy: what this turn of the loop brings goes out in one write
                 self._pumping = True
-                loop.call_soon(self._pump)
+                asyncio.get_running_loop().call_soon(self._pump)
         return pending
 
     def demand(self) -> None:

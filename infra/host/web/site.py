@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -28,6 +29,15 @@ HINT = "There is nothing here: see /healthz, /readyz, /metrics. Events are poste
 
 _ACCEPTED = Reply(HTTPStatus.ACCEPTED, {})
 _NOTHING_TO_DO = Reply(HTTPStatus.OK, {}, '{"outcomes": []}')
+
+
+@lru_cache(maxsize=64)  # nearly all are the same
+def _verdict(labels: tuple[str, ...], retriable: bool) -> Reply:  # noqa: FBT001 - a key of the cache
+    outcomes = json.dumps({"outcomes": labels})
+    if retriable:
+        return Reply(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(RETRY_AFTER_SECONDS)}, outcomes)
+    # 200 also for what can never succeed: a store retries anything else for ever, and blocks all behind it.
+    return Reply(HTTPStatus.OK, {}, outcomes)
 
 
 class HostSite:
@@ -72,7 +82,9 @@ class HostSite:
             self._telemetry.stranger("foreign_page")
             detail = f"{why}: set WEBHOOK_TOKENS to let in more than this machine's own programs."
             raise Problem(HTTPStatus.FORBIDDEN, "foreign_page", detail, closes=True)
-        request = request._replace(address=self._proxies.client(request.address, request.headers))
+        address = self._proxies.client(request.address, request.headers)
+        if address != request.address:
+            request = request._replace(address=address)
         found = self._doors.get(request.path)
         if found is None:
             router = next((one for one in self._routers if one.takes(request.path)), None)
@@ -89,8 +101,7 @@ class HostSite:
     # The doors.
 
     def _open_sure(self, request: Request) -> Door:
-        in_address, _ = take_token(request.query)
-        self._admit(request, offered(request) or in_address, "sure")
+        self._admit(request, offered(request) or take_token(request.query)[0], "sure")
         return Door(self._ring, MAX_BODY_BYTES)
 
     def _open_fast(self, request: Request) -> Door:
@@ -110,13 +121,7 @@ class HostSite:
             return
 
         def tell(settled: list[Settled]) -> None:
-            outcomes = json.dumps({"outcomes": [one.label for one in settled]})
-            if any(one.retriable for one in settled):
-                headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-                answer(Reply(HTTPStatus.SERVICE_UNAVAILABLE, headers, outcomes))
-            else:
-                # 200 also for what can never succeed: a store retries anything else for ever, and blocks all behind it.
-                answer(Reply(HTTPStatus.OK, {}, outcomes))
+            answer(_verdict(tuple([one.label for one in settled]), any(one.retriable for one in settled)))
 
         self._bell.ring_then(plan_body(request.body, self._bell.routes), "sure", tell)
 
