@@ -12,7 +12,6 @@ from functions.events.routes import Routes
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status
 from functions.s3.clients import StorageError
-from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import KEPT, Ring
 from functions.stored.rings import Progress
 from infra.host.bell import Bell
@@ -185,12 +184,13 @@ class MemoryRung:
         """As `Rung.rang`."""
         self.waiting.append(ring)
 
-    async def flush(self) -> None:
+    async def flush(self) -> bool:
         """As `Rung.flush`."""
         if self.fails:
-            raise StoreUnavailableError("the disk is full")
+            return False
         waiting, self.waiting = self.waiting, []
         self.store.record(waiting)
+        return True
 
 
 class SweptHost:

@@ -24,7 +24,7 @@ MAX_BATCH = 1000
 MAX_WAITING = 20_000  # 10 MB or so, while the database is away
 ASK_SECONDS = 0.1
 LOOK_SECONDS = 1.0  # between two looks whether there is an answer again
-LAST_WORD_SECONDS = 1.0
+LAST_WORD_SECONDS = 0.5
 
 _Asked = tuple[bytes, Pending[bool]]
 
@@ -65,7 +65,7 @@ class Rung:
             self._again.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
-        with contextlib.suppress(TimeoutError, StoreUnavailableError):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORD_SECONDS):
                 await self.flush()
                 await self._written(self.store.save_last)
@@ -96,8 +96,8 @@ class Rung:
         pending.add_done_callback(lambda _: timer.cancel())
         return pending
 
-    async def flush(self) -> None:
-        """Write what waits now. Raises `StoreUnavailableError`; then it waits still."""
+    async def flush(self) -> bool:
+        """Write what waits now; whether all of it is written."""
         async with self._turn:
             left = len(self._waiting)
             while left > 0:
@@ -105,12 +105,11 @@ class Rung:
                 for _ in batch:
                     self._waiting.popleft()
                 left -= len(batch)
-                try:
-                    await self._written(lambda batch=batch: self.store.record(batch))  # type: ignore[misc]  # the default binds this batch
-                except StoreUnavailableError:
+                if not await self._written(lambda batch=batch: self.store.record(batch)):  # type: ignore[misc]  # the default binds this batch
                     self._waiting.extendleft(reversed(batch))
                     self._bound()
-                    raise
+                    return False
+            return True
 
     async def _go(self) -> None:
         while True:
@@ -118,25 +117,25 @@ class Rung:
             await asyncio.sleep(BATCH_SECONDS)
             self._stirred.clear()
             try:
-                await self.flush()
-            except StoreUnavailableError:
-                self._stirred.set()
+                if not await self.flush():
+                    self._stirred.set()
             except Exception:  # noqa: BLE001 - without this task nothing would ever be noted
                 logger.exception("what was announced cannot be noted")
                 self._stirred.set()
 
-    async def _written(self, call: Callable[[], object]) -> None:
-        """Run it in the writer's thread. Trouble is said when it begins and when it ends."""
+    async def _written(self, call: Callable[[], object]) -> bool:
+        """Run it in the writer's thread; whether it went well. Trouble is said when it begins and when it ends."""
         try:
             await asyncio.wrap_future(self._writer.submit(call))
         except StoreUnavailableError as error:
             if not self._problem:
                 logger.warning("what was announced cannot be noted; it is kept", extra={"reason": str(error)})
             self._problem = str(error)
-            raise
+            return False
         if self._problem:
             logger.info("what was announced can be noted again", extra={"lost": self._dropped})
             self._problem, self._dropped = "", 0
+        return True
 
     def _bound(self) -> None:
         while len(self._waiting) > MAX_WAITING:

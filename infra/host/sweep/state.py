@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from functions.stored.rings import Progress, RingStore
 
 SAVE_SECONDS = 300.0
+CLOSE_SECONDS = 0.2
 AWS = "AWS"  # the endpoint where none is set: its name says the region, which may be found out later
 LOOKED_AT_BYTES = 4096
 DAMAGED = ".damaged"
@@ -187,12 +188,16 @@ class State:
         self.save(last=True)
 
     def close(self) -> None:
-        """Let go of everything; what is not saved is lost. Idempotent."""
-        with self._turn:
-            self._is_open = False
+        """Let go of everything; what is not saved is lost. Idempotent, and waits for nobody who hangs."""
+        self._is_open = False
+        is_ours = self._turn.acquire(timeout=CLOSE_SECONDS)
+        try:
             self.rings.close()
             if self._temporary is not None:
                 self._temporary.remove()
+        finally:
+            if is_ours:
+                self._turn.release()
 
     # The tables.
 

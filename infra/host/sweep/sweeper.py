@@ -181,7 +181,7 @@ class Sweeper:
             self._ledger.listen()
             self._telemetry.list_call()
             page, spent = await in_thread(partial(_timed, partial(self._lister.page, prefix, token)), "sweep")
-            await self._rung.flush()  # or it would be announced again
+            await self._flush()
             begins = min(begins, page.store_time)  # the store's clock was set back
             horizon = begins - self._terms.catch_up_seconds * 1000 if progress.is_lost else begins
             keys = [listed.object_key for listed in page.objects]
@@ -218,6 +218,11 @@ class Sweeper:
         if now - round_.told_at >= LONG_SECONDS:
             round_.told_at = now
             logger.info("the sweep goes on", extra=round_.figures(now))
+
+    async def _flush(self) -> None:
+        """What rang, and is not noted yet, would ring again."""
+        if not await self._rung.flush():
+            raise StoreUnavailableError("what was announced cannot be noted")
 
     # In a thread.
 
@@ -279,7 +284,7 @@ class Sweeper:
     async def _announce(self, batch: Sequence[Listed], round_: Round) -> bool:
         """Announce these, paced, but for what a door has announced since; False where the broker is away."""
         self._ledger.listen()
-        await self._rung.flush()
+        await self._flush()
         known_rings = await in_thread(lambda: self._state.of_keys([listed.object_key for listed in batch]), "sweep")
         began_at, begun = time.monotonic(), 0
         results: list[asyncio.Future[list[Settled]]] = []
