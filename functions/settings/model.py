@@ -195,7 +195,7 @@ class Settings(BaseSettings):
         description="When the sweep's state is lost, files younger than this are announced again.",
     )
     sweep_events_max_age_seconds: int = Field(
-        default=300, ge=0, le=604_800, description="A sweep announces cameras' events that are younger than this."
+        default=300, ge=0, le=86_400, description="A sweep announces cameras' events that are younger than this."
     )
     sweep_state_file: Path | None = Field(
         default=None,

@@ -20,6 +20,8 @@ from infra.host.sweep.marker import KEY, Marker, MarkerDamagedError, NewerMarker
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    from mypy_boto3_s3.client import S3Client
+
     from functions.settings import Settings
     from functions.stored.ring import Ring
     from functions.stored.rings import Progress, RingStore
@@ -105,6 +107,12 @@ class State:
     def is_shared(self) -> bool:
         """Whether other hosts may write there too."""
         return self.rings.database.file is None
+
+    def s3(self) -> S3Client:
+        """The client of the bucket, where there is a sweep. Raises StorageError."""
+        if self._marker is None:
+            raise TypeError("without a sweep nobody asks the bucket")
+        return self._marker.s3()
 
     def open(self) -> None:
         """Make the tables usable, if they are not, and compare what they and the bucket say of what was swept."""

@@ -6,6 +6,7 @@ Beside the event loop, one page at a time, with pauses: whoever uploads meanwhil
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import Ring, Verdict, verdict
 from functions.telemetry import logger
 from infra.host.bell import REPEATED
+from infra.host.heap import settle
 from infra.host.sweep.judge import Compared, Listed, Newest, Young, compare, in_order
 from infra.host.sweep.ledger import SWEEP, Ledger
 from infra.host.sweep.terms import Round, Terms
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 10.0  # where the store tells of uploads itself, as a rule within seconds
 WAIT_SECONDS = 0.5  # between two looks at whether the broker is there
-LOOK_SECONDS = 10.0  # at most, between two looks at whether another host sweeps still
+LOOK_SECONDS = 10.0  # at most, until the store, the state and this host's turn are there
 POLITENESS = 6  # a page's time on the processor, and so many times that for everybody else
 LONG_SECONDS = 60.0  # a round that takes longer says how far it is
 MAX_ROLLED_BACK = 10_000
@@ -79,6 +81,7 @@ class Sweeper:
         self._in_order: dict[str, bool] = {}
         """Of each prefix: whether the whole of the last LIST came in the order of its keys."""
         self._rounds = 0
+        self._has_begun = False
         self._problem = ""
         self._task: asyncio.Task[None] | None = None
 
@@ -94,17 +97,18 @@ class Sweeper:
 
     async def _go_on(self) -> None:
         while True:
-            pause_seconds = self._terms.pause_seconds
+            self._has_begun = False
             try:
-                if not await self.sweep():
-                    pause_seconds = min(pause_seconds, LOOK_SECONDS)
+                await self.sweep()
                 self._say("")
             except (StorageError, StoreUnavailableError) as error:
                 self._say(str(error))
             except Exception as error:  # noqa: BLE001 - without this task nothing would ever be swept again
                 logger.exception("sweep")
                 self._say(type(error).__name__)
-            await asyncio.sleep(pause_seconds)
+            # Another host sweeps, or the first time is not noted yet: whatever is uploaded before counts as announced.
+            look_seconds = math.inf if self._has_begun else LOOK_SECONDS
+            await asyncio.sleep(min(self._terms.pause_seconds, look_seconds))
 
     def _say(self, problem: str) -> None:
         """Once for each spell."""
@@ -122,11 +126,11 @@ class Sweeper:
         Raises StorageError and StoreUnavailableError: then nothing of what was not seen is judged.
         """
         await self._until(lambda: self._publisher.configured and self._publisher.status.broker is not None)
-        await in_thread(self._state.open, "sweep")
         if not await in_thread(self._state.lead, "sweep"):
             return False
         round_ = Round(Newest(self._terms.max_rings), self._now())
         progress = await in_thread(self._begin, "sweep")
+        self._has_begun = True
         if self._has_rules is None:
             self._has_rules = await in_thread(self._lister.has_rules, "sweep")
         for prefix, begun in progress.items():
@@ -145,7 +149,10 @@ class Sweeper:
         for at in range(0, len(candidates), self._batch_size):
             if not await self._announce(candidates[at : at + self._batch_size], round_):
                 break
+        await in_thread(partial(self._state.save), "sweep")
         self._tell(round_)
+        if self._rounds == 1:
+            settle()
         return True
 
     def _begin(self) -> dict[str, Progress]:
@@ -222,18 +229,17 @@ class Sweeper:
     def _judge(
         self, prefix: str, page: Page, horizon: int, progress: Progress, gone: tuple[str, str | None] | None
     ) -> Compared:
-        rings = self._state
         compared = compare(
             page.objects,
-            rings.of_keys([listed.object_key for listed in page.objects]) if page.objects else {},
+            self._state.of_keys([listed.object_key for listed in page.objects]) if page.objects else {},
             is_wanted=self._is_wanted,
             counts_before=None if progress.is_complete else horizon,
             is_young=lambda listed: self._is_young(listed, page.store_time),
         )
         if compared.counted:
-            rings.record(compared.counted)
+            self._state.record(compared.counted)
         if gone is not None:
-            rings.forget_gone(prefix, *gone, {listed.object_key for listed in page.objects})
+            self._state.forget_gone(prefix, *gone, {listed.object_key for listed in page.objects})
         return compared
 
     def _judge_events(
