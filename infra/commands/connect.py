@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -18,9 +17,10 @@ from functions.settings import Settings, SettingsError, load
 from infra.commands.common import ENV_FILE, http_url
 from infra.commands.common import endpoint_url as parsed_endpoint_url
 from infra.connect import documents
-from infra.connect.apply import Clients, Plan, Wish, carry_out, look
-from infra.connect.errors import ConnectError, explain
+from infra.connect.apply import VERSITY, Clients, Plan, Wish, carry_out, look
+from infra.connect.errors import ConnectError, explain, explained, no_events
 from infra.connect.minio import DEFAULT_QUEUE_DIRECTORY, TOKEN_PLACEHOLDER, Doors
+from infra.connect.sweep import Events, Proposal, propose
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
@@ -29,6 +29,8 @@ EXIT_PROBLEM = 1
 # With storage.CONNECT_TIMEOUT_SECONDS before it: a store that does not answer is given up within 5 s.
 LOOK_TIMEOUT_SECONDS = 3.0
 WRITE_TIMEOUT_SECONDS = 20.0  # AWS tries each destination before it answers
+
+WHY_SWEEP = "Events can be lost. The host finds what it was not told of with these lines in its environment:\n\n"
 
 EPILOG = (
     "Example: `bucketbell connect --endpoint-url http://127.0.0.1:9000 --bucket firmware --create`\n\n"
@@ -118,6 +120,9 @@ def connect(
     environment needs. On **AWS** and other stores with SQS it uses one queue, and prints the SQS_QUEUE_URL for the
     host. With `--queue-url` the queue may belong to a stack on AWS: then its function takes the messages, and a host
     should not.
+
+    It also proposes SWEEP_SECONDS for this store, and says how many LIST calls that takes a month. A store without
+    events needs nothing else.
     """
     if queue and queue_url:
         raise typer.BadParameter("use --queue or --queue-url, not both")
@@ -144,25 +149,52 @@ def connect(
     )
     report.about(settings, doors, endpoint_url)
     try:
-        try:
-            region = storage.region(settings)
-            clients = partial(_clients, settings, endpoint_url)
-            plan, found = _look(clients, wish, region.name)
-            if found != region.name:
-                report.say(
-                    f"The bucket is in {found}, not in {region.name} ({region.origin}): set S3_REGION={found}, for the "
-                    "host too."
-                )
-            report.planned(plan)
-            if plan.changes_anything and not dry_run:
-                report.began()
-                writers = clients(found, WRITE_TIMEOUT_SECONDS, attempts=storage.MAX_ATTEMPTS)
-                plan = carry_out(writers, plan, report.say)
-        except storage.StorageError as error:
-            raise explain(error, "s3:*", bucket) from None
+        plan = _set_up(settings, endpoint_url, wish, report, dry_run=dry_run)
     except ConnectError as error:
         report.fail(error)
     report.done(plan)
+
+
+def _set_up(settings: Settings, endpoint_url: str | None, wish: Wish, report: _Report, *, dry_run: bool) -> Plan:
+    """Plan the change and make it; raises ConnectError, also where something is left for a person to do."""
+    clients = partial(_clients, settings, endpoint_url)
+    try:
+        region = storage.region(settings)
+        try:
+            plan, found = _look(clients, wish, region.name)
+        except ConnectError as error:
+            if error.code == "UnsupportedStore" and not wish.remove:
+                report.sweep = _proposal(
+                    clients(region.name, LOOK_TIMEOUT_SECONDS, attempts=1), wish, settings, "tried"
+                )
+            raise
+        if found != region.name:
+            report.say(
+                f"The bucket is in {found}, not in {region.name} ({region.origin}): set S3_REGION={found}, for the "
+                "host too."
+            )
+        if plan.store != "none":
+            report.planned(plan)
+        if plan.changes_anything and not dry_run:
+            report.began()
+            writers = clients(found, WRITE_TIMEOUT_SECONDS, attempts=storage.MAX_ATTEMPTS)
+            plan = carry_out(writers, plan, report.say)
+        if not wish.remove and not (plan.bucket_missing and dry_run):
+            readers = clients(found, LOOK_TIMEOUT_SECONDS, attempts=1)
+            report.sweep = _proposal(readers, wish, settings, _EVENTS[plan.store])
+    except storage.StorageError as error:
+        raise explain(error, "s3:*", wish.bucket) from None
+    if plan.store == "none" and not wish.remove and not settings.sweep_seconds:
+        raise no_events()
+    return plan
+
+
+_EVENTS: dict[str, Events] = {"minio": "kept", "sqs": "queue", "none": "none"}
+
+
+def _proposal(clients: Clients, wish: Wish, settings: Settings, events: Events) -> Proposal:
+    with explained("s3:ListBucket", wish.bucket):
+        return propose(clients.s3, wish.bucket, wish.prefixes, events, settings.sweep_seconds)
 
 
 def _look(clients: Callable[..., Clients], wish: Wish, region: str) -> tuple[Plan, str]:
@@ -213,6 +245,7 @@ class _Report:
     def __init__(self, *, as_json: bool, dry_run: bool) -> None:
         self._as_json = as_json
         self._dry_run = dry_run
+        self.sweep: Proposal | None = None
         self._doors: Doors | None = None
         self._remarks: list[str] = []
         self._document: dict[str, Any] = {"dry_run": dry_run, "changed": False, "error": None}
@@ -261,6 +294,11 @@ class _Report:
             self._minio_lines()
         elif plan.queue:
             self._host_lines(plan)
+        if plan.store == "none":
+            self._document |= {"store": plan.store, "bucket": plan.wish.bucket}
+            self.say("This store sends no events: there is nothing to set up in it, and nothing to remove.")
+        if self.sweep:
+            self.say(f"\n{'' if plan.store == 'none' else WHY_SWEEP}{self.sweep.text}")
         self._finish()
 
     def fail(self, error: ConnectError) -> NoReturn:
@@ -268,9 +306,11 @@ class _Report:
         typer.echo(f"{error.message}\n{error.advice}", err=True)
         self._document["error"] = {"code": error.code, "message": error.message, "advice": error.advice}
         if error.code == "UnsupportedStore" and self._doors:
-            self._by_hand(self._doors)
+            self._by_hand(self._doors, error.server)
         if error.code == "UnknownTarget":
             self._minio_lines()
+        if self.sweep:
+            typer.echo(f"\n{WHY_SWEEP if error.code == 'UnsupportedStore' else ''}{self.sweep.text}", err=True)
         self._finish()
         raise typer.Exit(EXIT_PROBLEM)
 
@@ -309,20 +349,25 @@ class _Report:
         elif names := documents.our_queue_names(plan.before):
             self.say(f"Left as they are, with what is in them: {', '.join(names)} and the dead-letter queue.")
 
-    def _by_hand(self, doors: Doors) -> None:
-        url = replace(doors, token=None).host_url + "/events"
+    def _by_hand(self, doors: Doors, server: str) -> None:
+        url = doors.host_url + "/events"
+        self._document["webhook_url"] = url
+        if server == VERSITY:
+            scheme, _, place = url.partition("://")
+            user = "" if doors.token is None else f"bucketbell:{doors.token}@"
+            typer.echo(f"  start Versity Gateway with VGW_EVENT_WEBHOOK_URL={scheme}://{user}{place}", err=True)
+            typer.echo("  in its environment, and after the host: it ends if nobody answers.", err=True)
+            return
         typer.echo(f"  let it POST its S3 event JSON to {url}, for created objects under the prefixes;", err=True)
         if doors.token is None:
             typer.echo("  no token: the host then listens on loopback only;", err=True)
         else:
             typer.echo(f"  with the header `Authorization: Bearer {doors.token}`;", err=True)
         typer.echo(
-            f"  Versity Gateway: start it with `--event-webhook-url {url}`; it sends no token, so the host must "
-            "be on its loopback without WEBHOOK_TOKENS.",
-            err=True,
+            "  if it can send none (hosted stores mostly): set SWEEP_SECONDS to 2 to 10, and that is all.", err=True
         )
-        self._document["webhook_url"] = url
 
     def _finish(self) -> None:
+        self._document["sweep"] = self.sweep and self.sweep.document
         if self._as_json:
             typer.echo(json.dumps(self._document, indent=2))
