@@ -30,6 +30,7 @@ EXIT_PROBLEM = 1
 LOOK_TIMEOUT_SECONDS = 3.0
 WRITE_TIMEOUT_SECONDS = 20.0  # AWS tries each destination before it answers
 
+BESIDE_A_FUNCTION = "\n(No sweep where a Lambda function takes this queue's messages: it would announce them again.)"
 WHY_SWEEP = "Events can be lost. The host finds what it was not told of with these lines in its environment:\n\n"
 
 EPILOG = (
@@ -298,7 +299,8 @@ class _Report:
             self._document |= {"store": plan.store, "bucket": plan.wish.bucket}
             self.say("This store sends no events: there is nothing to set up in it, and nothing to remove.")
         if self.sweep:
-            self.say(f"\n{'' if plan.store == 'none' else WHY_SWEEP}{self.sweep.text}")
+            beside = BESIDE_A_FUNCTION if plan.store == "sqs" else ""
+            self.say(f"\n{'' if plan.store == 'none' else WHY_SWEEP}{self.sweep.text}{beside}")
         self._finish()
 
     def fail(self, error: ConnectError) -> NoReturn:
