@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from functions.settings import load
+from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import Ring
 from infra.host.sweep import record
 from infra.host.sweep.record import MAX_WAITING, Rung
@@ -88,19 +89,19 @@ def noted_or_none(url: str) -> int | None:
 
 
 async def test_what_waits_can_be_written_at_once(database_url: str) -> None:
-    """`flush` says whether all of it is there; more than one batch, in its order."""
+    """After `flush` all of it is there, in more than one batch."""
     async with running(database_url) as rung:
-        assert await rung.flush(), "nothing waits"
+        await rung.flush()
         for number in range(2500):
             rung.rang(ring(number))
-        assert await rung.flush()
+        await rung.flush()
         assert noted(database_url) == 2500
 
 
 async def test_the_end_of_a_process_writes_what_waits(database_url: str) -> None:
     """`stop` does, and may be called twice."""
     async with running(database_url) as rung:
-        assert await rung.flush()
+        await rung.flush()
         rung.rang(ring(1))
         await rung.stop()
         await rung.stop()
@@ -113,12 +114,14 @@ async def test_what_rang_while_the_database_is_away_is_noted_later(
     """It is said once that it is away, and once that it is back; the loop waits for nothing."""
     async with running(postgresql_url) as rung:
         rung.rang(ring(0))
-        assert await rung.flush()
+        await rung.flush()
         with away(postgres_server):
             for number in range(1, 1500):
                 rung.rang(ring(number))
-            assert not await rung.flush()
-            assert not await rung.flush()
+            with pytest.raises(StoreUnavailableError):
+                await rung.flush()
+            with pytest.raises(StoreUnavailableError):
+                await rung.flush()
         await until(lambda: noted(postgresql_url) == 1500)
         await until(lambda: said(caplog, "can be noted again") == 1)
     assert said(caplog, "cannot be noted") == 1
@@ -131,13 +134,14 @@ async def test_what_waits_is_bounded(
     assert MAX_WAITING * 500 < 20_000_000, "bytes, at half a kilobyte each"
     monkeypatch.setattr(record, "MAX_WAITING", 100)
     async with running(postgresql_url) as rung:
-        assert await rung.flush()
+        await rung.flush()
         with away(postgres_server):
             for number in range(250):
                 rung.rang(ring(number))
-            assert not await rung.flush()
+            with pytest.raises(StoreUnavailableError):
+                await rung.flush()
             rung.rang(ring(250))
-        assert await rung.flush()
+        await rung.flush()
     newest = "SELECT identity FROM sweep_identities ORDER BY identity"
     assert execute(postgresql_url, newest) == [(number.to_bytes(16, "big"),) for number in range(151, 251)]
 
@@ -149,7 +153,7 @@ async def test_another_hosts_ring_is_known(postgresql_url: str) -> None:
         await second.ask(IDENTITY)
         for number in range(0, 100, 2):
             first.rang(ring(number))
-        assert await first.flush()
+        await first.flush()
         asked = [second.ask(ring(number).identity) for number in range(100)]
         assert [await one for one in asked] == [number % 2 == 0 for number in range(100)]
 
@@ -167,16 +171,16 @@ async def test_who_knows_nothing_in_time_says_no(
     """And nobody waits again until somebody has answered in time."""
     async with running(postgresql_url) as rung:
         rung.rang(ring(1))
-        assert await rung.flush()
+        await rung.flush()
         assert await rung.ask(ring(1).identity) is True
         monkeypatch.setattr(rung, "_ask_seconds", 0.1)
-        release, known = threading.Event(), rung._state.known  # noqa: SLF001 - the database, which is to be slow
+        release, known = threading.Event(), rung.store.known
 
         def slow(identities: Sequence[bytes]) -> set[bytes]:
             release.wait(PATIENCE_SECONDS)
             return known(identities)
 
-        monkeypatch.setattr(rung._state, "known", slow)  # noqa: SLF001 - as above
+        monkeypatch.setattr(rung.store, "known", slow)
         assert await rung.ask(ring(1).identity) is False
         assert rung.ask(ring(1).identity).result() is False, "at once"
         assert said(caplog, "cannot be asked") == 1
@@ -192,7 +196,7 @@ async def test_a_database_that_is_away_holds_up_nothing(
     """It rings rather twice than not at all; back, it is asked again."""
     async with running(postgresql_url) as rung:
         rung.rang(ring(1))
-        assert await rung.flush()
+        await rung.flush()
         assert await rung.ask(ring(1).identity) is True
         with away(postgres_server):
             assert await rung.ask(ring(1).identity) is False
@@ -210,7 +214,7 @@ async def test_a_server_that_hangs_holds_up_nothing(
     """Neither an event that asks nor the end of the process; what waited is then lost, and may ring again."""
     async with running(postgresql_url) as rung:
         rung.rang(ring(1))
-        assert await rung.flush()
+        await rung.flush()
         assert await rung.ask(ring(1).identity) is True
         monkeypatch.setattr(rung, "_ask_seconds", 0.1)
         with halted(postgres_server):
@@ -240,14 +244,15 @@ async def test_a_disk_that_is_full_is_said_and_what_waits_stays(
     """SQLite gets no further page; when there is room, all of it is written."""
     url = new_sqlite(tmp_path)
     async with running(url) as rung:
-        assert await rung.flush()
+        await rung.flush()
         rung.rang(ring(0))
-        assert await rung.flush()
+        await rung.flush()
         with full():
             for number in range(1, 2000):
                 rung.rang(ring(number))
-            assert not await rung.flush()
-        assert await rung.flush()
+            with pytest.raises(StoreUnavailableError):
+                await rung.flush()
+        await rung.flush()
         assert noted(url) == 2000
     (reason,) = [vars(one)["reason"] for one in caplog.records if "cannot be noted" in one.getMessage()]
     assert "the disk is full: make room" in reason
@@ -274,7 +279,7 @@ async def test_a_locked_file_is_waited_for(tmp_path: Path) -> None:
     url = new_sqlite(tmp_path)
     async with running(url) as rung:
         rung.rang(ring(0))
-        assert await rung.flush()
+        await rung.flush()
         with closing(sqlite3.connect(tmp_path / "settings.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             rung.rang(ring(1))
@@ -282,5 +287,5 @@ async def test_a_locked_file_is_waited_for(tmp_path: Path) -> None:
             await asyncio.sleep(0.1)
             assert not writing.done()
             other.execute("ROLLBACK")
-            assert await writing
+            await writing
         assert noted(url) == 2

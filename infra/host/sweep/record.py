@@ -36,7 +36,7 @@ class Rung:
         """`ask_seconds`: for so long an event may wait for a word about whether it was announced."""
         self.is_shared = state.is_shared
         """Whether other hosts write there too: then `ask` has something to ask."""
-        self._state = state
+        self.store = state
         self._ask_seconds = ask_seconds
         self._waiting: deque[Ring] = deque()
         self._dropped = 0
@@ -65,10 +65,10 @@ class Rung:
             self._again.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, StoreUnavailableError):
             async with asyncio.timeout(LAST_WORD_SECONDS):
                 await self.flush()
-                await self._written(self._state.save_last)
+                await self._written(self.store.save_last)
         self._writer.shutdown()
         self._reader.shutdown()
 
@@ -96,8 +96,8 @@ class Rung:
         pending.add_done_callback(lambda _: timer.cancel())
         return pending
 
-    async def flush(self) -> bool:
-        """Write what waits now; whether all of it is written."""
+    async def flush(self) -> None:
+        """Write what waits now. Raises `StoreUnavailableError`; then it waits still."""
         async with self._turn:
             left = len(self._waiting)
             while left > 0:
@@ -105,11 +105,12 @@ class Rung:
                 for _ in batch:
                     self._waiting.popleft()
                 left -= len(batch)
-                if not await self._written(lambda batch=batch: self._state.record(batch)):  # type: ignore[misc]  # the default binds this batch
+                try:
+                    await self._written(lambda batch=batch: self.store.record(batch))  # type: ignore[misc]  # the default binds this batch
+                except StoreUnavailableError:
                     self._waiting.extendleft(reversed(batch))
                     self._bound()
-                    return False
-            return True
+                    raise
 
     async def _go(self) -> None:
         while True:
@@ -117,25 +118,25 @@ class Rung:
             await asyncio.sleep(BATCH_SECONDS)
             self._stirred.clear()
             try:
-                if not await self.flush():
-                    self._stirred.set()
+                await self.flush()
+            except StoreUnavailableError:
+                self._stirred.set()
             except Exception:  # noqa: BLE001 - without this task nothing would ever be noted
                 logger.exception("what was announced cannot be noted")
                 self._stirred.set()
 
-    async def _written(self, call: Callable[[], object]) -> bool:
-        """Run it in the writer's thread; whether it went well. Trouble is said when it begins and when it ends."""
+    async def _written(self, call: Callable[[], object]) -> None:
+        """Run it in the writer's thread. Trouble is said when it begins and when it ends."""
         try:
             await asyncio.wrap_future(self._writer.submit(call))
         except StoreUnavailableError as error:
             if not self._problem:
                 logger.warning("what was announced cannot be noted; it is kept", extra={"reason": str(error)})
             self._problem = str(error)
-            return False
+            raise
         if self._problem:
             logger.info("what was announced can be noted again", extra={"lost": self._dropped})
             self._problem, self._dropped = "", 0
-        return True
 
     def _bound(self) -> None:
         while len(self._waiting) > MAX_WAITING:
@@ -148,7 +149,7 @@ class Rung:
         asked, self._asked = self._asked, []
         begun_at = time.monotonic()
         identities = [identity for identity, _ in asked]
-        future = asyncio.wrap_future(self._reader.submit(lambda: self._state.known(identities)))
+        future = asyncio.wrap_future(self._reader.submit(lambda: self.store.known(identities)))
         future.add_done_callback(lambda done: self._heard(asked, begun_at, done))
 
     def _heard(self, asked: list[_Asked], begun_at: float, done: asyncio.Future[set[bytes]]) -> None:
