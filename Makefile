@@ -15,6 +15,8 @@ STAMP := $(VENV)/.stamp
 SAM_VENV := .venv-sam
 SAM_STAMP := $(SAM_VENV)/.stamp
 UV_VERSION := 0.13.8
+LISTS := functions/requirements.in infra/layer/requirements.in infra/requirements.in infra/local/requirements.in \
+    infra/deploy/requirements.in tests/requirements.in
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup run demo test check format bench chaos fuzz build sam-test aws-test minio versitygw lock clean
@@ -76,7 +78,7 @@ lock: | $(BIN)/python ## write the requirements.txt files anew (ARGS=--upgrade f
 	@$(COMPILE) functions/requirements.in infra/layer/requirements.in infra/requirements.in \
 	    --constraints functions/requirements.txt --constraints infra/layer/requirements.txt \
 	    --output-file infra/requirements.txt
-	@$(COMPILE) functions/requirements.in infra/layer/requirements.in infra/requirements.in tests/requirements.in \
+	@$(COMPILE) $(LISTS) \
 	    --constraints infra/requirements.txt --output-file tests/requirements.txt
 	@$(COMPILE) infra/sam/requirements.in --output-file infra/sam/requirements.txt
 	@$(COMPILE) infra/sam/image-requirements.in \
@@ -91,8 +93,7 @@ clean: ## remove .venv, caches and build leftovers (binaries built by make minio
 	@find functions infra tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # tests/requirements.txt is the whole closure, so pip has nothing to resolve.
-$(STAMP): tests/requirements.txt functions/requirements.in infra/layer/requirements.in infra/requirements.in \
-    tests/requirements.in pyproject.toml | $(BIN)/python
+$(STAMP): tests/requirements.txt $(LISTS) pyproject.toml | $(BIN)/python
 	@start=$$(date +%s); \
 	echo "Installing $$(grep -c == tests/requirements.txt) pinned packages into $(VENV) (the first time: half a minute or so) …"; \
 	$(BIN)/python -m pip install --quiet --no-input --no-deps --require-hashes -r tests/requirements.txt && \
