@@ -19,7 +19,7 @@ LISTS := functions/requirements.in infra/layer/requirements.in infra/requirement
     infra/deploy/requirements.in tests/requirements.in
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test check format bench chaos fuzz build sam-test aws-test minio versitygw lock clean
+.PHONY: help setup run demo test check format bench chaos fuzz build release sam-test aws-test minio versitygw lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ fuzz: $(STAMP) ## the searches in tests/hostile, 100 times as hard (FUZZ=1000, A
 
 build: $(STAMP) $(SAM_STAMP) ## what is deployed: `sam build`, trimmed and compiled (ARGS="--architecture arm64")
 	@$(BIN)/python -m infra.sam.build $(ARGS)
+
+release: $(STAMP) ## what is published, in dist/: wheel, sdist, SBOM, checksums; each tried in a clean environment
+	@$(BIN)/python -m infra.deploy.release
 
 # 300 s for each test: the first one installs and starts Docker where there is none, and makes the image.
 sam-test: $(STAMP) $(SAM_STAMP) ## the functions in containers, as AWS runs them (Docker, Python 3.13)

@@ -94,7 +94,16 @@ def install(package: Path, directory: Path, *, extra: str = "", constraints: Pat
     environment = directory / "environment"
     if not environment.exists():
         venv.create(environment, symlinks=True)
-    pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin/python"), "install", "--quiet"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(environment / "bin/python"),
+        "install",
+        "--quiet",
+        "--no-compile",
+    ]
     held = ["--constraint", str(constraints)] if constraints else []
     _run([*pip, *held, f"{package}{extra}"], directory, INSTALL_SECONDS)
     return environment / "bin"

@@ -147,7 +147,8 @@ def ensure_parts(say: Say) -> None:
         raise InstallError(f"Mosquitto is not here. Type: {_by_hand(_package_manager())}")
     if find_minio() is None and importlib.util.find_spec("moto") is None:
         raise InstallError(
-            "There is no object store. Install bucketbell with its extra `demo`, e.g. pipx install 'bucketbell-….whl[demo]'"
+            "There is no object store here. Install bucketbell with its extra `demo`, "
+            "e.g. pipx install './bucketbell-….whl[demo]'"
         )
     say(f"Mosquitto is there: {find_mosquitto()}")
 
