@@ -15,9 +15,11 @@ STAMP := $(VENV)/.stamp
 SAM_VENV := .venv-sam
 SAM_STAMP := $(SAM_VENV)/.stamp
 UV_VERSION := 0.13.8
+LISTS := functions/requirements.in infra/layer/requirements.in infra/requirements.in infra/local/requirements.in \
+    infra/deploy/requirements.in tests/requirements.in
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test check format bench chaos fuzz build sam-test aws-test minio versitygw lock clean
+.PHONY: help setup run demo test check format bench chaos fuzz build release sam-test aws-test minio versitygw lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +57,9 @@ fuzz: $(STAMP) ## the searches in tests/hostile, 100 times as hard (FUZZ=1000, A
 build: $(STAMP) $(SAM_STAMP) ## what is deployed: `sam build`, trimmed and compiled (ARGS="--architecture arm64")
 	@$(BIN)/python -m infra.sam.build $(ARGS)
 
+release: $(STAMP) ## what is published, in dist/: wheel, sdist, SBOM, checksums; each tried in a clean environment
+	@$(BIN)/python -m infra.deploy.release
+
 # 300 s for each test: the first one installs and starts Docker where there is none, and makes the image.
 sam-test: $(STAMP) $(SAM_STAMP) ## the functions in containers, as AWS runs them (Docker, Python 3.13)
 	@$(BIN)/python -m pytest tests/sam --timeout 300 $(ARGS)
@@ -76,7 +81,7 @@ lock: | $(BIN)/python ## write the requirements.txt files anew (ARGS=--upgrade f
 	@$(COMPILE) functions/requirements.in infra/layer/requirements.in infra/requirements.in \
 	    --constraints functions/requirements.txt --constraints infra/layer/requirements.txt \
 	    --output-file infra/requirements.txt
-	@$(COMPILE) functions/requirements.in infra/layer/requirements.in infra/requirements.in tests/requirements.in \
+	@$(COMPILE) $(LISTS) \
 	    --constraints infra/requirements.txt --output-file tests/requirements.txt
 	@$(COMPILE) infra/sam/requirements.in --output-file infra/sam/requirements.txt
 	@$(COMPILE) infra/sam/image-requirements.in \
@@ -91,8 +96,7 @@ clean: ## remove .venv, caches and build leftovers (binaries built by make minio
 	@find functions infra tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # tests/requirements.txt is the whole closure, so pip has nothing to resolve.
-$(STAMP): tests/requirements.txt functions/requirements.in infra/layer/requirements.in infra/requirements.in \
-    tests/requirements.in pyproject.toml | $(BIN)/python
+$(STAMP): tests/requirements.txt $(LISTS) pyproject.toml | $(BIN)/python
 	@start=$$(date +%s); \
 	echo "Installing $$(grep -c == tests/requirements.txt) pinned packages into $(VENV) (the first time: half a minute or so) …"; \
 	$(BIN)/python -m pip install --quiet --no-input --no-deps --require-hashes -r tests/requirements.txt && \

@@ -12,6 +12,7 @@ from infra.commands.config import config
 from infra.commands.connect import EPILOG as CONNECT_EPILOG
 from infra.commands.connect import connect
 from infra.commands.database import MIGRATE_EPILOG, ROTATE_KEYS_EPILOG, migrate, rotate_keys
+from infra.commands.demo import demo
 from infra.commands.device import EPILOG as DEVICE_EPILOG
 from infra.commands.device import device
 from infra.commands.host import EPILOG as HOST_EPILOG
@@ -50,6 +51,7 @@ def main(
 
 
 app.command(epilog=HOST_EPILOG)(host)
+app.command()(demo)
 app.command(epilog=CONNECT_EPILOG)(connect)
 app.command(epilog=DEVICE_EPILOG)(device)
 app.add_typer(token)

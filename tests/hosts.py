@@ -143,8 +143,8 @@ class Host:
         self._command = [sys.executable, *start, "host", "--port", str(self.port)]
         self._ready = ready
         self._directory = directory
-        self._environment = {n: v for n, v in os.environ.items() if not n.startswith(_OURS)} | dict(environment)
-        self._environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+        self.environment = {n: v for n, v in os.environ.items() if not n.startswith(_OURS)} | dict(environment)
+        self.environment["PYTHONPATH"] = str(Path(__file__).parents[1])
         self.child: subprocess.Popen[bytes]
         trusted = ssl.create_default_context(cafile=ca_file)
         self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_SECONDS, trust_env=False, verify=trusted)
@@ -152,7 +152,7 @@ class Host:
     def __enter__(self) -> Self:
         with self.log_file.open("ab") as log:
             self.child = subprocess.Popen(
-                self._command, cwd=self._directory, env=self._environment, stdout=log, stderr=log
+                self._command, cwd=self._directory, env=self.environment, stdout=log, stderr=log
             )
         try:
             eventually(lambda: "listening" in self.log or self.child.poll() is not None)

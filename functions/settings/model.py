@@ -235,7 +235,8 @@ class Settings(BaseSettings):
     )
     secrets_dir: setting_types.Directory | None = Field(
         default=None,
-        description="Directory with a file for each secret, named as the variable. Environment and `.env` win.",
+        description="Directory with a file for each secret, named as the variable, perhaps with `bucketbell_` before "
+        "it. Environment and `.env` win.",
     )
     secret_id: str | None = Field(
         default=None,

@@ -18,6 +18,7 @@ from functions.settings.secret import Access, SecretError, secret_text
 
 UTF_8 = "utf-8-sig"  # without the byte order mark that Windows' editors write
 BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
+PREFIX = "bucketbell_"  # that a file in SECRETS_DIR may have before its name
 NOT_IN_A_SECRET = frozenset({"SECRET_ID", "SECRETS_DIR"})  # it is read last
 
 _LINE_END = re.compile(r"(?:\r\n|\n|\r)\Z")
@@ -94,8 +95,12 @@ def _variables(settings_class: type[BaseSettings], variables: Mapping[str, str |
 
 
 def _files(directory: Path, settings_class: type[BaseSettings]) -> dict[str, str]:
-    """Read the file of each setting that has one; a Kubernetes secret's are links, and capitals do not matter."""
+    """Read the file of each setting that has one; a Kubernetes secret's are links, and capitals do not matter.
+
+    systemd puts a name of its own before each (`LoadCredential=bucketbell:…`).
+    """
     files = {path.name.lower(): path for path in directory.iterdir() if path.is_file()}
+    files = {name.removeprefix(PREFIX): path for name, path in files.items()} | files
     # Not `read_text`, which turns each CRLF into a line end: a secret is what it is.
     return {field: files[field].read_bytes().decode(UTF_8) for field in settings_class.model_fields if field in files}
 

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 
 from functions.telemetry import logger
+from infra.host import systemd
 from infra.host.mqtt.link import NO_TROUBLE, LinkStatus
 
 
@@ -48,15 +49,31 @@ class _Lines(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
+class _ForJournal(logging.Formatter):
+    """Puts before a line what journald takes for its priority (sd-daemon(3)), so that `journalctl -p warning` works."""
+
+    def __init__(self, lines: logging.Formatter) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
+        return f"<{priority}>{self._lines.format(record)}"
+
+
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+
 _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "color_message", "asctime"}
 
 
 def configure_logging(level: str) -> None:
-    """JSON lines as on Lambda; readable ones where stdout is a terminal."""
+    """JSON lines as on Lambda; readable ones where stdout is a terminal; with a priority where it is the journal."""
     logger.setLevel(level)
     handler = logger.registered_handler
     if sys.stdout.isatty():
         handler.setFormatter(_Lines())
+    elif systemd.is_journal(sys.stdout) and handler.formatter is not None:
+        handler.setFormatter(_ForJournal(handler.formatter))
     loop_logger = logging.getLogger("asyncio")
     loop_logger.handlers = [handler]
     loop_logger.propagate = False

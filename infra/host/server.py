@@ -24,6 +24,7 @@ from functions.stored.errors import StoreUnavailableError
 from functions.stored.store import ConfigStore
 from functions.telemetry import logger
 from functions.web.tokens import KeyringError
+from infra.host import systemd
 from infra.host.bell import DOORS, QUEUE, SWEPT, Bell
 from infra.host.broker_settings import Integration
 from infra.host.heap import settle, share_one_heap
@@ -143,7 +144,8 @@ class Host:
             await server.start(host, port, self._certificate)
             scheme = "http" if self._certificate is None else "https"
             logger.info("listening", extra={"url": f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"})
-            await asked_to_end.wait()
+            with systemd.supervised():
+                await asked_to_end.wait()
             self.publisher.hurry()  # after FLUSH_SECONDS everybody who waits has an answer
             await server.stop()
 

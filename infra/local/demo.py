@@ -1,4 +1,4 @@
-"""`make run` and `make demo`: the whole way on this machine, with real parts, before your eyes."""
+"""`make run`, `make demo` and `bucketbell demo`: the whole way on this machine, with real parts, before your eyes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from infra.local.detection import PICTURE, detect
-from infra.local.install import InstallError, ensure_mosquitto
+from infra.local.install import InstallError, Say, ensure_mosquitto
 from infra.local.process import PartError
 from infra.local.stack import BUCKET, BUCKETBELL, MAC, STOP_SECONDS, TOPICS, DemoError, Stack, console
 from infra.subscriber import SubscriberError
@@ -128,7 +129,9 @@ def demonstrate(stack: Stack) -> None:
 def invite(stack: Stack) -> None:
     """Print what to paste to try it oneself."""
     store, broker, host = stack.store, stack.broker, stack.host
-    python = f"""import boto3; boto3.client("s3").upload_file("README.md", "{BUCKET}", "assets/README.md")"""
+    python = (
+        f"""import boto3; boto3.client("s3").put_object(Bucket="{BUCKET}", Key="assets/hello.txt", Body=b"hello")"""
+    )
     mc = f"mc alias set bell {store.endpoint_url} {store.access_key} {store.secret_key}"
     exports = " ".join(f"{name}={value}" for name, value in stack.credentials.items())
     another = " ".join(f"{name}={value}" for name, value in stack.device_environment(OTHER_MAC).items())
@@ -137,8 +140,8 @@ def invite(stack: Stack) -> None:
         ("In another terminal", ""),
         ("  the store's address and keys", f"export {exports}"),
         ("  upload with boto3", f"{sys.executable} -c '{python}'"),
-        ("  … with aws", f"aws s3 cp README.md s3://{BUCKET}/assets/README.md"),
-        ("  … with mc", f"{mc} && mc cp README.md bell/{BUCKET}/assets/"),
+        ("  … with aws", f"echo hello | aws s3 cp - s3://{BUCKET}/assets/hello.txt"),
+        ("  … with mc", f"{mc} && echo hello | mc pipe bell/{BUCKET}/assets/hello.txt"),
         ("  hear it", f"mosquitto_sub -h 127.0.0.1 -p {broker.port} -t 'iotsupport/#' -v"),
         ("  … with all properties", f"MQTT_URL={broker.url} {BUCKETBELL} listen --json"),
         ("  be another device", f"{another} {BUCKETBELL} device --directory ./files"),
@@ -170,11 +173,11 @@ def show_what_rings(stack: Stack) -> NoReturn:
             console.print(f"{moment}  [bold green]rang[/]  {message.topic}  [cyan]{message.payload.decode()}[/]")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the stack; 0 when every step was seen (`demo`) or the person stopped it (`run`)."""
-    parser = argparse.ArgumentParser(prog="python -m infra.local.demo", description=__doc__)
-    parser.add_argument("mode", choices=("run", "demo"), help="`run` stays up until Ctrl-C; `demo` ends by itself")
-    mode = parser.parse_args(arguments).mode
+def present(*, stay: bool, ensure: Callable[[Say], object]) -> int:
+    """Show every step, and with `stay` go on until a person stops it; the exit status.
+
+    `ensure` sees to the programs that are needed, or raises `InstallError`.
+    """
     # SIGTERM ends it in the same orderly way as Ctrl-C, which a shell's background job would ignore.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
@@ -182,19 +185,19 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="bucketbell-") as directory:
         stack = None
         try:
-            ensure_mosquitto(console.print)
+            ensure(console.print)
             stack = Stack(Path(directory))
             stack.start()
             console.print(f"[dim]ready in {time.monotonic() - begun_at:.1f} s[/]")
             demonstrate(stack)
-            if mode == "run":
+            if stay:
                 invite(stack)
                 show_what_rings(stack)
         except KeyboardInterrupt:
             console.print("\nstopping …")
-            return 0 if mode == "run" else 130
+            return 0 if stay else 130
         except (DemoError, InstallError, PartError, SubscriberError) as error:
-            Console(stderr=True, highlight=False).print(f"[bold red]failed[/] {error}", soft_wrap=True)
+            Console(stderr=True, highlight=False).print(f"[bold red]failed[/] {escape(str(error))}", soft_wrap=True)
             return 1
         finally:
             # A second Ctrl-C must not leave half of it running.
@@ -203,6 +206,13 @@ def main(arguments: list[str] | None = None) -> int:
                 stack.stop()
     console.print("\n[bold green]every step was seen[/]")
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the stack; 0 when every step was seen (`demo`) or the person stopped it (`run`)."""
+    parser = argparse.ArgumentParser(prog="python -m infra.local.demo", description=__doc__)
+    parser.add_argument("mode", choices=("run", "demo"), help="`run` stays up until Ctrl-C; `demo` ends by itself")
+    return present(stay=parser.parse_args(arguments).mode == "run", ensure=ensure_mosquitto)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ with Go. Standard library only, so that it works before any package is installed
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shlex
@@ -120,16 +121,13 @@ def ensure_mosquitto(say: Say) -> Path:
     if found := find_mosquitto():
         say(f"Mosquitto is there: {found}")
         return found
-    manager = next((manager for manager in _PACKAGE_MANAGERS if shutil.which(manager.command)), None)
-    if manager is None:
-        raise InstallError("Mosquitto is not here, and no known package manager: install the package `mosquitto`")
-    root = os.geteuid() == 0
-    by_hand = manager.install if root or not manager.as_root else f"sudo {manager.install}"
-    prefix: Sequence[str] = ()
-    if manager.as_root and not root:
+    manager = _package_manager()
+    if manager.as_root and os.geteuid() != 0:
         if not may_sudo():
-            raise InstallError(f"Mosquitto is not here. Type: {by_hand}")
-        prefix = ("sudo", "-n")
+            raise InstallError(f"Mosquitto is not here. Type: {_by_hand(manager)}")
+        prefix: Sequence[str] = ("sudo", "-n")
+    else:
+        prefix = ()
     status, last_words = run_saying(
         [*prefix, "/bin/sh", "-c", manager.script, "sh", "mosquitto", "mosquitto"],
         f"installing Mosquitto with {manager.command}",
@@ -138,9 +136,32 @@ def ensure_mosquitto(say: Say) -> Path:
     )
     found = find_mosquitto()
     if status != 0 or found is None:
-        raise InstallError(f"{manager.command} could not install Mosquitto:\n{last_words}\nType: {by_hand}")
+        raise InstallError(f"{manager.command} could not install Mosquitto:\n{last_words}\nType: {_by_hand(manager)}")
     say(f"Mosquitto is installed: {found}")
     return found
+
+
+def ensure_parts(say: Say) -> None:
+    """Installs nothing: all that a demonstration needs is here, or InstallError with the command that brings it."""
+    if find_mosquitto() is None:
+        raise InstallError(f"Mosquitto is not here. Type: {_by_hand(_package_manager())}")
+    if find_minio() is None and importlib.util.find_spec("moto") is None:
+        raise InstallError(
+            "There is no object store here. Install bucketbell with its extra `demo`, "
+            "e.g. pipx install './bucketbell-….whl[demo]'"
+        )
+    say(f"Mosquitto is there: {find_mosquitto()}")
+
+
+def _package_manager() -> _PackageManager:
+    for manager in _PACKAGE_MANAGERS:
+        if shutil.which(manager.command):
+            return manager
+    raise InstallError("Mosquitto is not here, and no package manager that this knows: install the package `mosquitto`")
+
+
+def _by_hand(manager: _PackageManager) -> str:
+    return f"sudo {manager.install}" if manager.as_root and os.geteuid() != 0 else manager.install
 
 
 def build_minio(say: Say) -> Path:

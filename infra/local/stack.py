@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -41,7 +42,9 @@ HEAR_SECONDS = 10.0
 STOP_SECONDS = 2.5
 LAST_WORDS_CHARACTERS = 1500
 
-BUCKETBELL = str(Path(sys.executable).with_name("bucketbell"))
+# Where Python has its programs elsewhere (`pip install --user`), the PATH knows.
+_beside = Path(sys.executable).with_name("bucketbell")
+BUCKETBELL = str(_beside if _beside.exists() else shutil.which("bucketbell") or _beside)
 # What the person's own shell may say about brokers and stores is not about ours.
 OURS = (
     *("MQTT_", "TOPIC_", "BUCKET", "CONFIGS_", "ASSETS_", "WEBHOOK_", "SQS_", "AWS_", "S3_", "URL_TTL_"),
@@ -164,7 +167,7 @@ class Stack:
         if isinstance(self.store, Minio):
             what = f"MinIO at {self.store.endpoint_url}"
         else:
-            what = f"moto at {self.store.endpoint_url}: S3 → SQS in memory; for a real MinIO: `make minio`, then again"
+            what = f"moto at {self.store.endpoint_url}: S3 → SQS in memory; no MinIO here"
         step("object store", self.store.start, what)
         step("bucket", self._connect, f"{BUCKET}, set up by `bucketbell connect`")
         step("host", self._start_host, f"{self.host.url} is ready")

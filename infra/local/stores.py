@@ -154,7 +154,7 @@ class MotoServer(Store):
         port = port or free_port()
         super().__init__(
             "moto",
-            [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)],
+            [sys.executable, "-P", "-m", "moto.server", "-H", host, "-p", str(port)],
             directory,
             host=host,
             port=port,

@@ -198,6 +198,18 @@ def test_what_is_there_is_not_installed_again() -> None:
     assert "is there" in said[0]
 
 
+def test_a_demonstration_installs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Mosquitto `bucketbell demo` names the command that brings it, and does not run it."""
+    manager = tmp_path / "apt-get"
+    manager.write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\n")
+    manager.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(install, "_SYSTEM_DIRECTORIES", ())
+    with pytest.raises(install.InstallError, match=r"Mosquitto is not here. Type: (sudo )?apt-get install mosquitto"):
+        install.ensure_parts(print)
+    assert not (tmp_path / "was-run").exists()
+
+
 def test_a_missing_go_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Go, building says what to install."""
     monkeypatch.setenv("PATH", str(tmp_path))

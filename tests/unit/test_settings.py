@@ -624,6 +624,15 @@ def test_secrets_mounted_by_kubernetes_are_read(tmp_path: Path) -> None:
     assert load({"SECRETS_DIR": str(tmp_path)}).settings.bucket == "b"
 
 
+def test_secrets_handed_on_by_systemd_are_read(tmp_path: Path) -> None:
+    """It puts the credential's name before each file's; a file without it wins."""
+    (tmp_path / "bucketbell_BUCKET").write_text("b")
+    (tmp_path / "bucketbell_MQTT_USERNAME").write_text("other")
+    (tmp_path / "MQTT_USERNAME").write_text("u")
+    found = load({"SECRETS_DIR": str(tmp_path)}).settings
+    assert (found.bucket, found.mqtt_username) == ("b", "u")
+
+
 def test_a_missing_dotenv_is_no_error(tmp_path: Path) -> None:
     """Nobody has to have one."""
     assert load({}, env_file=tmp_path / ".env").settings == Settings()
