@@ -93,6 +93,7 @@ class Host:
             publisher,
             telemetry,
             stores=StoreGate(tokens, entrance),
+            downloads=downloads,
             routers=(devices, administrators),
             proxies=TrustedProxies(settings.trusted_proxies),
             public_base_url=settings.public_base_url,
