@@ -170,6 +170,11 @@ class Connection:
         return self._client.socket() is None
 
     @property
+    def certificate_expires_at(self) -> float | None:
+        """Until when the broker's certificate is valid (`time.time`); None without TLS."""
+        return self._client.certificate_expires_at
+
+    @property
     def answered(self) -> bool:
         """Whether CONNECT has had its answer, if only the end of the connection."""
         return self.connected or self.closed

@@ -18,6 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from functions.devices.downloads import Downloads
 from functions.events.plan import Settled, Step, settle, to_publish
 from functions.events.routes import Routes
 from functions.mqtt.broker import BrokerConfig

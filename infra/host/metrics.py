@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 
 from prometheus_client import (
@@ -10,10 +10,13 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 # A second series for every counter, that no dashboard reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left it unannotated
@@ -77,6 +80,11 @@ class PrometheusTelemetry:
             self._strangers(reason)
         self._no_subscribers, self._events = cache(no_subscribers.labels), cache(events.labels)
 
+        self.registry.register(_Seen(self))
+        self.certificate: Callable[[], tuple[str, float] | None] = lambda: None
+        """The broker, and until when its certificate is valid; None: not known, or there is none."""
+        self.database_up: Callable[[], bool | None] = lambda: None
+        """Whether the stored settings could be read the last time; None: not known, or there are none."""
         self.expected: Callable[[], tuple[Sequence[str], Mapping[str, Sequence[str]]]] = lambda: ((), {})
         """Topics, and outcomes by source, to show before they are counted: Prometheus sees no rise from nothing."""
 
@@ -121,3 +129,20 @@ class PrometheusTelemetry:
             for label in labels:
                 self._events(source, label)
         return generate_latest(self.registry)
+
+
+class _Seen(Collector):
+    """What is there only where it is known: a value in place of "unknown" would ring an alarm."""
+
+    def __init__(self, telemetry: PrometheusTelemetry) -> None:
+        self._telemetry = telemetry
+
+    def collect(self) -> Iterable[Metric]:
+        if (certificate := self._telemetry.certificate()) is not None:
+            broker, expires_at = certificate
+            words = "When the broker's certificate ends, as Unix time."
+            family = GaugeMetricFamily("mqtt_certificate_expires_seconds", words, labels=["broker"])
+            family.add_metric([broker], expires_at)
+            yield family
+        if (up := self._telemetry.database_up()) is not None:
+            yield GaugeMetricFamily("database_up", "1 while the stored settings can be read.", value=up)

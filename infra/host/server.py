@@ -71,6 +71,8 @@ class Host:
         telemetry.expected = lambda: (
             ((*bell.routes.topics, *cameras, *announcer.labels), sources) if publisher.status.broker else ((), {})
         )
+        telemetry.database_up = lambda: integration.database_up
+        telemetry.certificate = lambda: publisher.status.certificate
         tokens = [token.get_secret_value() for token in settings.webhook_tokens]
         entrance = Entrance((*tokens, *downloads.admin_tokens), downloads.keyring.needs_signature)
         per_minute = settings.device_requests_per_minute

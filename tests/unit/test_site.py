@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 
 import pytest
@@ -36,14 +36,14 @@ def site(
     routers: tuple[LimitedRouter[None], ...] = (),
     proxies: TrustedProxies | None = None,
     broker: BrokerConfig | None = None,
-    **settings: str,
+    settings: Mapping[str, str] | None = None,
 ) -> HostSite:
     """A host's site, not started: without a broker, or with one that is away."""
     telemetry = PrometheusTelemetry()
     publisher = HostPublisher(broker, telemetry)
     bell = Bell(publisher, Routes(), telemetry, patience_seconds=1.0)
     stores = StoreGate(tokens, Entrance(tokens))
-    downloads = Downloads.of(load(settings).settings)
+    downloads = Downloads.of(load(settings or {}).settings)
     return HostSite(bell, publisher, telemetry, stores=stores, downloads=downloads, routers=routers, proxies=proxies)
 
 
@@ -100,7 +100,7 @@ async def test_what_is_for_watching_answers_without_a_token() -> None:
 def test_a_broker_that_is_away_takes_no_downloads_out_of_a_balancer(settings: dict[str, str], missing: str) -> None:
     """`?for=downloads` goes by the settings of downloads, or else of the administration, and names what is missing."""
     for broker in (None, BrokerConfig("127.0.0.1", 9)):
-        where = site(TOKEN, broker=broker, **settings)
+        where = site(TOKEN, broker=broker, settings=settings)
         assert ask(where, Request("GET", "/readyz")).status == (503 if broker else 200)
         for method in ("GET", "HEAD"):
             reply = ask(where, Request(method, "/readyz", "for=downloads"))
