@@ -136,7 +136,7 @@ def test_the_brokers_certificate_is_watched_while_a_connection_lives_on(tmp_path
 
 
 def test_a_database_that_is_away_is_told(tmp_path: Path) -> None:
-    """`database_up` is 1, 0 while the stored settings cannot be read, and 1 again; without a database it is not there."""
+    """`database_up` is 1, 0 while the stored settings cannot be read, 1 again; it is not there without a database."""
     url = new_sqlite(tmp_path)
     with Host(tmp_path, environment(None)) as host:
         assert "database_up" not in host.http.get("/metrics").text

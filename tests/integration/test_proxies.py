@@ -10,8 +10,9 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -22,7 +23,9 @@ import httpx
 import pytest
 from botocore.config import Config
 
+from functions.settings import load
 from functions.web.tokens import Keyring
+from infra.host.web.limited_router import HANDLER_SECONDS
 from infra.local.certificates import Certificates, make_certificates
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import Process, free_port
@@ -116,6 +119,10 @@ class Proxy(Process):
     def logs(self) -> str:
         """All that it has written."""
         return "\n".join(file.read_text(errors="replace") for file in self.directory.glob("*.log"))
+
+    def has_logged(self, *words: str) -> bool:
+        """Whether all of these are in it."""
+        return all(word in self.logs() for word in words)
 
 
 @dataclass
@@ -290,29 +297,68 @@ def test_what_is_signed_stays_as_it_was(world: World) -> None:
     assert "Contents" not in world.s3.list_objects_v2(Bucket=BUCKET, Prefix=key)
 
 
+@pytest.fixture
+def upstream() -> Iterator[socket.socket]:
+    """A socket in the place of the host or of the store."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE_SECONDS)
+        yield listener
+
+
+@contextmanager
+def saying(proxy: Proxy, port: int, words: bytes) -> Iterator[ssl.SSLSocket]:
+    """A client that has sent these very bytes."""
+    with (
+        socket.create_connection(("127.0.0.1", port), PATIENCE_SECONDS) as raw,
+        proxy.context.wrap_socket(raw, server_hostname="localhost") as client,
+    ):
+        client.sendall(words)
+        yield client
+
+
+def receive(listener: socket.socket, body_bytes: int = 0) -> tuple[socket.socket, bytes]:
+    """The next connection with a request that is no look at the health, and what has come of it."""
+    while True:
+        accepted, _ = listener.accept()
+        accepted.settimeout(PATIENCE_SECONDS)
+        came = b""
+        while b"\r\n\r\n" not in came or len(came.partition(b"\r\n\r\n")[2]) < body_bytes:
+            came += accepted.recv(MIB)
+        if not came.startswith(b"GET /readyz"):
+            return accepted, came
+        accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        accepted.close()
+
+
+@pytest.mark.parametrize("behind", ["host", "store"])
 @pytest.mark.parametrize("name", ["nginx", "caddy"])
-def test_an_upload_is_passed_on_while_it_comes(tmp_path: Path, files: Certificates, name: str) -> None:
-    """The store has the first half before the second is sent, and path, query and Host as the client has sent them."""
+def test_an_address_goes_on_as_it_came(
+    tmp_path: Path, files: Certificates, upstream: socket.socket, name: str, behind: str
+) -> None:
+    """Path, query and Host to the letter: both are signed. A query may have 10 KB: some credentials are long."""
+    target = f"/{BUCKET}/{quote(ODD)}/%2F//%41?X=%2b&Y=a+b%20c&Z={'z' * 10_000}"
+    ports = {"host_port": free_port(), "store_port": free_port(), f"{behind}_port": upstream.getsockname()[1]}
+    with Proxy(name, tmp_path, files, **ports) as proxy:
+        port = proxy.bell_port if behind == "host" else proxy.files_port
+        with saying(proxy, port, f"GET {target} HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode()):
+            accepted, came = receive(upstream)
+            accepted.close()
+    first, _, rest = came.partition(b"\r\n")
+    assert first == f"GET {target} HTTP/1.1".encode()
+    assert re.findall(rb"(?im)^host: (.*)\r$", rest) == [f"localhost:{port}".encode()]
+
+
+@pytest.mark.parametrize("name", ["nginx", "caddy"])
+def test_an_upload_is_passed_on_while_it_comes(
+    tmp_path: Path, files: Certificates, upstream: socket.socket, name: str
+) -> None:
+    """The store has the first half before the second is sent."""
     half = b"x" * MIB
-    target = f"/{BUCKET}/{quote(ODD)}/%2F//%41?X=%2b&Y=a+b%20c"
-    with socket.create_server(("127.0.0.1", 0)) as store:
-        store.settimeout(PATIENCE_SECONDS)
-        with (
-            Proxy(name, tmp_path, files, host_port=free_port(), store_port=store.getsockname()[1]) as proxy,
-            socket.create_connection(("127.0.0.1", proxy.files_port), PATIENCE_SECONDS) as raw,
-            proxy.context.wrap_socket(raw, server_hostname="localhost") as client,
-        ):
-            fields = f"Host: localhost:{proxy.files_port}\r\nContent-Length: {2 * len(half)}\r\n"
-            client.sendall(f"PUT {target} HTTP/1.1\r\n{fields}\r\n".encode() + half)
-            accepted, _ = store.accept()
+    with Proxy(name, tmp_path, files, host_port=free_port(), store_port=upstream.getsockname()[1]) as proxy:
+        fields = f"Host: localhost:{proxy.files_port}\r\nContent-Length: {2 * len(half)}\r\n\r\n"
+        with saying(proxy, proxy.files_port, f"PUT /x HTTP/1.1\r\n{fields}".encode() + half) as client:
+            accepted, came = receive(upstream, len(half))
             with accepted:
-                accepted.settimeout(PATIENCE_SECONDS)
-                came = b""
-                while len(came.partition(b"\r\n\r\n")[2]) < len(half):
-                    came += accepted.recv(MIB)
-                first, _, rest = came.partition(b"\r\n")
-                assert first == f"PUT {target} HTTP/1.1".encode()
-                assert re.search(rf"(?im)^host: localhost:{proxy.files_port}\r$".encode(), rest)
                 client.sendall(half)
                 while len(came.partition(b"\r\n\r\n")[2]) < 2 * len(half):
                     came += accepted.recv(MIB)
@@ -341,7 +387,7 @@ def test_no_secret_is_logged(tmp_path: Path, world: World, files: Certificates) 
         assert set(ask(alone, http)) <= {502, 503}
         assert ask(world.proxy, world.http) == [200, 404, 200, 200]
         for proxy in (alone, world.proxy):
-            eventually(lambda proxy=proxy: "/assets/y" in proxy.logs() and "/thumbnails/front" in proxy.logs())
+            eventually(partial(proxy.has_logged, "/assets/y", "/thumbnails/front"))
             logs = proxy.logs() + unquote(proxy.logs())
             secrets = (TOKEN, picture, signed.query[-64:], "X-Amz-Signature", "token=")
             assert [one for one in secrets if one in logs] == []
@@ -351,3 +397,12 @@ def test_a_recipe_says_what_it_is() -> None:
     """In its first line."""
     for recipe in RECIPES.iterdir():
         assert recipe.read_text(encoding="utf-8").startswith("# "), recipe.name
+
+
+def test_a_recipe_waits_longer_than_the_host() -> None:
+    """For the broker's answer to one message, and the store's to one question before it: with time to spare."""
+    slowest = load({}).settings.mqtt_publish_timeout_seconds + HANDLER_SECONDS
+    for recipe, waits in (("nginx.conf", "proxy_read_timeout"), ("Caddyfile", "response_header_timeout")):
+        found = re.findall(rf"{waits} (\d+)s", (RECIPES / recipe).read_text(encoding="utf-8"))
+        assert len(found) == 2
+        assert min(map(int, found)) > 2 * slowest

@@ -145,7 +145,7 @@ class HostSite:
         answer(Reply(status, {}, as_json({"ready": ready, "mqtt": self._mqtt()})))
 
     def _ready_for_downloads(self) -> Reply:
-        """Whether devices and administrators belong here. What all hosts share is not asked: see decision H1."""
+        """Whether devices and administrators belong here. A store or database that is away is away for all hosts."""
         missing = self._downloads.missing if self._downloads.is_wanted else ""
         if missing:
             lacking = {"ready": False, "reason": f"Downloads are not configured: set {missing}."}
