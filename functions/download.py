@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from functions import gc_pause
 from functions.devices.api import explain, router
-from functions.devices.downloads import Caller, Downloads
+from functions.devices.downloads import Downloads, Principal
 from functions.lifecycle import Renewal, begin
 from functions.settings import SettingsError
 from functions.telemetry import logger
@@ -23,14 +23,14 @@ RENEW_SECONDS = 120.0  # between two looks into the secret: a rotated key is in 
 
 _lock = threading.Lock()
 _downloads: Downloads | None = None
-_router: Router[Caller] | None = None
+_router: Router[Principal] | None = None
 _renewal: Renewal | None = None
 
 
-def _ready() -> Router[Caller]:
+def _ready() -> Router[Principal]:
     """Return this process's routes, by settings that are read again now and then. Raises what `explain` knows.
 
-    The last good ones go on where Secrets Manager does not answer, or what it holds cannot be used.
+    The last good ones stay in use while Secrets Manager does not answer or its secret cannot be used.
     """
     global _downloads, _router, _renewal  # noqa: PLW0603 - one warm client of the store for each process is the point of it
     with _lock:
@@ -59,7 +59,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 
 
 def _start() -> None:
-    """Take half a second of imports at the cheapest moment; what is wrong, each request will be told."""
+    """Do half a second of imports at the cheapest moment. Each request is told what is wrong."""
     global _downloads  # noqa: PLW0603 - as in `_ready`
     _downloads = None  # what a snapshot may hold is out of date
     with suppress(SettingsError, KeyringError):

@@ -1,6 +1,6 @@
 """Keeps Python's garbage collector out of an entry's imports: an entry imports this first, and calls `resume` last.
 
-What imports make stays. Looking through it again and again for what might go takes a tenth of a cold start.
+What imports create stays. Searching it for garbage again and again takes a tenth of a cold start.
 """
 
 from __future__ import annotations
@@ -11,6 +11,6 @@ gc.disable()
 
 
 def resume() -> None:
-    """Collect from now on, and never again look at what is there already."""
+    """Collect from now on, but never search what exists already."""
     gc.freeze()
     gc.enable()

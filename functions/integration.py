@@ -40,7 +40,7 @@ class NoLocalPublisher:
         """See `Publishing.availability_topic`: a frozen function's last will would lie."""
 
     def apply(self, stored: Stored | None) -> None:
-        """See `Publishing.apply`: those others will."""
+        """See `Publishing.apply`: the other functions will do it."""
 
     def publish_discovery(self) -> int:
         """See `Publishing.publish_discovery`."""

@@ -1,4 +1,4 @@
-"""What a process of Lambda's goes through: a start, perhaps a snapshot and its restores, and secrets that change."""
+"""What a process on Lambda goes through: a start, perhaps a snapshot and its restores, and secrets that change."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Renewal:
 
 
 def begin(start: Callable[[], None], *, asks_aws: bool = False) -> None:
-    """Call `start` now if this is Lambda, but under SnapStart after each restore; elsewhere never.
+    """Call `start` on Lambda only: now, or under SnapStart after each restore.
 
     A snapshot may be old, and many processes begin with it: it gets imports, no socket and no secret. What `start`
-    raises fails the start, or the restore, and Lambda tries anew. `asks_aws`: botocore is needed, secret or not.
+    raises fails the start, or the restore, and Lambda tries again. `asks_aws`: botocore is needed, secret or not.
     Source: AWS Lambda, "Lambda SnapStart runtime hooks for Python".
     """
     runtime = lambda_runtime()
@@ -55,11 +55,11 @@ def begin(start: Callable[[], None], *, asks_aws: bool = False) -> None:
         import_botocore()
     try:
         hooks = importlib.import_module("snapshot_restore_py")
-    except ModuleNotFoundError:  # it is in Lambda's own Python alone; without it the first call starts
+    except ModuleNotFoundError:  # only Lambda's own Python has it; without it the first call starts
         return
     hooks.register_after_restore(_restored, start)
 
 
 def _restored(start: Callable[[], None]) -> None:
-    random.seed()  # or all restored processes would wait alike before they connect again
+    random.seed()  # or all restored processes would wait equally long before they connect again
     start()

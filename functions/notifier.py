@@ -55,11 +55,11 @@ class Notifier:
 
     @property
     def _problem(self) -> str:
-        """Why nobody knows the broker: what there is to publish waits at its source. "" where all is well."""
+        """Why the broker is not known; until it is, events wait at their source. "" if all is well."""
         return "" if self._stored is None else self._stored.problem
 
     def _look_up(self) -> None:
-        """Go where the stored settings say by now."""
+        """Switch to the broker that the stored settings name now."""
         if self._stored is not None and self._stored.look():
             self.publisher.close()
             self._publish_to(self._stored.broker)
@@ -95,7 +95,7 @@ class Notifier:
 
     def _detect(self, steps: Sequence[Step], end: float) -> list[Outcome | Unread]:
         """Read what has to be read first, then publish all, in order."""
-        # It brings boto3, half a second that nobody else need pay for.
+        # It brings boto3: half a second that other events need not wait.
         from functions.cameras.reader import DetectionReader, read_all  # noqa: PLC0415 - see above
 
         if self._reader is None:
@@ -124,7 +124,7 @@ class Notifier:
         return [one if isinstance(one, Unread) else outcomes[one.message] for one in found]
 
     def _publish(self, messages: Sequence[Message], end: float) -> list[Outcome]:
-        """Publish by `end` (`time.monotonic`); what is not confirmed once more, if there is another secret by now."""
+        """Publish by `end` (`time.monotonic`), and again what is not confirmed if the secret has changed."""
         outcomes = self._try(messages, end)
         again = [one for one, outcome in zip(messages, outcomes, strict=True) if _is_unconfirmed(outcome)]
         before = self._routes.topics
@@ -172,7 +172,7 @@ class Notifier:
 
 
 def _stored_settings(settings: Settings) -> StoredSettingsReader:
-    # It brings the database's packages, which nobody else need have.
+    # It brings the database's packages, which others need not have.
     from functions.stored.effective import StoredSettingsReader  # noqa: PLC0415 - see above
     from functions.stored.errors import StoreUnavailableError  # noqa: PLC0415 - see above
     from functions.stored.store import ConfigStore  # noqa: PLC0415 - see above

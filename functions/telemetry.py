@@ -49,7 +49,7 @@ class EmfTelemetry:
     """Collects during an invocation; `flush` prints what there is as CloudWatch embedded metric format."""
 
     def __init__(self) -> None:
-        """Begin with nothing to tell. One account's stacks are told apart by POWERTOOLS_SERVICE_NAME."""
+        """Begin empty. POWERTOOLS_SERVICE_NAME tells the stacks of one account apart."""
         self._service = EphemeralMetrics(namespace=NAMESPACE).service or SERVICE  # which reads that variable
         self._gauges: dict[str, int] = {}
         self._counts: Counter[tuple[str, Dimensions]] = Counter()
@@ -81,7 +81,7 @@ class EmfTelemetry:
         self._counts["events_total", (("source", source), ("outcome", outcome))] += 1
 
     def flush(self) -> None:
-        """Print what there is, and begin anew; the gauges are told every time."""
+        """Print what there is, and begin again; the gauges are printed every time."""
         documents: list[_Document] = []
 
         def tell(dimensions: Dimensions, name: str, unit: str, value: float | list[float]) -> None:

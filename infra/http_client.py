@@ -27,7 +27,7 @@ CHUNK_BYTES = 64 * 1024
 MAX_RETRY_AFTER_SECONDS = 300.0
 
 
-class Answer:
+class Response:
     """One response; `headers` ignores case. Its body is taken once, by `chunks` or by `body`."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
@@ -47,7 +47,7 @@ class Answer:
 
     def chunks(self) -> Iterator[bytes]:
         """The body as it arrives, as it was stored (an object may have a Content-Encoding)."""
-        # Not read(): it waits for a whole chunk, and loses what it has of it when the connection is cut.
+        # Not read(): it waits for a whole chunk, and loses what has come of it when the connection is cut.
         while chunk := self._response.read1(CHUNK_BYTES, decode_content=False):
             yield chunk
 
@@ -64,7 +64,7 @@ class Answer:
         return bytes(body)
 
     def beginning(self, limit_bytes: int) -> bytes:
-        """What there is of the body, and no more than that: for an answer whose status says enough."""
+        """What can be had of the body: for a response whose status says enough."""
         until = time.monotonic() + BODY_TIMEOUT_SECONDS
         body = bytearray()
         try:
@@ -96,12 +96,14 @@ class Web:
         self._lock = threading.Lock()
         self._pools: dict[Proxy | None, urllib3.PoolManager] = {}
 
-    def get(self, url: str, headers: Mapping[str, str]) -> AbstractContextManager[Answer]:
-        """Ask for `url`; whatever the network does inside the `with` is raised as FetchError."""
+    def get(self, url: str, headers: Mapping[str, str]) -> AbstractContextManager[Response]:
+        """Ask for `url`; every failure of the network inside the `with` is raised as FetchError."""
         return self.request("GET", url, headers)
 
     @contextmanager
-    def request(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Iterator[Answer]:
+    def request(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> Iterator[Response]:
         """As `get`, with another method and perhaps a body."""
         response: urllib3.BaseHTTPResponse | None = None
         try:
@@ -110,7 +112,7 @@ class Web:
             )
             if response.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
                 raise FetchError("unreachable", "the proxy wants a user and a password: http://user:password@host:port")
-            yield Answer(response)
+            yield Response(response)
         except (exceptions.NewConnectionError, exceptions.SSLError) as error:  # urllib3 counts the first as a time-out
             raise FetchError("unreachable", _words(error)) from None
         except exceptions.ProxyError as error:

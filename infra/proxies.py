@@ -44,7 +44,7 @@ class Proxies:
         try:
             parts = urlsplit(url)
             host, port = (parts.hostname or "").rstrip("."), parts.port or _DEFAULT_PORTS.get(parts.scheme)
-        except ValueError:  # no URL: for whoever fetches it to say
+        except ValueError:  # not a URL: the request will tell that
             return None
         proxy = self._by_scheme.get(parts.scheme)
         if proxy is None or is_loopback(url) or any(_matches(one, host, port) for one in self._direct):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -103,7 +102,7 @@ class Subscriber:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
-            raise ValueError(f"{url!r} is no broker: write mqtt://host[:1883] or mqtts://host[:8883]")
+            raise ValueError(f"{url!r} is not a broker: write mqtt://host[:1883] or mqtts://host[:8883]")
         if protocol not in _PROTOCOLS:
             raise ValueError(f'protocol {protocol!r} is not known: 5 or "3.1.1"')
         if isinstance(topics, str) or not topics:
@@ -210,9 +209,7 @@ class Subscriber:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _make_client(self, protocol: MQTTProtocolVersion, client_id: str, session_expiry_seconds: int) -> paho.Client:

@@ -74,6 +74,14 @@ def mosquitto(tmp_path: Path, mosquitto_binary: Path) -> Iterator[Mosquitto]:
 
 
 @pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory, mosquitto_binary: Path) -> Iterator[Mosquitto]:
+    """A Mosquitto that the tests of one module share, without passwords."""
+    del mosquitto_binary
+    with Mosquitto(tmp_path_factory.mktemp("mosquitto")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def minio(tmp_path_factory: pytest.TempPathFactory, minio_binary: Path) -> Iterator[Minio]:
     """A MinIO that the tests of one module share, without targets."""
     del minio_binary

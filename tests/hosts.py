@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ParamSpec, Self
 from urllib.parse import quote_plus
 
@@ -165,9 +164,7 @@ class Host:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.http.close()
         self.child.kill()
         self.child.wait(EXIT_SECONDS)

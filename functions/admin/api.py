@@ -21,7 +21,7 @@ from functions.web.router import Route, Router
 
 if TYPE_CHECKING:
     from functions.admin.operations import Administration
-    from functions.admin.schemas import Answer
+    from functions.admin.schemas import Schema
 
 MAX_BODY_BYTES = 64 * 1024
 BUSY_RETRY_SECONDS = 5  # the database is slow or down
@@ -102,7 +102,7 @@ def _expected_version(request: Request) -> int | None:
 
 
 def admit(bearer: str, tokens: tuple[str, ...]) -> None:
-    """Raise Problem where `bearer` is none of `tokens`."""
+    """Raise Problem unless `bearer` is one of `tokens`."""
     if not tokens:
         detail = "The administration is off: set ADMIN_TOKENS."
         raise unavailable("not_configured", detail, retry_after_seconds=BROKEN_RETRY_SECONDS)
@@ -116,7 +116,7 @@ def admit(bearer: str, tokens: tuple[str, ...]) -> None:
 
 
 def explain(error: Exception) -> Problem:
-    """What a failure is to an administrator."""
+    """How a failure is told to an administrator."""
     if isinstance(error, VersionConflictError):
         return _outdated(error.current)
     if isinstance(error, PasswordNeededError):
@@ -135,7 +135,7 @@ def explain(error: Exception) -> Problem:
 
 
 def _unfit(found: Iterable[Mapping[str, str]]) -> Problem:
-    """A 422 that names each field; `found` holds nothing of a value."""
+    """A 422 that names each field; `found` contains no values."""
     errors = [dict(one) for one in found]
     detail = "; ".join(f"{one['field']} {one['problem']}" for one in errors)
     return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "unfit", detail, more={"errors": errors})
@@ -150,7 +150,7 @@ def _outdated(current: int | None) -> Problem:
     return Problem(HTTPStatus.PRECONDITION_FAILED, "outdated", detail, headers=headers, more=more)
 
 
-def _json(answer: Answer, *, version: int | None = None, stale: str = "") -> Reply:
+def _json(answer: Schema, *, version: int | None = None, stale: str = "") -> Reply:
     etag = {} if version is None else {"ETag": f'"{version}"'}
     return Reply(HTTPStatus.OK, {**_NO_STORE, **etag, **({STALE: stale} if stale else {})}, answer.model_dump_json())
 

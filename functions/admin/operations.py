@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from pydantic import SecretStr
 
-from functions.admin.probe import WORDS, Verdict, probe
+from functions.admin.probe import WORDS, ProbeVerdict, probe
 from functions.admin.schemas import (
     ConfigAnswer,
     DiscoveryAnswer,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 LIVE_PROBE_SECONDS = 2.5  # within a status: its reader waits
 PROBE_KEPT_SECONDS = 5.0
 
-Password = Literal["given", "stored", "none"]
+PasswordOrigin = Literal["given", "stored", "none"]
 T = TypeVar("T")
 
 
@@ -58,7 +58,7 @@ class Publishing(Protocol):
         """Where the broker would say `offline` of this process under these settings; None: nowhere."""
 
     def apply(self, stored: Stored | None) -> None:
-        """Bring these settings in force in this process, at once: blocks, within a few seconds."""
+        """Apply these settings in this process at once. It blocks for a few seconds at most."""
 
     def publish_discovery(self) -> int:
         """Publish every known camera's discovery again; return how many.
@@ -83,7 +83,7 @@ class TopicVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Read(Generic[T]):
-    """Something out of the database, perhaps of before. `stale`: when that was, "never", or "" where it is fresh."""
+    """Something from the database, perhaps from earlier. `stale`: when that was, "never", or "" if it is fresh."""
 
     value: T
     stale: str = ""
@@ -108,12 +108,12 @@ class Administration:
         self._probed: tuple[float, BrokerConfig, ProbeAnswer] | None = None
 
     def config(self) -> Read[ConfigAnswer]:
-        """Tell the settings in force."""
+        """Return the settings in force."""
         read = self._load()
         return Read(self._shown(read.value), read.stale)
 
     def replace_config(self, change: MqttConfigChange, expected_version: int | None) -> ConfigAnswer:
-        """Store settings and bring them in force. `expected_version` 0: nothing may be stored yet; None: anything."""
+        """Store settings and apply them. `expected_version` 0: nothing may be stored yet; None: anything."""
         if self._store is None:
             detail = "Settings cannot be stored: set DATABASE_URL. Until then the environment is in force."
             raise Problem(HTTPStatus.CONFLICT, "no_database", detail)
@@ -135,7 +135,7 @@ class Administration:
         return self._shown(stored)
 
     def status(self) -> Read[StatusAnswer]:
-        """Tell of the connection; where others publish, of what they recorded, with a live probe."""
+        """Return the connection's status. Where others publish: what they recorded, and a live probe."""
         recorded = self._load_recorded()
         own = self._publishing.status()
         if own is not None:
@@ -229,8 +229,8 @@ class Administration:
         broker = broker_of(self._settings, stored.config, stored.password) if stored.config.enabled else None
         return broker, stored.credentials_readable
 
-    def _password(self, change: MqttConfigChange) -> tuple[SecretStr | None, Password]:
-        """Which password a test sends. The stored one goes nowhere else: whoever may test could fetch it that way."""
+    def _password(self, change: MqttConfigChange) -> tuple[SecretStr | None, PasswordOrigin]:
+        """Which password a test sends. The stored one goes nowhere else: who may test could fetch it that way."""
         if "password" in change.model_fields_set:
             return change.password, "none" if change.password is None else "given"
         try:
@@ -251,7 +251,7 @@ class Administration:
         return password, "none" if password is None else "stored"
 
     def _live(self) -> ProbeAnswer | None:
-        """Try the settings in force, or tell what came of it a moment ago."""
+        """Try the settings in force, or return the result of a moment ago."""
         try:
             broker, readable = self._effective()
         except StoreUnavailableError:
@@ -270,7 +270,7 @@ class Administration:
 
 
 class _LastRead(Generic[T]):
-    """The last that the database said."""
+    """What the database last said."""
 
     def __init__(self) -> None:
         self._last: tuple[T, datetime] | None = None
@@ -333,8 +333,8 @@ def _process(status: ProcessStatus) -> ProcessAnswer:
     )
 
 
-def _left_out(verdict: Verdict, broker: BrokerConfig, config: MqttConfig) -> tuple[str, ...]:
-    """What is asked for and not to be had, although the broker accepts us."""
+def _left_out(verdict: ProbeVerdict, broker: BrokerConfig, config: MqttConfig) -> tuple[str, ...]:
+    """What the settings ask for and the broker does not give, although it accepts us."""
     if not verdict.ok:
         return ()
     found = []
@@ -347,7 +347,9 @@ def _left_out(verdict: Verdict, broker: BrokerConfig, config: MqttConfig) -> tup
     return tuple(found)
 
 
-def _probed(verdict: Verdict, broker: BrokerConfig, password: Password, left_out: tuple[str, ...] = ()) -> ProbeAnswer:
+def _probed(
+    verdict: ProbeVerdict, broker: BrokerConfig, password: PasswordOrigin, left_out: tuple[str, ...] = ()
+) -> ProbeAnswer:
     detail = verdict.detail
     if left_out:
         detail += f" But not everything that is asked for: {'; '.join(left_out)}."

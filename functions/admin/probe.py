@@ -30,7 +30,7 @@ MAX_ADDRESSES = 4  # of one name
 MAX_RESOLVING = 8  # names at a time: a resolver may hang, and its thread with it
 POLL_SECONDS = 0.25
 
-Outcome = Literal[
+ProbeOutcome = Literal[
     "ok",
     "bad_credentials",
     "not_authorized",
@@ -48,7 +48,7 @@ Outcome = Literal[
     "not_mqtt",
 ]
 
-WORDS: dict[Outcome, str] = {
+WORDS: dict[ProbeOutcome, str] = {
     "ok": "The broker accepted the connection.",
     "bad_credentials": "The broker says that user name or password is wrong.",
     "not_authorized": "The broker does not let this client in. Many brokers, Mosquitto among them, also say so when "
@@ -80,20 +80,20 @@ _BY_CERTIFICATE = (
     "broker's policy allows to that certificate and this client id, and whether it is active."
 )
 NO_RETAINED = "the broker keeps no retained messages"
-_UNHEARD: tuple[Outcome, ...] = ("unreachable", "silent")  # by TCP: another address of the same name may be better
+_UNHEARD: tuple[ProbeOutcome, ...] = ("unreachable", "silent")  # by TCP: another address of the same name may be better
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProbeVerdict:
     """What came of an attempt. `reason_code` is the broker's (MQTT 5 §3.2.2.2), `detail` what a person can do."""
 
-    outcome: Outcome
+    outcome: ProbeOutcome
     detail: str
     duration_seconds: float
     reason_code: int | None = None
     address: str | None = None
     will_refused: str = ""
-    """Why the broker accepted without our last will only."""
+    """Why the broker accepts us only without our last will."""
     retain_available: bool = True
     maximum_qos: int = 2
 
@@ -103,7 +103,9 @@ class Verdict:
         return self.outcome == "ok"
 
 
-def probe(broker: BrokerConfig, targets: Targets | None = None, *, timeout_seconds: float = PROBE_SECONDS) -> Verdict:
+def probe(
+    broker: BrokerConfig, targets: Targets | None = None, *, timeout_seconds: float = PROBE_SECONDS
+) -> ProbeVerdict:
     """Connect and say DISCONNECT, with a client id of its own, within `timeout_seconds` for everything together.
 
     What is connected to is the address that was judged: the name is not resolved a second time.
@@ -113,9 +115,9 @@ def probe(broker: BrokerConfig, targets: Targets | None = None, *, timeout_secon
     targets = Targets() if targets is None else targets
 
     def verdict(
-        outcome: Outcome, failure: BrokerConnectionError | None = None, address: Address | None = None
-    ) -> Verdict:
-        return Verdict(
+        outcome: ProbeOutcome, failure: BrokerConnectionError | None = None, address: Address | None = None
+    ) -> ProbeVerdict:
+        return ProbeVerdict(
             outcome,
             _detail(outcome, failure, broker),
             round(time.monotonic() - began_at, 3),
@@ -126,7 +128,7 @@ def probe(broker: BrokerConfig, targets: Targets | None = None, *, timeout_secon
     addresses = _resolve(broker.host, deadline)
     if not addresses:
         return verdict("name_not_resolved")
-    # One of them forbidden: all of them, or the name's owner would choose by their order.
+    # If one of them is forbidden, all are: else the name's owner would choose by their order.
     if not all(targets.allow(broker.host, address) for address in addresses):
         return verdict("forbidden")
     for left in range(len(addresses), 0, -1):
@@ -183,7 +185,7 @@ def _connect(broker: BrokerConfig, address: Address, deadline: float) -> Connect
     return connection
 
 
-def _detail(outcome: Outcome, failure: BrokerConnectionError | None, broker: BrokerConfig) -> str:
+def _detail(outcome: ProbeOutcome, failure: BrokerConnectionError | None, broker: BrokerConfig) -> str:
     words = WORDS[outcome]
     if failure is None:
         return words
@@ -196,9 +198,9 @@ def _detail(outcome: Outcome, failure: BrokerConnectionError | None, broker: Bro
     return f"{words} The broker says: {failure.said}" if failure.said else words
 
 
-def _outcome(failure: BrokerConnectionError, broker: BrokerConfig) -> Outcome:
+def _outcome(failure: BrokerConnectionError, broker: BrokerConfig) -> ProbeOutcome:
     if failure.refused:
-        codes: dict[int | None, Outcome] = {
+        codes: dict[int | None, ProbeOutcome] = {
             BAD_CREDENTIALS: "bad_credentials",
             NOT_AUTHORIZED: "not_authorized",
             UNSUPPORTED_PROTOCOL: "wrong_protocol",
@@ -206,7 +208,7 @@ def _outcome(failure: BrokerConnectionError, broker: BrokerConfig) -> Outcome:
         return codes.get(failure.reason_code, "refused")
     if failure.cause == "closed" and broker.tls and not (broker.cert_file or broker.cert_pem):
         return "client_certificate_needed"  # perhaps: the alert that says so is lost in the reset that follows it
-    causes: dict[str, Outcome] = {
+    causes: dict[str, ProbeOutcome] = {
         "unreachable": "unreachable",
         "silent": "silent",
         "unanswered": "silent",

@@ -12,13 +12,13 @@ from functions.web.messages import iso
 Moment = Annotated[datetime, PlainSerializer(iso, return_type=str, when_used="json")]
 
 
-class Answer(BaseModel):
+class Schema(BaseModel):
     """An answer's body."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ConfigAnswer(Answer):
+class ConfigAnswer(Schema):
     """The settings in force, never the password."""
 
     source: Literal["database", "environment"] = Field(description="Where they come from.")
@@ -42,7 +42,7 @@ class ConfigAnswer(Answer):
     updated_at: Moment | None
 
 
-class ErrorAnswer(Answer):
+class ErrorAnswer(Schema):
     """What went wrong last; it may be long over."""
 
     reason: str
@@ -50,7 +50,7 @@ class ErrorAnswer(Answer):
     at: Moment | None
 
 
-class ProcessAnswer(Answer):
+class ProcessAnswer(Schema):
     """What a publishing process says of its connection; null is what nobody knows."""
 
     process: str | None = Field(description="Which process.")
@@ -67,7 +67,7 @@ class ProcessAnswer(Answer):
     recorded_at: Moment | None = Field(description="When it said so.")
 
 
-class TopicAnswer(Answer):
+class TopicAnswer(Schema):
     """What the broker last answered to a message on this topic."""
 
     topic: str = Field(description="As metrics name it: `camera/+/event`. `last will`: what CONNECT asks for.")
@@ -77,7 +77,7 @@ class TopicAnswer(Answer):
     at: Moment
 
 
-class ProbeAnswer(Answer):
+class ProbeAnswer(Schema):
     """What came of one attempt to connect."""
 
     ok: bool
@@ -114,13 +114,13 @@ class StatusAnswer(ProcessAnswer):
     recorded: tuple[ProcessAnswer, ...] = Field(description="What other processes last recorded, newest first.")
 
 
-class DiscoveryAnswer(Answer):
+class DiscoveryAnswer(Schema):
     """What was published again."""
 
     cameras: int = Field(description="How many cameras' discovery messages.")
 
 
-class FieldProblem(Answer):
+class FieldProblem(Schema):
     """One field that is not right."""
 
     field: str
@@ -128,7 +128,7 @@ class FieldProblem(Answer):
     expected: str
 
 
-class ProblemAnswer(Answer):
+class ProblemAnswer(Schema):
     """Any other answer (RFC 9457)."""
 
     title: str

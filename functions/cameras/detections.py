@@ -16,8 +16,10 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 from uuid import UUID
+
+from pydantic import Field, PlainValidator, SkipValidation, TypeAdapter, ValidationError
 
 from functions.cameras.discovery import MAX_CAMERAS, camera_topic
 from functions.cameras.message import CameraMessage, Sighting
@@ -43,7 +45,7 @@ _LEAP_SECOND = re.compile(r"(?<=:\d\d):60", re.ASCII)
 
 
 class BadDetectionError(ValueError):
-    """A document is no detection event. `field` is what is wrong with it, "" for the document as a whole.
+    """A document is not a detection event. `field` is what is wrong with it, "" for the document as a whole.
 
     Nothing here repeats what the document says.
     """
@@ -70,6 +72,24 @@ class CameraTopics:
         return cls(settings.topic_prefix)
 
 
+def _moment(value: object) -> datetime:
+    try:
+        if isinstance(value, str) and _MOMENT.fullmatch(value):
+            text, leap_seconds = _LEAP_SECOND.subn(":59", value.upper())
+            moment = datetime.fromisoformat(text) + timedelta(seconds=leap_seconds)
+            moment = moment.astimezone(UTC) if moment.tzinfo is not None else moment
+            if not leap_seconds or (moment.hour, moment.minute) == (0, 0):  # no other minute has 61 seconds
+                return moment
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return _EPOCH + timedelta(seconds=value / 1000 if abs(value) >= FIRST_MILLISECONDS else value)
+    except OverflowError:
+        pass
+    raise ValueError("is not a moment")
+
+
+_NUMBER = Field(strict=True, ge=0, le=MAX_CONFIDENCE)
+
+
 @dataclass(frozen=True, slots=True)
 class DetectionEvent:
     """What a camera saw. `timestamp` is in UTC, and without a zone where the document names none.
@@ -82,11 +102,11 @@ class DetectionEvent:
     camera_name: str
     description: str | None
     objects_detected: tuple[str, ...]
-    confidence: float | None
+    confidence: Annotated[int, _NUMBER] | Annotated[float, _NUMBER] | None
     source_type: str
     smart_detection_type: str | None
-    timestamp: datetime
-    extra: Mapping[str, object] = field(default_factory=dict)
+    timestamp: Annotated[datetime, PlainValidator(_moment)]
+    extra: SkipValidation[Mapping[str, object]] = field(default_factory=dict)
 
     @property
     def sighting(self) -> Sighting:
@@ -98,8 +118,8 @@ class DetectionEvent:
         return self.timestamp.tzinfo is None and _in_utc(self.timestamp) > now + AHEAD
 
     def payload(self, thumbnail_url: str | None) -> bytes:
-        """The event as JSON, known fields first. Raises BadDetectionError for what no JSON can hold."""
-        document = {name: getattr(self, name) for name in _READERS} | {"thumbnail_url": thumbnail_url}
+        """The event as JSON, known fields first. Raises BadDetectionError if JSON cannot hold it."""
+        document = {name: getattr(self, name) for name in _KNOWN} | {"thumbnail_url": thumbnail_url}
         try:
             return _encode({**document, **{n: v for n, v in self.extra.items() if n not in document}}).encode()
         except UnicodeEncodeError:
@@ -108,29 +128,40 @@ class DetectionEvent:
             raise BadDetectionError("", "must hold finite numbers, in some hundred levels at most") from None
 
 
+_EVENT = TypeAdapter(DetectionEvent)
+_KNOWN = tuple(name for name in DetectionEvent.__slots__ if name != "extra")
+_RIGHT = {
+    "description": "text or null",
+    "objects_detected": "a list of text",
+    "confidence": f"a number from 0 to {MAX_CONFIDENCE}, or null",
+    "smart_detection_type": "text or null",
+    "timestamp": "a date and time such as 2026-11-20T12:00:00Z, or seconds since 1970",
+}
+
+
 def parse(document: bytes, detection: Detection) -> DetectionEvent:
     """Read the document of `detection`. Raises BadDetectionError with the first field that is missing or wrong."""
     if len(document) > MAX_DOCUMENT_BYTES:
         raise BadDetectionError("", f"must have at most {MAX_DOCUMENT_BYTES} bytes")
     try:
-        # UTF-8 alone, if need be with the mark that some editors put before it.
+        # UTF-8 only, perhaps after the byte order mark that some editors write.
         fields = json.loads(document.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise BadDetectionError("", "must be JSON in UTF-8") from None
     if not isinstance(fields, dict):
         raise BadDetectionError("", "must be a JSON object")
-    read: dict[str, Any] = {}
-    for name, reader in _READERS.items():
-        if name not in fields:
-            raise BadDetectionError(name, "is missing")
-        try:
-            read[name] = reader(fields.pop(name))
-        except ValueError as error:
-            raise BadDetectionError(name, str(error)) from None
-    for name, in_the_key in (("event_id", detection.event_id), ("camera_id", detection.camera_id)):
-        if read[name] != in_the_key:
-            raise BadDetectionError(name, "must be the one that the object's key names")
-    return DetectionEvent(**read, extra=fields)
+    known = {name: fields.pop(name) for name in _KNOWN if name in fields}
+    try:
+        event = _EVENT.validate_python({**known, "extra": fields})
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    else:
+        for name, in_the_key in (("event_id", detection.event_id), ("camera_id", detection.camera_id)):
+            if known[name] != in_the_key:
+                raise BadDetectionError(name, "must be the one that the object's key names")
+        return event
+    name = str(wrong["loc"][0])
+    raise BadDetectionError(name, "is missing" if wrong["type"] == "missing" else f"must be {_RIGHT.get(name, 'text')}")
 
 
 def event_message(
@@ -151,7 +182,7 @@ def event_message(
 def addressed(
     message: CameraMessage, sighting: Sighting, topics: CameraTopics, *, retain: bool = True
 ) -> CameraMessage:
-    """`message`, which tells of `sighting`, as it is sent under these `topics`; not `retain`: whatever they say."""
+    """`message`, which tells of `sighting`, as it is sent under these `topics`; without `retain` it is not retained."""
     topic = camera_topic(topics.topic_prefix, sighting.camera_id)
     return replace(message, topic=topic, qos=topics.qos, retain=topics.retain and retain)
 
@@ -165,7 +196,7 @@ class Latest:
         self._times: OrderedDict[str, datetime] = OrderedDict()
 
     def take(self, sighting: Sighting, now: datetime) -> bool:
-        """Note an event: whether its camera has no later one. A time far ahead counts as `now`, or it stayed latest."""
+        """Note an event; return whether it is its camera's latest. A time far ahead counts as `now`."""
         at = now if sighting.at > now + AHEAD else sighting.at
         known = self._times.get(sighting.camera_id)
         self._times[sighting.camera_id] = at if known is None else max(at, known)
@@ -175,7 +206,7 @@ class Latest:
         return known is None or at >= known
 
     def forget(self, camera_id: str) -> None:
-        """Take the camera's next event for its latest."""
+        """Count the camera's next event as its latest."""
         self._times.pop(camera_id, None)
 
     def clear(self) -> None:
@@ -184,13 +215,14 @@ class Latest:
 
 
 def published_sighting(payload: bytes) -> Sighting | None:
-    """The event that a message of ours tells of; None for what is none, or nobody's."""
+    """The event that a message of ours tells of; None if it is not such a message."""
     try:
         fields = json.loads(payload)
-        camera_id, timestamp = _text(fields["camera_id"]), _moment(fields["timestamp"])
+        camera_id, timestamp = fields["camera_id"], _moment(fields["timestamp"])
     except (ValueError, RecursionError, TypeError, KeyError):
         return None
-    return Sighting(camera_id, _in_utc(timestamp)) if "event_id" in fields else None
+    is_ours = isinstance(camera_id, str) and "event_id" in fields
+    return Sighting(camera_id, _in_utc(timestamp)) if is_ours else None
 
 
 def rfc3339(moment: datetime) -> str:
@@ -205,61 +237,6 @@ def rfc3339(moment: datetime) -> str:
 
 def _in_utc(moment: datetime) -> datetime:
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).astimezone(UTC)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("must be text")  # noqa: TRY004 - the document is wrong, not the program
-    return value
-
-
-def _text_or_null(value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise ValueError("must be text or null")
-    return value
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise ValueError("must be a list of text")
-    return tuple(value)
-
-
-def _confidence(value: object) -> float | None:
-    # true is an int to Python.
-    if value is None or (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MAX_CONFIDENCE
-    ):
-        return value
-    raise ValueError(f"must be a number from 0 to {MAX_CONFIDENCE}, or null")
-
-
-def _moment(value: object) -> datetime:
-    try:
-        if isinstance(value, str) and _MOMENT.fullmatch(value):
-            text, leap_seconds = _LEAP_SECOND.subn(":59", value.upper())
-            moment = datetime.fromisoformat(text) + timedelta(seconds=leap_seconds)
-            moment = moment.astimezone(UTC) if moment.tzinfo is not None else moment
-            if not leap_seconds or (moment.hour, moment.minute) == (0, 0):  # no other minute has 61 seconds
-                return moment
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return _EPOCH + timedelta(seconds=value / 1000 if abs(value) >= FIRST_MILLISECONDS else value)
-    except (ValueError, OverflowError):
-        pass
-    raise ValueError("must be a date and time such as 2026-11-20T12:00:00Z, or seconds since 1970")
-
-
-_READERS = {
-    "event_id": _text,
-    "camera_id": _text,
-    "camera_name": _text,
-    "description": _text_or_null,
-    "objects_detected": _texts,
-    "confidence": _confidence,
-    "source_type": _text,
-    "smart_detection_type": _text_or_null,
-    "timestamp": _moment,
-}
 
 
 def _refuse_constant(name: str) -> NoReturn:

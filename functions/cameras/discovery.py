@@ -40,7 +40,7 @@ _PLAIN_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_ID_CHARACTERS}}}")
 _WILD = frozenset("+#/")
 _CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), " ")
 
-# `dict` keeps every field of the event, and what the document itself calls `event_type` gives way.
+# `dict` keeps every field of the event, but replaces an `event_type` of the document's own.
 _EVENT = (
     "{% set listed = [value_json.smart_detection_type, value_json.source_type] | map('string') | map('lower')"
     f" | select('in', {list(EVENT_TYPES)}) | list %}}"
@@ -71,7 +71,7 @@ class Cameras:
         self._heard_at: dict[str, datetime] = {}
 
     def heard(self, camera: Camera) -> bool:
-        """Note an event of `camera`: whether its discovery message goes first, because it is new or has a new name."""
+        """Note an event; return whether the camera is announced first, because it is new or has a new name."""
         with self._lock:
             is_due = self._names.get(camera.camera_id) != camera.name
             self._names[camera.camera_id] = camera.name
@@ -82,12 +82,12 @@ class Cameras:
             return is_due
 
     def heard_since(self, camera_id: str, moment: datetime) -> bool:
-        """Whether an event of it came after that."""
+        """Whether an event of it came after `moment`."""
         with self._lock:
             return camera_id in self._heard_at and self._heard_at[camera_id] > moment
 
     def found(self, cameras: Iterable[Camera]) -> tuple[Camera, ...]:
-        """Add those that nobody has heard of yet, as far as there is room; they make room first. Returns the added."""
+        """Add those that are not known yet, while there is room; they are the first to make room. Returns the added."""
         with self._lock:
             added: dict[str, Camera] = {}
             for camera in cameras:
@@ -98,7 +98,7 @@ class Cameras:
             return tuple(added.values())
 
     def forget(self, camera_id: str) -> bool:
-        """Whether it was known. Its next event announces it again: so too after a discovery message that failed."""
+        """Return whether it was known. Its next event announces it again. Also for a discovery message that failed."""
         with self._lock:
             self._heard_at.pop(camera_id, None)
             return self._names.pop(camera_id, None) is not None

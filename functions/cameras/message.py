@@ -26,6 +26,6 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class CameraMessage(Message):
-    """A message that is addressed anew when it is sent. About a `Camera`: this is its discovery message."""
+    """A message that gets its topic when it is sent. About a `Camera`: this is its discovery message."""
 
     about: Camera | Sighting = field(kw_only=True)

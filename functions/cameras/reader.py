@@ -55,7 +55,7 @@ class DetectionReader:
         """Thumbnails' links begin with `base_url` if there is one, and a key to sign their tokens with."""
         self.default_topics = self.topics = topics
         """May be replaced at any time: what is read from then on goes there."""
-        self._objects = objects
+        self.objects = objects
         self._events_prefix = events_prefix
         self._base_url = (base_url or "").rstrip("/")
         self._keyring = keyring if base_url is not None and keyring is not None and keyring.can_sign else None
@@ -68,7 +68,7 @@ class DetectionReader:
     def of(
         cls, settings: Settings, *, objects: Objects | None = None, keyring: Keyring | None = None
     ) -> DetectionReader:
-        """Take everything from settings with BUCKET and EVENTS_PREFIX; what is at hand already need not be made anew.
+        """Take everything from settings with BUCKET and EVENTS_PREFIX; what exists already is not made again.
 
         Without a usable `keyring`, links are presigned, and the log says so: an event is not lost over it.
         """
@@ -97,13 +97,13 @@ class DetectionReader:
     def read(self, detection: Detection) -> ReadDetection | Unread:
         """Read the document, in the version that the event tells of where there are versions, and make the message.
 
-        Without versions it is what is there now: who has overwritten a document since has rung for it too. Within
+        Without versions it is the current document: an upload that has overwritten it rings too. Within
         two of the store's deadlines where it is silent; never raises for what a store or a document may be. A picture
         that cannot be seen costs the message its link.
         """
         topics = self.topics
         try:
-            document = self._objects.read(detection.object_key, detection.version_id, limit_bytes=MAX_DOCUMENT_BYTES)
+            document = self.objects.read(detection.object_key, detection.version_id, limit_bytes=MAX_DOCUMENT_BYTES)
             if document is None:
                 return Unread("gone")
             event = parse(document, detection)
@@ -116,8 +116,8 @@ class DetectionReader:
         return ReadDetection(detection.camera_id, event.camera_name, message)
 
     def store_answers(self) -> bool:
-        """Whether the store answers at all: then what it fails at is about an object, and no outage."""
-        return self._objects.answers()
+        """Whether the store answers at all: if so, a failure concerns one object and is not an outage."""
+        return self.objects.answers()
 
     def _check_clock(self, event: DetectionEvent) -> None:
         if event.lacks_zone(datetime.now(UTC)) and event.camera_id not in self._zoneless:
@@ -141,7 +141,7 @@ class DetectionReader:
             return None
 
     def _link(self, detection: Detection, *, retain: bool) -> str | None:
-        if self._objects.head(detection.picture_key) is None:
+        if self.objects.head(detection.picture_key) is None:
             return None
         if self._keyring is not None:
             token = self._keyring.mint_for_object(detection.picture_key)
@@ -151,13 +151,13 @@ class DetectionReader:
             logger.warning(
                 "retained messages will hold dead links to thumbnails: set PUBLIC_BASE_URL and DEVICE_TOKEN_KEYS"
             )
-        return self._objects.presign_picture(detection.picture_key).url
+        return self.objects.presign_picture(detection.picture_key).url
 
 
 def read_all(
     reader: DetectionReader, detections: Iterable[Detection], end: float
 ) -> dict[bytes, ReadDetection | Unread]:
-    """Read all by `end` (`time.monotonic`), side by side, an event that is there twice once; by identity."""
+    """Read all by `end` (`time.monotonic`), in parallel, each event once; by identity."""
     wanted = {detection.identity: detection for detection in detections}
     pool = ThreadPoolExecutor(min(len(wanted), READERS))
     reads = {identity: pool.submit(reader.read, detection) for identity, detection in wanted.items()}

@@ -1,10 +1,10 @@
-"""The routes of the devices' API, and what a failure is to a device."""
+"""The routes of the devices' API, and how a failure is told to a device."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 
-from functions.devices.downloads import ASSETS, BROKEN_RETRY_SECONDS, CONFIGS, Caller, Downloads
+from functions.devices.downloads import ASSETS, BROKEN_RETRY_SECONDS, CONFIGS, Downloads, Principal
 from functions.s3.clients import UNREACHABLE, StorageError
 from functions.settings import SettingsError
 from functions.telemetry import logger
@@ -17,7 +17,7 @@ FILE_METHODS = ("GET", "HEAD")
 HINT = "Ask for /configs/<mac>.json, /assets/<path> or /manifest."
 
 
-def router(downloads: Downloads) -> Router[Caller]:
+def router(downloads: Downloads) -> Router[Principal]:
     """All that a device can ask for."""
     routes = (
         Route(FILE_METHODS, f"{CONFIGS}*", downloads.config),
@@ -30,13 +30,13 @@ def router(downloads: Downloads) -> Router[Caller]:
     return Router("download", routes, downloads.admit, HINT, explain, _names)
 
 
-def _names(caller: Caller) -> tuple[str, str]:
+def _names(caller: Principal) -> tuple[str, str]:
     """What names a device's token in the log."""
     return (caller.device.kid, caller.device.jti) if caller.device is not None else ("", "")
 
 
 def explain(error: Exception) -> Problem:
-    """What a failure is to a device."""
+    """How a failure is told to a device."""
     if isinstance(error, StorageError):
         busy = error.code == UNREACHABLE or (error.status or 0) >= HTTPStatus.INTERNAL_SERVER_ERROR
         details = {"code": error.code, "status": error.status}

@@ -52,7 +52,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
+class Principal:
     """Who asks: a device, somebody with a token for the one object `object_key`, or else with an admin token."""
 
     bearer: str
@@ -114,7 +114,7 @@ class Downloads:
         """Whether any setting says that devices ask here; administrators may do so without."""
         return self.objects is not None or bool(self.keyring.keys) or not self.admin_tokens
 
-    def admit(self, request: Request) -> Caller:
+    def admit(self, request: Request) -> Principal:
         """Who asks, in exchange for a good token; a link to a thumbnail brings its own."""
         if self.objects is None or self.missing:
             detail = f"Downloads are not configured: set {self.missing}."
@@ -125,28 +125,28 @@ class Downloads:
         offered = bearer.encode(errors="replace")
         # All are compared, so that the time does not tell which one is near.
         if not in_link and sum(hmac.compare_digest(offered, token.encode()) for token in self.admin_tokens):
-            return Caller(bearer, self.objects)
+            return Principal(bearer, self.objects)
         try:
             if in_link:
-                return Caller(bearer, self.objects, object_key=self.keyring.verify_for_object(bearer))
-            return Caller(bearer, self.objects, self.keyring.verify(bearer))
+                return Principal(bearer, self.objects, object_key=self.keyring.verify_for_object(bearer))
+            return Principal(bearer, self.objects, self.keyring.verify(bearer))
         except TokenError as error:
             raise unauthorised(error.reason, kid=error.kid, jti=error.jti) from None
 
     def warm_up(self, *, ask_region: bool = False) -> None:
-        """Get ready for the first request, asking nobody but maybe the store; what is wrong will show then."""
+        """Prepare for the first request. Only the store may be asked; what is wrong shows at that request."""
         if self.objects is not None:
             with suppress(StorageError):
                 self.objects.warm_up(ask_region=ask_region)
 
-    def config(self, request: Request, caller: Caller) -> Reply:
+    def config(self, request: Request, caller: Principal) -> Reply:
         """Answer `/configs/<mac>.json`."""
         name = request.path.removeprefix(CONFIGS)
         if not is_config_name(name):
             raise malformed("bad_config_name", "A config is named <mac>.json, e.g. aa-bb-cc-dd-ee-ff.json.")
         return _file(request, caller, self.configs_prefix, name, allowed=caller.owns(name))
 
-    def asset(self, request: Request, caller: Caller) -> Reply:
+    def asset(self, request: Request, caller: Principal) -> Reply:
         """Answer `/assets/<path>` and `/assets?filename=<path>`."""
         name = request.path.removeprefix(ASSETS + "/")
         if request.path == ASSETS:
@@ -155,7 +155,7 @@ class Downloads:
             raise malformed("bad_asset_name", "An asset's name is a relative path of at most 1,024 bytes.")
         return _file(request, caller, self.assets_prefix, name, allowed=True)
 
-    def thumbnail(self, request: Request, caller: Caller) -> Reply:
+    def thumbnail(self, request: Request, caller: Principal) -> Reply:
         """Answer `/thumbnails/<camera>/<event>.jpg` and `/thumbnails?filename=<camera>/<event>.jpg`."""
         name = request.path.removeprefix(THUMBNAILS + "/")
         if request.path == THUMBNAILS:
@@ -166,7 +166,7 @@ class Downloads:
             raise absent()
         return _file(request, caller, prefix, name, allowed=caller.sees(prefix + name), is_picture=True)
 
-    def manifest(self, request: Request, caller: Caller) -> Reply:
+    def manifest(self, request: Request, caller: Principal) -> Reply:
         """Answer `/manifest`. An admin may name a device, or gets what every device gets together."""
         asked = request.parameters("limit", "next", "mac")
         limit = parse_limit(asked.get("limit", str(MAX_PAGE_OBJECTS)))
@@ -181,13 +181,13 @@ class Downloads:
 
 
 def _file(
-    request: Request, caller: Caller, prefix: str, filename: str, *, allowed: bool, is_picture: bool = False
+    request: Request, caller: Principal, prefix: str, filename: str, *, allowed: bool, is_picture: bool = False
 ) -> Reply:
     version_id = "" if is_picture else request.parameters("version_id").get("version_id", "")
     if len(version_id) > MAX_FILENAME_BYTES or not version_id.isascii() or not version_id.isprintable():
-        raise malformed("bad_version", "That is no version id.")
+        raise malformed("bad_version", "That is not a version id.")
     objects = caller.objects
-    # Asked for what is forbidden, too: the time must not tell it from what is absent.
+    # The store is asked for forbidden files too: the time must not tell them from missing ones.
     info = objects.head(prefix + filename, version_id)
     if info is None or not allowed:
         raise absent()
@@ -217,8 +217,8 @@ def _file(
 def _described(info: ObjectInfo) -> dict[str, str]:
     """Tell of the file in headers.
 
-    `Content-Length` is the file's (RFC 9110 §8.6), for whoever passes it on; `X-Object-Size` says the same behind a
-    gateway that counts the empty body instead.
+    `Content-Length` is the file's (RFC 9110 §8.6), for a proxy that passes it on; `X-Object-Size` says the same behind
+    a gateway that counts the empty body instead.
     """
     return {
         "Last-Modified": format_datetime(info.last_modified.astimezone(UTC), usegmt=True),
@@ -227,7 +227,7 @@ def _described(info: ObjectInfo) -> dict[str, str]:
     }
 
 
-def _whose(caller: Caller, asked: str | None) -> str | None:
+def _whose(caller: Principal, asked: str | None) -> str | None:
     """Tell whose manifest it is: None for an admin who names no device."""
     try:
         mac = None if asked is None else normalise_mac(asked)

@@ -30,7 +30,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Lists the names that are announced, and those only: the device's config first, then assets in S3's order."""
+    """Lists only the names that are announced: the device's config first, then assets in S3's order."""
 
     configs_prefix: str = "configs/"
     assets_prefix: str = "assets/"
@@ -39,7 +39,7 @@ class Manifest:
         """One page as the client reads it: at most one LIST, and a HEAD of the device's config before the first page.
 
         It may hold fewer objects than asked for, or none, and yet have a `next`. Without a MAC come all configs, then
-        all assets. Raises Problem (400) for a cursor that was not given to this token, StorageError.
+        all assets. Raises StorageError, and Problem (400) for a cursor that was not given to this token.
         """
         # A cursor must not lead a device into the others' configs.
         prefixes = (self.assets_prefix,) if asked.mac else (self.configs_prefix, self.assets_prefix)

@@ -32,7 +32,7 @@ class Audience:
     def doubts(self, message: Message, reason_code: int, now: float) -> bool:
         """Take in an acknowledgement, and return whether it says nothing: the topic had a subscriber, and may again.
 
-        A retained message waits at the broker for whoever subscribes.
+        A retained message waits at the broker for later subscribers.
         """
         # Right after they connect, hosts themselves listen to cameras' topics for a moment: those that have a label.
         is_of_cameras = bool(message.label) or message.retain

@@ -64,7 +64,7 @@ class Listener(Protocol):
     """Hears what the broker says, from within `loop_read` and `loop_write`."""
 
     def connack(self, connack: Connack) -> None:
-        """CONNECT is answered, well or ill."""
+        """CONNECT is answered, accepted or refused."""
 
     def disconnected(self, reason: str, reason_code: int, said: str) -> None:
         """The broker has sent DISCONNECT; `said` are its own words."""
@@ -129,7 +129,7 @@ class Client(paho.Client):
         """TCP and TLS within one `connect_timeout`, shared among the host's addresses; Nagle's delay off."""
         deadline = time.monotonic() + self.connect_timeout
         addresses = socket.getaddrinfo(self.address or self.host, self.port, type=socket.SOCK_STREAM)
-        # One of them forbidden: all of them, or the name's owner would choose by their order.
+        # If one of them is forbidden, all are: else the name's owner would choose by their order.
         if self.targets is not None and not all(self._may_reach(str(one[-1][0])) for one in addresses):
             raise ForbiddenAddressError
         for left in range(len(addresses), 0, -1):

@@ -1,7 +1,7 @@
 """One MQTT connection, from CONNECT to its end. Nothing here waits, except `open`.
 
 A connection is used once. When it fails it is discarded, never reconnected: paho keeps what it could not send and
-sends it later, behind the back of whoever retried meanwhile. Its owner moves the bytes: it asks for `fileno`, calls
+sends it later, although its sender may have retried meanwhile. Its owner moves the bytes: it asks for `fileno`, calls
 `read`, `write` and `tick`, and takes the acknowledgements.
 """
 
@@ -30,8 +30,8 @@ BAD_CREDENTIALS, NOT_AUTHORIZED = 0x86, 0x87  # MQTT 5 §3.2.2.2
 RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED = 0x9A, 0x9B
 HOSTNAME_MISMATCH, ADDRESS_MISMATCH = 62, 64  # OpenSSL's X509_V_ERR_…
 
-# What a failure comes down to, for whoever has words of their own for it.
-Cause = Literal[
+# What kind of failure it is, for callers that have their own words for it.
+FailureKind = Literal[
     "other",
     "unreachable",
     "silent",
@@ -56,7 +56,7 @@ class BrokerConnectionError(Exception):
         *,
         reason_code: int | None = None,
         refused: bool = False,
-        cause: Cause = "other",
+        cause: FailureKind = "other",
         said: str = "",
         hint: str = "",
     ) -> None:
@@ -391,7 +391,7 @@ class Connection:
 
 
 def knows_by_certificate(broker: BrokerConfig) -> bool:
-    """Whether a client certificate is all that this broker is shown of us."""
+    """Whether this broker knows us by a client certificate only."""
     return broker.username is None and (broker.cert_file or broker.cert_pem) is not None
 
 

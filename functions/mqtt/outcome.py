@@ -35,7 +35,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One message's fate, with the broker's reason code where it gave one, and the reason in words."""
+    """What became of one message, with the broker's reason code where it gave one, and the reason in words."""
 
     status: Status
     reason: str = ""
@@ -57,7 +57,7 @@ class Outcome:
 
     @property
     def forbidden(self) -> bool:
-        """Whether the broker will not have this very message until time, or a person, changes that: maybe never."""
+        """Whether the broker refuses this message until time or a person changes that, perhaps for ever."""
         codes = _PASSING_REFUSALS | FORBIDDING_REFUSALS
         return self.status is Status.REFUSED and (self.convicted or self.reason_code in codes)
 

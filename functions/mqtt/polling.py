@@ -1,4 +1,4 @@
-"""Moves a connection's bytes inside a call, for whoever has no event loop."""
+"""Moves a connection's bytes inside a call, for callers without an event loop."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from functions.mqtt.message import Message
     from functions.telemetry import Telemetry
 
-WARM_UP_SECONDS = 1.0  # a broker that is away must not eat the start of a process
+WARM_UP_SECONDS = 1.0  # a broker that is down must not take up the start of a process
 CLOSE_SECONDS = 2.0
 MAX_KEEPALIVES = 1.5  # after so many of them a broker ends a silent connection (MQTT 5 §3.1.2.10)
 

@@ -45,7 +45,7 @@ def _context(broker: BrokerConfig, _modified_at: tuple[int, ...]) -> ssl.SSLCont
             _load_pem(context, broker.cert_pem + broker.key_pem.get_secret_value())
     except ssl.SSLError as error:
         problem = error.reason or "is the key encrypted?"
-    if problem:  # out here, or the frame that holds the key would ride along
+    if problem:  # raised here: a traceback from inside would hold the key
         raise TlsFileError(f"MQTT_CERT_{kind} or MQTT_KEY_{kind} is not usable: {problem}")
     if broker.alpn:
         context.set_alpn_protocols([broker.alpn])
@@ -53,7 +53,7 @@ def _context(broker: BrokerConfig, _modified_at: tuple[int, ...]) -> ssl.SSLCont
 
 
 def _load_pem(context: ssl.SSLContext, text: str) -> None:
-    """Load from a file in memory: `ssl` reads files only, and a key has no business on a disk."""
+    """Load from a file in memory: `ssl` reads files only, and a key must not be on a disk."""
     with os.fdopen(os.memfd_create("pem"), "w") as file:
         file.write(text)
         file.flush()
@@ -65,7 +65,7 @@ def incomplete(error: ssl.SSLCertVerificationError) -> str:
     if error.verify_code not in _STRICT:
         return ""
     return (
-        "Python 3.13 and later, Lambda's among them, take no incomplete certificate (RFC 5280), which older ones do. "
-        "Make the authority's anew, with critical basicConstraints, subjectKeyIdentifier and a critical keyUsage of "
-        "keyCertSign and cRLSign, and the broker's by it, with subjectKeyIdentifier and authorityKeyIdentifier"
+        "Python 3.13 and later, also Lambda's, refuse incomplete certificates (RFC 5280), which older versions accept. "
+        "Make the authority's again, with critical basicConstraints, subjectKeyIdentifier and a critical keyUsage of "
+        "keyCertSign and cRLSign; sign the broker's with it, with subjectKeyIdentifier and authorityKeyIdentifier"
     )

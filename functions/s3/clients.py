@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack, overload
 from urllib.parse import urlsplit
 
 from functions.settings import Settings
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from boto3.session import Session
     from mypy_boto3_s3.client import S3Client
     from mypy_boto3_sqs.client import SQSClient
+
+    class Options(TypedDict, total=False):
+        """How one client differs from the others."""
+
+        endpoint_url: str | None
+        connect_timeout_seconds: float
+        read_timeout_seconds: float
+        attempts: int
+        connections: int
+        session: Session | None
+        region_name: str | None
+
 
 CONNECT_TIMEOUT_SECONDS = 2.0
 READ_TIMEOUT_SECONDS = 10.0
@@ -32,7 +44,7 @@ NO_CREDENTIALS = "no credentials"
 BAD_REQUEST = "bad request"
 
 WRONG_REGION = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"})
-"""Codes of a store that is asked, or was signed for, by the name of a region that is not its own."""
+"""Codes of a store that was asked, or signed for, with a region that is not its own."""
 
 OUR_SERVICES = frozenset({"s3", "sqs", "sts", "portal.sso", "oidc"})
 """Ours, and those that give credentials, by their names in botocore's list of endpoints."""
@@ -60,50 +72,17 @@ class StorageError(Exception):
 
     @property
     def answered(self) -> bool:
-        """Whether the store has answered the question, if only by a refusal: no time-out, no broken line, no 5xx."""
+        """Whether the store has answered, even by a refusal: no time-out, no broken connection, no 5xx."""
         if self.status is None:
             return self.code != UNREACHABLE
         return self.status < HTTPStatus.INTERNAL_SERVER_ERROR or self.status == HTTPStatus.NOT_IMPLEMENTED
 
 
 @overload
-def client(
-    service: Literal["s3"],
-    settings: Settings,
-    *,
-    endpoint_url: str | None = None,
-    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
-    read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
-    attempts: int = MAX_ATTEMPTS,
-    connections: int = POOLED_CONNECTIONS,
-    session: Session | None = None,
-    region_name: str | None = None,
-) -> S3Client: ...
+def client(service: Literal["s3"], settings: Settings, **options: Unpack[Options]) -> S3Client: ...
 @overload
-def client(
-    service: Literal["sqs"],
-    settings: Settings,
-    *,
-    endpoint_url: str | None = None,
-    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
-    read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
-    attempts: int = MAX_ATTEMPTS,
-    connections: int = POOLED_CONNECTIONS,
-    session: Session | None = None,
-    region_name: str | None = None,
-) -> SQSClient: ...
-def client(
-    service: Literal["s3", "sqs"],
-    settings: Settings,
-    *,
-    endpoint_url: str | None = None,
-    connect_timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
-    read_timeout_seconds: float = READ_TIMEOUT_SECONDS,
-    attempts: int = MAX_ATTEMPTS,
-    connections: int = POOLED_CONNECTIONS,
-    session: Session | None = None,
-    region_name: str | None = None,
-) -> Any:
+def client(service: Literal["sqs"], settings: Settings, **options: Unpack[Options]) -> SQSClient: ...
+def client(service: Literal["s3", "sqs"], settings: Settings, **options: Unpack[Options]) -> Any:
     """A boto3 client with `settings`' endpoint, credentials and region; what they leave open, boto3 looks up.
 
     `endpoint_url` and `region_name` go before the settings' own. A long poll needs a `read_timeout_seconds` above its
@@ -113,17 +92,18 @@ def client(
     # Half a second that a function which never asks S3 need not pay.
     from botocore.config import Config  # noqa: PLC0415 - see above
 
-    if session is None:
-        session = open_session(settings)
-    endpoint = endpoint_url or configured_endpoint(service, settings) or _endpoint_of_files(service, session)
+    session = options.get("session") or open_session(settings)
+    endpoint = (
+        options.get("endpoint_url") or configured_endpoint(service, settings) or _endpoint_of_files(service, session)
+    )
     config = Config(
         # Without this boto3 1.44 presigns by Signature Version 2 in places, such as us-east-1 and any endpoint_url.
         signature_version="s3v4" if service == "s3" else None,
         s3=_addressing(settings, own_endpoint=bool(endpoint)) if service == "s3" else None,
-        connect_timeout=connect_timeout_seconds,
-        read_timeout=read_timeout_seconds,
-        max_pool_connections=connections,
-        retries={"total_max_attempts": attempts, "mode": "standard"},
+        connect_timeout=options.get("connect_timeout_seconds", CONNECT_TIMEOUT_SECONDS),
+        read_timeout=options.get("read_timeout_seconds", READ_TIMEOUT_SECONDS),
+        max_pool_connections=options.get("connections", POOLED_CONNECTIONS),
+        retries={"total_max_attempts": options.get("attempts", MAX_ATTEMPTS), "mode": "standard"},
         # A proxy named in the environment cannot reach this machine's loopback. None: as the environment says.
         proxies={} if endpoint and is_loopback(endpoint) else None,
     )
@@ -132,7 +112,7 @@ def client(
         return session.client(
             service,
             endpoint_url=endpoint,
-            region_name=region_name or region(settings, session).name,
+            region_name=options.get("region_name") or region(settings, session).name,
             aws_access_key_id=key_id,
             aws_secret_access_key=secret,
             aws_session_token=token,
@@ -174,7 +154,7 @@ def region(settings: Settings, session: Session | None = None) -> Region:
 
 
 def on_other_region(s3: S3Client, hear: Callable[[str], None]) -> None:
-    """Let `hear` know of the region that the store names, whenever it refuses the one that `s3` signs for.
+    """Call `hear` with the region that the store names whenever it refuses the one that `s3` signs for.
 
     boto3 follows it for that call, and presigns as before. `hear` is called on the thread of the call.
     """
@@ -200,7 +180,7 @@ def open_session(settings: Settings) -> Session:
     core = botocore.session.get_session()
     # dateutil takes most of the time of reading a LIST.
     core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=read_timestamp)
-    # Seven megabytes stay in memory for the endpoints of services that nobody asks.
+    # Otherwise the endpoints of services that nobody uses keep seven megabytes of memory.
     regions = core.get_component("data_loader").load_data("endpoints")
     for partition in regions["partitions"]:
         partition["services"] = {
@@ -222,11 +202,11 @@ def _credentials(settings: Settings) -> tuple[str | None, str | None, str | None
 
 
 def read_timestamp(value: str) -> datetime:
-    """Read a timestamp of an answer, most quickly the forms that S3's XML and headers have."""
+    """Read a timestamp of an answer, fastest in the forms that S3's XML and headers have."""
     from botocore.utils import parse_timestamp  # noqa: PLC0415 - as in `client`
 
     try:
-        if str(value).endswith("Z"):  # whatever its type stubs say, botocore hands on numbers too
+        if str(value).endswith("Z"):  # botocore passes numbers too, although its type stubs do not say so
             return datetime.fromisoformat(value)
         if str(value).endswith(" GMT"):
             return parsedate_to_datetime(value)
@@ -245,7 +225,7 @@ def _endpoint_of_files(service: str, session: Session) -> str | None:
     """The endpoint that boto3's own files name for `service`, by its own reader of them."""
     from botocore.configprovider import ConfiguredEndpointProvider  # noqa: PLC0415 - as in `client`
 
-    core: Any = getattr(session, "_session", None)  # by no public name; another one would take 10 ms of a cold start
+    core: Any = getattr(session, "_session", None)  # a private name; another session would take 10 ms of a cold start
     with storage_errors():
         if core is None or core.get_config_variable("ignore_configured_endpoint_urls"):
             return None
@@ -273,7 +253,7 @@ def storage_errors() -> Iterator[None]:
         try:
             raise failure from None
         finally:
-            # `from None` merely hides it, and its frames hold the request: signed, with a session token.
+            # `from None` only hides it, and its frames hold the request: signed, with a session token.
             failure.__context__ = None
 
 
@@ -304,7 +284,7 @@ def _translated(error: Exception) -> StorageError:
     ):
         return StorageError(NO_CREDENTIALS, str(error))
     if isinstance(error, (exceptions.ConnectionError, exceptions.HTTPClientError)):
-        # The name of a region that AWS has not, as a zone's is, leads to a host that nobody has.
+        # A region that AWS does not have, such as a zone's name, leads to a host that does not exist.
         is_aws = isinstance(error, exceptions.EndpointConnectionError) and ".amazonaws.com" in str(error)
         return StorageError(UNREACHABLE, str(error) + (_QUESTION if is_aws else ""))
     # ValueError: botocore's word for an endpoint that is no URL.

@@ -37,7 +37,7 @@ S3_DEADLINE_SECONDS = S3_CONNECT_TIMEOUT_SECONDS + S3_READ_TIMEOUT_SECONDS
 
 S3_CONNECTIONS = 32  # as many as the host has threads for these calls
 MAX_PAGE_OBJECTS = 1000  # S3's own limit for one LIST
-MAX_REGIONS = 3  # a store that names others and others is not followed for ever
+MAX_REGIONS = 3  # a store that names one region after another is not followed for ever
 MAX_SAVED_NAME_BYTES = 255  # a file name on ext4, NTFS, APFS
 
 IMPOSSIBLE_NAME = "XMinioInvalidObjectName"  # a segment of more than 255 bytes: MinIO keeps objects in files
@@ -108,7 +108,7 @@ class Objects:
         return self._open()[0]
 
     def warm_up(self, *, ask_region: bool = False) -> None:
-        """Import boto3 and make the client and the signer; the store is asked only for what its region is."""
+        """Import boto3 and make the client and the signer; the store is asked for its region only."""
         self._open()
         if ask_region:
             self.look_up_region()
@@ -120,7 +120,7 @@ class Objects:
             s3.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
 
     def _hear(self, name: str) -> None:
-        """Make all anew for the region that the store named: boto3 would follow, and sign links as before."""
+        """Make all again for the region that the store named: boto3 would follow, but sign links as before."""
         with self._lock:
             if name in self._regions or len(self._regions) == MAX_REGIONS:
                 return

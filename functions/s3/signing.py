@@ -36,7 +36,7 @@ SESSION_PROMISE_SECONDS = 900
 shortest session that STS gives (STS, AssumeRole, DurationSeconds). A URL dies with the session it was signed in."""
 
 STALE_SECONDS = 0.5
-"""A connection that is closed so soon after a request was, most likely, closed by the store before it came."""
+"""If a connection closes so soon after a request, the store most likely closed it before the request came."""
 
 USER_AGENT = "bucketbell"
 
@@ -114,7 +114,7 @@ class Signer:
 
     def sign(self, key: str, parameters: Mapping[str, str]) -> tuple[str, datetime]:
         """A URL for GET of `key` with these query parameters, and when it ends; `parameters` keep their order."""
-        with storage_errors():  # temporary credentials may have to be fetched anew
+        with storage_errors():  # temporary credentials may have to be fetched again
             credentials = self._credentials.get_frozen_credentials()
         place = self._place
         request = self._request("GET", place.url(key), headers={"host": place.host}, params=dict(parameters))
@@ -124,7 +124,7 @@ class Signer:
 
     def _end(self, signed_at: datetime, *, hidden: bool) -> datetime:
         end = signed_at + timedelta(seconds=self._expires_seconds)
-        # botocore tells by no public name when credentials that it refreshes will end.
+        # botocore has no public name for the end of credentials that it refreshes.
         session_end: datetime | None = getattr(self._credentials, "_expiry_time", None)
         if session_end is not None:
             return min(end, session_end.astimezone(UTC))
@@ -150,7 +150,7 @@ class ObjectReader:
         self._place = _Place.of(s3, bucket, self._credentials)
         self._auth, self._request, self._closed = S3SigV4Auth, AWSRequest, ConnectionClosedError
         self._body = StreamingBody
-        # By no public name; with it come the same pool, TLS, proxies and time-outs that a LIST has.
+        # A private name; it brings the pool, TLS, proxies and time-outs that a LIST has.
         self._http: Any = getattr(getattr(s3, "_endpoint", None), "http_session", None)
 
     def head(self, key: str, version_id: str = "") -> Mapping[str, Any]:
@@ -174,7 +174,7 @@ class ObjectReader:
                 "VersionId": headers.get("x-amz-version-id"),
             }
         except (KeyError, ValueError):
-            raise StorageError(BAD_REQUEST, "what answers a HEAD there is no S3") from None
+            raise StorageError(BAD_REQUEST, "what answers a HEAD there is not S3") from None
 
     def read(self, key: str, version_id: str, amount_bytes: int) -> bytes:
         """The first `amount_bytes` of an object. Raises StorageError, whose code is that of the store."""
@@ -204,7 +204,7 @@ class ObjectReader:
             return send()  # a HEAD and a GET may be repeated: RFC 9110 §9.2.2
 
     def _send_once(self, operation: str, prepared: AWSPreparedRequest) -> Any:  # noqa: ANN401 - as above
-        # Whoever counts, or answers, the client's requests does so with these too.
+        # Hooks that count or answer the client's requests see these too.
         answers = self._s3.meta.events.emit(f"before-send.s3.{operation}", request=prepared)
         return next((answer for _, answer in answers if answer is not None), None) or self._http.send(prepared)
 

@@ -14,7 +14,7 @@ MAX_HOST_CHARACTERS = 253  # RFC 1035 §2.3.4
 _PATH = re.compile("(?:/[A-Za-z0-9._~-]+)*")  # what botocore signs as it is sent: it encodes and shortens the rest
 _AUTHORITY = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>.*))?", re.DOTALL)  # RFC 3986 §3.2
 # The part behind the two slashes. PostgreSQL without a host: a Unix socket, which `?host=` may name. No `@` in the name
-# of the database: it would be one out of a password, and what is before it would be shown as an address.
+# of the database: it would come from a password, and what stands before it would be shown as an address.
 _SQLITE_FILE = re.compile(r"/[^\x00?#]*[^\x00?#/]")
 _POSTGRESQL = re.compile(
     r"(?:[^@/\s]*@)?(?:(?:\[[0-9A-Fa-f:.]+\]|[^@/:\[\]?#\s]+)(?::[0-9]{1,5})?)?/[^/?#@\s]+(?:\?\S*)?"

@@ -32,7 +32,7 @@ def load(
     loaded = _loaded({**(os.environ if environ is None else environ), **(given or {})}, env_file)
     if isinstance(loaded, Loaded):
         return loaded
-    raise SettingsError(loaded)  # out here, or the rejected values would ride along
+    raise SettingsError(loaded)  # raised here: a traceback from inside would hold the rejected values
 
 
 def _loaded(variables: Mapping[str, str], env_file: Path | None) -> Loaded | tuple[tuple[str, str], ...]:

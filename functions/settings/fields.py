@@ -30,7 +30,7 @@ def _split(value: object) -> object:
 
 
 def is_one_word(token: str) -> bool:
-    """Whether this can be a bearer token. MinIO sends a token of two words verbatim, and none at all of more."""
+    """Whether this can be a bearer token. MinIO sends a token of two words as it is, and no token of more words."""
     return bool(token) and token.isascii() and token.isprintable() and " " not in token
 
 
@@ -93,7 +93,7 @@ def _topic_prefix(prefix: str) -> str:
 
 
 def is_there(check: Callable[[], bool]) -> bool:
-    """Whether a `Path`'s `check` holds; it does not where the system will not say, as of a name that is too long."""
+    """Whether a `Path`'s `check` holds; False if the system cannot say, e.g. for a name that is too long."""
     try:
         return check()
     except OSError:
@@ -152,5 +152,5 @@ KeyPrefix = Annotated[str, AfterValidator(_key_prefix)]
 Qos = Annotated[int, Field(ge=0, le=2), BeforeValidator(_qos)]
 HttpUrl = Annotated[str, AfterValidator(parse_http_url)]
 Endpoint = Annotated[str, AfterValidator(parse_endpoint)]
-Region = Annotated[str, AfterValidator(_region)]
+RegionName = Annotated[str, AfterValidator(_region)]
 DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]

@@ -217,7 +217,7 @@ class Settings(BaseSettings):
         description="`path` (`host/bucket/key`) or `virtual` (`bucket.host/key`), as the store wants it. "
         "Unset: `virtual` on AWS, `path` elsewhere.",
     )
-    s3_region: setting_types.Region | None = Field(
+    s3_region: setting_types.RegionName | None = Field(
         default=None,
         description="The store's region. Unset: AWS_REGION, AWS_DEFAULT_REGION, the queue's, boto3's profile's, "
         "else `us-east-1`; where the bucket names another, that one.",
@@ -229,8 +229,8 @@ class Settings(BaseSettings):
     aws_access_key_id: str | None = Field(default=None, description="boto3's own.")
     aws_secret_access_key: SecretStr | None = Field(default=None, description="boto3's own.")
     aws_session_token: SecretStr | None = Field(default=None, description="boto3's own.")
-    aws_region: setting_types.Region | None = Field(default=None, description="The region of everything on AWS.")
-    aws_default_region: setting_types.Region | None = Field(
+    aws_region: setting_types.RegionName | None = Field(default=None, description="The region of everything on AWS.")
+    aws_default_region: setting_types.RegionName | None = Field(
         default=None, description="boto3's own: likewise, after AWS_REGION."
     )
     secrets_dir: setting_types.Directory | None = Field(

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-DEFAULT_REGION = "us-east-1"  # AWS's first, and what a store of one's own is called unless it is told otherwise
+DEFAULT_REGION = "us-east-1"  # AWS's first region, and the default name of a self-hosted store's
 CONNECT_TIMEOUT_SECONDS = 1.0
 READ_TIMEOUT_SECONDS = 1.0
 DEADLINE_SECONDS = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS
-"""How long one read takes at the most, beside the resolver's own time. One attempt: whoever asks will ask again."""
+"""How long one read takes at the most, beside the resolver's own time. One attempt: the caller will ask again."""
 
 _DENIED = frozenset(
     {
@@ -89,11 +89,11 @@ def secret_text(secret_id: str, access: Access) -> str:
         problem = "must be the name or the ARN of a secret"
     except (exceptions.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
         problem = f"Secrets Manager cannot be asked: {type(error).__name__}"
-    raise SecretError(problem)  # out here, or what was raised would ride along
+    raise SecretError(problem)  # raised here: it must not hold what was raised
 
 
 def import_botocore() -> ModuleType:
-    """Import what `secret_text` needs: a tenth of a second and more, hence not at the top."""
+    """Import what `secret_text` needs: it takes a tenth of a second and more."""
     import botocore.session  # noqa: PLC0415 - see above
 
     return botocore

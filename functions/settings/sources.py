@@ -35,19 +35,19 @@ class SourceError(Exception):
         super().__init__(f"{name}: {problem}")
 
 
-class Found(NamedTuple):
+class RawValues(NamedTuple):
     """By field: its raw value, and the name of the source that it came from."""
 
     values: dict[str, str]
     origins: dict[str, str]
 
 
-def read(settings_class: type[BaseSettings], variables: Mapping[str, str], env_file: Path | None) -> Found:
+def read(settings_class: type[BaseSettings], variables: Mapping[str, str], env_file: Path | None) -> RawValues:
     """Read the environment, then `env_file`, then `SECRETS_DIR`, then `SECRET_ID`; the first that has a value wins.
 
     Raises `SourceError`.
     """
-    values, origins = found = Found({}, {})
+    values, origins = found = RawValues({}, {})
 
     def take(origin: str, more: Mapping[str, str]) -> None:
         for field, value in more.items():
@@ -57,7 +57,7 @@ def read(settings_class: type[BaseSettings], variables: Mapping[str, str], env_f
 
     take("environment", _variables(settings_class, variables))
     if env_file is not None and is_there(env_file.is_file):
-        # Not interpolated: a dollar in a password is a dollar, and nothing comes from elsewhere.
+        # Not interpolated: a dollar in a password is a dollar.
         dotenv = _readable(str(env_file), lambda: dotenv_values(env_file, interpolate=False, encoding=UTF_8))
         take(str(env_file), _variables(settings_class, dotenv))
     if (directory := values.get("secrets_dir", "")) and is_there(Path(directory).is_dir):
@@ -78,7 +78,7 @@ def is_quoted(value: str) -> bool:
 
 
 def is_secret(field: FieldInfo) -> bool:
-    """Whether a setting is a secret, of which nobody but its owner can tell what belongs to it."""
+    """Whether a setting is a secret: only its owner knows which characters belong to it."""
     return SecretStr.__name__ in str(field.annotation)
 
 
@@ -105,7 +105,7 @@ def _readable(name: str, read_source: Callable[[], T]) -> T:
         return read_source()
     except (OSError, UnicodeDecodeError):
         pass
-    raise SourceError(name, "must be UTF-8 text that this process may read")  # out here, or the text would ride along
+    raise SourceError(name, "must be UTF-8 text that this process may read")  # raised here: it must not hold the text
 
 
 def _secret(secret_id: str, settings_class: type[BaseSettings], values: Mapping[str, str]) -> dict[str, str]:
@@ -139,7 +139,7 @@ def _parsed(text: str, names: set[str]) -> tuple[dict[str, str], str]:
         return {}, f"the secret must hold a JSON object, {right}"
     for position, (name, value) in enumerate(document.items(), 1):
         if name not in names:
-            return {}, f"key {position} of the secret is no variable that may be in it, {right}"
+            return {}, f"key {position} of the secret is not a variable that may be in it, {right}"
         if not isinstance(value, str):
             return {}, f"the secret's {name} must be text in quotes, {right}"
     return {name.lower(): value for name, value in document.items()}, ""

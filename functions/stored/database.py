@@ -51,7 +51,7 @@ from functions.stored.errors import StoreUnavailableError
 
 DEADLINE_SECONDS = 3.0
 GRACE_SECONDS = 0.5  # for the server to say itself that the time is over
-MIGRATION_LOCK = 0x6275636B65746265  # ours by agreement with ourselves: what "bucketbell" begins with
+MIGRATION_LOCK = 0x6275636B65746265  # our own choice: the first letters of "bucketbell"
 VERSION_TABLE = "bucketbell_version"  # not Alembic's usual one: that may be another program's
 MAX_STATUSES = 100
 MAX_REMOVED = 1000
@@ -72,7 +72,7 @@ _SQLITE_SAYS = {
     "SQLITE_CANTOPEN": "the file cannot be opened: run `bucketbell migrate` to make it, and look at the owner and the "
     "mode of file and directory",
     "SQLITE_CORRUPT": "the file is damaged: bring back a copy",
-    "SQLITE_NOTADB": "the file is no SQLite database: name another in DATABASE_URL",
+    "SQLITE_NOTADB": "the file is not a SQLite database: name another in DATABASE_URL",
     "SQLITE_ERROR": MIGRATE,  # an error in our SQL, which is fixed: the tables are not those that it names
     "SQLITE_SCHEMA": MIGRATE,
 }
@@ -94,8 +94,8 @@ _POSTGRESQL_SAYS = {
 }
 
 
-class Moment(TypeDecorator[datetime]):
-    """A moment in UTC; SQLite has no zones, and gets it without."""
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment in UTC; SQLite has no zones, so it gets it without one."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -131,8 +131,8 @@ CONFIG = Table(
     Column("discovery_enabled", Boolean, nullable=False),
     Column("discovery_prefix", String(128), nullable=False),
     Column("retain_messages", Boolean, nullable=False),
-    Column("created_at", Moment, nullable=False),
-    Column("updated_at", Moment, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
     Column("version", Integer, nullable=False),
     CheckConstraint("id = 1", name="mqtt_config_one_row"),
     CheckConstraint("broker_port BETWEEN 1 AND 65535", name="mqtt_config_broker_port"),
@@ -147,21 +147,21 @@ PROCESS_STATUS = Table(
     Column("scope", String(16), nullable=False),
     Column("broker", String(512)),
     Column("connected", Boolean, nullable=False),
-    Column("since", Moment, nullable=False),
-    Column("last_connected_at", Moment),
+    Column("since", UtcDateTime, nullable=False),
+    Column("last_connected_at", UtcDateTime),
     Column("last_error", Text),
     Column("last_error_code", Integer),
-    Column("last_error_at", Moment),
+    Column("last_error_at", UtcDateTime),
     Column("messages_published", BigInteger, nullable=False),
     Column("reconnect_attempts", BigInteger, nullable=False),
-    Column("recorded_at", Moment, nullable=False),
+    Column("recorded_at", UtcDateTime, nullable=False),
 )
 
 REMOVED_CAMERAS = Table(
     "removed_cameras",
     METADATA,
     Column("camera_id", String(128), primary_key=True),
-    Column("removed_at", Moment, nullable=False),
+    Column("removed_at", UtcDateTime, nullable=False),
 )
 
 _ROW = 1
@@ -210,7 +210,7 @@ class Rows:
         self._put(REMOVED_CAMERAS, row)
 
     def forget_removed_camera(self, camera_id: str, *, before: datetime) -> None:
-        """Delete the row of a camera, unless it was removed anew."""
+        """Delete the row of a camera, unless it was removed again."""
         table = REMOVED_CAMERAS.c
         self._connection.execute(
             delete(REMOVED_CAMERAS).where(table.camera_id == camera_id, table.removed_at <= before)
@@ -284,7 +284,7 @@ class Database:
             try:
                 raise failure from None
             finally:
-                # `from None` merely hides it, and psycopg's errors hold what was connected with.
+                # `from None` only hides it, and psycopg's errors hold what was connected with.
                 failure.__context__ = None
 
     def _explained(self, error: SQLAlchemyError) -> str:
@@ -319,7 +319,7 @@ class Database:
 
 
 def _opened(file: Path, deadline_seconds: float) -> sqlite3.Connection:
-    # Never made by the way: an empty file in a wrong place is a riddle.
+    # Opening does not make it: an empty file in a wrong place would be a riddle.
     return sqlite3.connect(
         f"file:{quote(str(file))}?mode=rw",
         uri=True,

@@ -69,7 +69,7 @@ def camera_topics(settings: Settings, stored: Stored | None) -> CameraTopics:
 def still_known(stored: Stored | None, known: Stored | None) -> Stored | None:
     """Return `stored`, with its password where no key reads that any more and it is `known`.
 
-    Keys are rotated without a change of settings: who is connected has no reason to hang up.
+    Keys are rotated without a change of settings: a connected process need not disconnect.
     """
     if stored is None or known is None or stored.credentials_readable:
         return stored
@@ -78,7 +78,7 @@ def still_known(stored: Stored | None, known: Stored | None) -> Stored | None:
 
 
 def announcement(config: MqttConfig, camera: Camera, availability_topics: Sequence[str] = ()) -> Message:
-    """What Home Assistant is told of `camera`: where discovery is off, that there is none."""
+    """What Home Assistant is told of `camera`; while discovery is off, that it does not exist."""
     if not config.discovery_enabled:
         return removed(camera.camera_id, config.discovery_prefix, qos=config.qos)
     return discovery(
@@ -102,7 +102,7 @@ class StoredSettingsReader:
         self.broker: BrokerConfig | None = None
         self.topics = CameraTopics.of(settings)
         self.problem = "the stored settings are not read yet"
-        """Why nobody knows the broker, or may use it: then nothing is confirmed. "" where all is well."""
+        """Why the broker is not known or cannot be used; then nothing is confirmed. "" if all is well."""
         self.process = f"{socket.gethostname()}:{os.getpid()}"
         self._settings = settings
         self._store = store
@@ -162,7 +162,7 @@ class StoredSettingsReader:
     def record(self, outcomes: Sequence[Outcome | Unread], *, connected: bool, attempts: int) -> None:
         """Leave word for the API of how publishing went, now and then, and at once when it went otherwise than before.
 
-        That the database is away is no reason to fail.
+        A database that is down is no reason to fail.
         """
         now = datetime.now(UTC)
         published = [one for one in outcomes if not isinstance(one, Unread)]

@@ -50,7 +50,7 @@ _RIGHT = {
 # By pydantic's type of error: what is wrong. The rest is "is not right".
 _WRONG = {
     "missing": "is missing",
-    "extra_forbidden": "is no setting",
+    "extra_forbidden": "is not a setting",
     "int_type": "is not an integer",
     "bool_type": "is neither true nor false",
     "string_type": "is not text",
@@ -78,7 +78,7 @@ def _host(text: str) -> str:
     try:
         return parse_host(text)
     except ValueError:
-        raise PydanticCustomError("host", "is no valid host name or address") from None
+        raise PydanticCustomError("host", "is not a valid host name or address") from None
 
 
 def _topic_levels(text: str) -> str:
@@ -138,13 +138,13 @@ class MqttConfigChange(MqttConfig):
     def _password(cls, password: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if password is None:
             return None
-        # Whatever listens on a port that is tried would take its lines for commands.
+        # A service on the port that is tried could take its lines for commands.
         if any(category(c) == "Cc" for c in password.get_secret_value()):
             raise PydanticCustomError("control_character", "holds a control character")
         if any("\ud800" <= c <= "\udfff" for c in password.get_secret_value()):
             raise PydanticCustomError("surrogate", "is not valid Unicode text")
         if info.data.get("username", "") is None:
-            raise PydanticCustomError("alone", "stands without a username")
+            raise PydanticCustomError("alone", "needs a username")
         return password
 
     @property

@@ -152,7 +152,7 @@ def internal() -> Problem:
 
 
 def absent() -> Problem:
-    """A 404, the same for what is not there and for what is not the asker's to know."""
+    """A 404, the same for what does not exist and for what the client must not know."""
     return Problem(HTTPStatus.NOT_FOUND, "not_found", "There is no such file for this token.")
 
 

@@ -46,11 +46,11 @@ class Router(Generic[Caller]):
     """For the log."""
     routes: tuple[Route[Caller], ...]
     admit: Callable[[Request], Caller]
-    """Who asks. Raises Problem for a token that is no good."""
+    """Who asks. Raises Problem for a bad token."""
     hint: str
     """What to ask for, where nothing is found."""
     explain: Callable[[Exception], Problem]
-    """What a failure is to the client; it logs what a person has to know."""
+    """How a failure is told to the client; it logs what a person has to know."""
     names: Callable[[Caller], tuple[str, str]] = lambda _caller: ("", "")
     """The `kid` and `jti` of a caller's token, for the log."""
 
@@ -93,7 +93,7 @@ class Router(Generic[Caller]):
 
 
 def unforeseen(error: Exception) -> Problem:
-    """A 500 for what nobody thought of; the log has the trace."""
+    """A 500 for an unexpected error; the log has the trace."""
     logger.error("request failed", exc_info=error)
     return internal()
 

@@ -49,7 +49,7 @@ _CLAIMS_UNCHECKED: Options = {
 }
 _KID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-# Most special first. What is not here was not worth a word of its own.
+# Most specific first. What is not here has no word of its own.
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (jwt.ExpiredSignatureError, "expired"),
     (jwt.ImmatureSignatureError, "not_yet_valid"),
@@ -65,7 +65,7 @@ class KeyringError(ValueError):
 
 
 class TokenError(Exception):
-    """A token is worth nothing. `reason` is a slug; `kid` and `jti` are set where a key of ours vouches for them."""
+    """A token is not valid. `reason` is a slug; `kid` and `jti` are set where a key of ours vouches for them."""
 
     def __init__(self, reason: str, *, kid: str = "", jti: str = "") -> None:
         """Keep the parts as data. Nothing here comes from an unsigned token."""
@@ -95,7 +95,7 @@ class Inspection:
 
 
 @dataclass(frozen=True, slots=True)
-class _Key:
+class _TokenKey:
     kid: str
     algorithm: str
     verifying: Any = field(repr=False)
@@ -137,16 +137,16 @@ class _VerifiedTokens:
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
-    """The keys: the first that can sign does, all verify. `revoked` holds the `jti` of tokens that are out."""
+    """The keys: the first that can sign does, all verify. `revoked` holds the `jti` of revoked tokens."""
 
-    keys: tuple[_Key, ...]
+    keys: tuple[_TokenKey, ...]
     revoked: frozenset[str] = frozenset()
     # A signature that was good once stays so.
     _remembered: _VerifiedTokens = field(init=False, repr=False, compare=False, default_factory=_VerifiedTokens)
 
     @classmethod
     def parse(cls, entries: Iterable[str], *, revoked: Iterable[str] = ()) -> Keyring:
-        """Read DEVICE_TOKEN_KEYS' entries; none make a keyring that knows nobody. Raises KeyringError."""
+        """Read DEVICE_TOKEN_KEYS' entries; without entries, no token is valid. Raises KeyringError."""
         keys = tuple(_parse_key(entry, place) for place, entry in enumerate(entries, 1))
         if len({key.kid for key in keys}) < len(keys):
             raise KeyringError(f"{VARIABLE}: two keys have the same id: give each its own")
@@ -162,7 +162,7 @@ class Keyring:
         return self._mint(normalise_mac(mac), AUDIENCE, expires_seconds, now)
 
     def mint_for_object(self, object_key: str, *, expires_seconds: float = YEAR_SECONDS) -> str:
-        """A token for whoever may have this one object. Raises KeyringError."""
+        """A token for anybody to have this one object. Raises KeyringError."""
         return self._mint(object_key, OBJECT_AUDIENCE, expires_seconds)
 
     def _mint(self, subject: str, audience: str, expires_seconds: float, now: float | None = None) -> str:
@@ -189,7 +189,7 @@ class Keyring:
         return self._verify(token, OBJECT_AUDIENCE).subject
 
     def needs_signature(self, token: str) -> bool:
-        """Whether only its signature, still to be computed, can tell what `token` is worth."""
+        """Whether the signature of `token` still has to be computed."""
         if self._remembered.get(token) is not None:
             return False
         try:
@@ -249,7 +249,7 @@ class Keyring:
             return Inspection(parts["header"], parts["payload"], error.reason)
         return Inspection(parts["header"], parts["payload"], "")
 
-    def _key(self, header: Mapping[str, Any]) -> _Key:
+    def _key(self, header: Mapping[str, Any]) -> _TokenKey:
         for key in self.keys:
             if key.kid == header.get("kid"):
                 return key
@@ -275,7 +275,7 @@ def _check_form(token: str) -> None:
         raise TokenError("malformed")
 
 
-def _parse_key(entry: str, place: int) -> _Key:
+def _parse_key(entry: str, place: int) -> _TokenKey:
     kid, _, rest = entry.strip().partition(":")
     kind, separator, encoded = rest.rpartition(":")
     where = f"{VARIABLE}: entry {place}"
@@ -288,7 +288,7 @@ def _parse_key(entry: str, place: int) -> _Key:
     if not kind:
         if len(material) < MIN_SECRET_BYTES:
             raise KeyringError(f"{where} must hold at least {MIN_SECRET_BYTES} bytes in base64 after its id")
-        return _Key(kid, "HS256", material, material)
+        return _TokenKey(kid, "HS256", material, material)
     if len(material) != ED25519_BYTES:
         raise KeyringError(f"{where} must hold the {ED25519_BYTES} bytes of an Ed25519 key in base64")
     try:
@@ -298,8 +298,8 @@ def _parse_key(entry: str, place: int) -> _Key:
         raise KeyringError(f"{where} is an Ed25519 key: install the package `cryptography`") from None
     if kind == "ed25519":
         private = ed25519.Ed25519PrivateKey.from_private_bytes(material)
-        return _Key(kid, "EdDSA", private.public_key(), private)
-    return _Key(kid, "EdDSA", ed25519.Ed25519PublicKey.from_public_bytes(material), None)
+        return _TokenKey(kid, "EdDSA", private.public_key(), private)
+    return _TokenKey(kid, "EdDSA", ed25519.Ed25519PublicKey.from_public_bytes(material), None)
 
 
 def _decode(encoded: str) -> bytes:

@@ -1,6 +1,6 @@
 """`python -m infra.bench`: measures, and prints each figure beside its peer and its target.
 
-Exit status 0 when everything could be measured, whatever the figures say; 1 when something could not; 2 for wrong use.
+Exit status 0 if everything could be measured, even if a goal is missed; 1 if something could not; 2 for wrong use.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from http import HTTPStatus
 from infra.bench.figures import Bench, Figure, NotMeasuredError
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 
 TARGET_SECONDS = 5.5
 REQUEST_SECONDS = 20.0
@@ -30,7 +30,7 @@ def measure(bench: Bench) -> list[Figure]:
     with ExitStack() as parts:
         broker = parts.enter_context(Mosquitto(bench.directory / "mosquitto"))
         variables = {"MQTT_URL": broker.url, "WEBHOOK_TOKENS": TOKEN, "ADMIN_TOKENS": TOKEN}
-        parts.enter_context(Host(bench.directory / "host", port, variables))
+        parts.enter_context(HostProcess(bench.directory / "host", port, variables))
         places = {
             "swallows SYNs": parts.enter_context(_swallowing()),
             "accepts and is silent": parts.enter_context(_silent()),

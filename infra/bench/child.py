@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self
 
 from infra.bench.figures import NotMeasuredError
@@ -47,9 +46,7 @@ class Child:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.send_signal(signal.SIGCONT)
         try:
             self._process.communicate(timeout=STOP_SECONDS)  # the end of its standard input is its own

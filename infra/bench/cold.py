@@ -20,7 +20,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from infra.bench import lambda_process, usual
@@ -155,7 +154,7 @@ def _round(sides: Mapping[str, Side], mqtt_url: str, took: Mapping[str, Took]) -
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Invocation:
     """One invocation, in `time.monotonic`, which all processes share: begun, module imported, handler returned."""
 
     asked_at: float
@@ -182,7 +181,7 @@ class _Process:
         )
         os.close(answering)
 
-    def ask(self, uploads: int) -> _Asked:
+    def ask(self, uploads: int) -> _Invocation:
         """Invoke it once with a batch of that many uploads. Raises `NotMeasuredError` where any fails."""
         messages = [_message(f"{next(_numbers)}.bin") for _ in range(uploads)]
         event = json.dumps({"Records": messages}).encode() + b"\n"
@@ -194,7 +193,7 @@ class _Process:
         imported_at, returned_at, answer = json.loads(line)
         if answer != {"batchItemFailures": []}:
             raise NotMeasuredError(f"answered {answer}")
-        return _Asked(asked_at, imported_at, returned_at)
+        return _Invocation(asked_at, imported_at, returned_at)
 
     def end(self) -> None:
         """As Lambda does, without a word; paho's thread would outlive the end of standard input. Idempotent."""
@@ -205,9 +204,7 @@ class _Process:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.end()
 
 

@@ -29,7 +29,7 @@ _LENGTH_BYTES = 2  # of a packet's length on the wire: none here is longer than 
 
 
 @dataclass(slots=True)
-class Heard:
+class Arrivals:
     """How many have heard the latest message, and when the first and the last of them did (`time.monotonic`)."""
 
     count: int = 0
@@ -37,7 +37,7 @@ class Heard:
     last_at: float = 0.0
 
 
-class Subscriber(asyncio.Protocol):
+class CrowdSubscriber(asyncio.Protocol):
     """One connection. `settled` counts the answers to what it asked: CONNECT, SUBSCRIBE, UNSUBSCRIBE."""
 
     def __init__(self, crowd: Crowd) -> None:
@@ -87,9 +87,9 @@ class Crowd:
         self._subscribe = _packet(0x82, b"\x00\x01\x00" + name + b"\x01")
         self._unsubscribe = _packet(0xA2, b"\x00\x01\x00" + name)
         self._port = port
-        self._all: list[Subscriber] = []
+        self._all: list[CrowdSubscriber] = []
         self._subscribed = 0
-        self._heard = Heard()
+        self._heard = Arrivals()
 
     def hear(self) -> None:
         """One more has it."""
@@ -103,7 +103,7 @@ class Crowd:
         loop = asyncio.get_running_loop()
         while len(self._all) < count:
             fresh = [
-                (await loop.create_connection(lambda: Subscriber(self), "127.0.0.1", self._port))[1]
+                (await loop.create_connection(lambda: CrowdSubscriber(self), "127.0.0.1", self._port))[1]
                 for _ in range(min(AT_ONCE, count - len(self._all)))
             ]
             self._all += fresh
@@ -129,7 +129,7 @@ class Crowd:
     async def heard(self, seconds: float) -> tuple[int, float, float]:
         """How many have heard the message, once all or after `seconds`; the first's and the last's time."""
         await _until(lambda: self._heard.count >= self._subscribed, seconds)
-        heard, self._heard = self._heard, Heard()
+        heard, self._heard = self._heard, Arrivals()
         return heard.count, heard.first_at, heard.last_at
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from functions.events.routes import Routes
@@ -21,9 +20,9 @@ from infra.bench.child import Child, obey
 from infra.bench.figures import NotMeasuredError
 from infra.device.loop import Device
 from infra.device.names import Kind
-from infra.device.server import Server
-from infra.device.store import Store
-from infra.http_client import Answer, Web
+from infra.device.server import DownloadServer
+from infra.device.store import DeviceStore
+from infra.http_client import Response, Web
 from infra.subscriber import Received, Subscriber, SubscriberError
 
 START_SECONDS = 40.0
@@ -82,9 +81,7 @@ class Devices:
             self._parts = parts.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._parts.close()
 
 
@@ -98,7 +95,7 @@ class _CountingWeb(Web):
         self.asked_store_at: list[float] = []
 
     @contextmanager
-    def get(self, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
+    def get(self, url: str, headers: Mapping[str, str]) -> Iterator[Response]:
         asked_at = self.asked_server_at if url.startswith(self._server_url) else self.asked_store_at
         asked_at.append(time.monotonic())
         with super().get(url, headers) as answer:
@@ -120,8 +117,8 @@ class _Running:
                 mac,
                 topics,
                 web=self._web,
-                server=Server(self._web, fleet.server_url, token),
-                store=Store(Path(fleet.directory, mac)),
+                server=DownloadServer(self._web, fleet.server_url, token),
+                store=DeviceStore(Path(fleet.directory, mac)),
                 report=self._report_of(mac),
                 spread_seconds=fleet.spread_seconds,
             )

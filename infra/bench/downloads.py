@@ -15,7 +15,7 @@ from infra.bench.rig import BUCKET, device_token, download_variables
 from infra.bench.sides import REQUESTS_PER_MINUTE
 from infra.bench.throughput import TOKEN, rate, side_process
 from infra.local.process import free_port
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 from infra.local.stores import Minio
 
 CONNECTIONS = 32
@@ -37,7 +37,7 @@ def measure(bench: Bench) -> list[Figure]:
         s3.put_object(Bucket=BUCKET, Key="assets/x.bin", Body=bytes(BODY_BYTES))
         ports = {name: free_port() for name in SIDES}
         variables = download_variables(minio, requests_per_minute=REQUESTS_PER_MINUTE) | {"WEBHOOK_TOKENS": TOKEN}
-        parts.enter_context(Host(bench.directory / HOST, ports[HOST], variables))
+        parts.enter_context(HostProcess(bench.directory / HOST, ports[HOST], variables))
         parts.enter_context(side_process(bench.directory / CONSTANT, CONSTANT, ports[CONSTANT], 0))
         load = parts.enter_context(Child("infra.bench.load"))
         tokens = [device_token(number) for number in range(CONNECTIONS)]

@@ -29,7 +29,7 @@ from infra.bench.throughput import BROKER_LOG
 from infra.host.metrics import PrometheusTelemetry
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 
 AUDIENCES = (1, 100, 1_000, 5_000)
 GROWTH_TARGET = 1.5
@@ -123,7 +123,7 @@ def _ways(bench: Bench, broker: Mosquitto) -> Iterator[Ways]:
     with ExitStack() as parts:
         port = free_port()
         variables = {"MQTT_URL": broker.url, "BUCKET": BUCKET, "WEBHOOK_TOKENS": TOKEN}
-        parts.enter_context(Host(bench.directory / "host", port, variables))
+        parts.enter_context(HostProcess(bench.directory / "host", port, variables))
         bridge = (
             "connection theirs",
             f"address 127.0.0.1:{broker.port}",

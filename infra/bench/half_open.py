@@ -28,7 +28,7 @@ from infra.bench.rig import BUCKET, TOPIC
 from infra.bench.threaded import ThreadedPublisher
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 from infra.subscriber import Received, Subscriber
 
 ROUNDS = 5
@@ -115,7 +115,7 @@ async def _side(
             "BUCKET": BUCKET,
             "WEBHOOK_TOKENS": TOKEN,
         }
-        host = Host(directory, port, variables)
+        host = HostProcess(directory, port, variables)
         parts.callback(host.stop)
         await asyncio.to_thread(host.start)
 

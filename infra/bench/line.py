@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from types import TracebackType
 from typing import Self
 
 from infra.local.process import free_port
@@ -54,9 +53,7 @@ class Line:
         await self.open()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.shut()
         if passages := {passage for passage in self._passages if passage is not None}:
             await asyncio.wait(passages, timeout=CLOSE_SECONDS)

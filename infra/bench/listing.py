@@ -29,7 +29,7 @@ from infra.bench.fast_store import STEM
 from infra.bench.figures import Bench, Figure, NotMeasuredError, compared, milliseconds
 from infra.bench.rig import BUCKET, asset_keys, device_token, download_variables, mac_address
 from infra.local.process import Process, free_port
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 from infra.local.stores import Minio
 
 MINIO_SIZES = (1_000, 10_000)
@@ -75,7 +75,7 @@ def _figures(bench: Bench, store: _Store, size: int, timed: Sequence[str], round
     """All sides in a first round, which counts the calls and warms them; then those that are `timed`, in turn."""
     took: dict[str, list[float]] = {name: [] for name in timed}
     port = free_port()
-    host = Host(bench.directory / f"host-{size}", port, store.variables)
+    host = HostProcess(bench.directory / f"host-{size}", port, store.variables)
     with host, _handler(store.variables) as (ask_handler, calls), _keep_alive(port) as ask_host:
         sides: Mapping[str, Callable[[], int]] = {
             BARE: lambda: _bare(store),

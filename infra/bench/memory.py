@@ -23,7 +23,7 @@ from infra.bench.throughput import BROKER_LOG, TOKEN
 from infra.host.bell import SEEN_LIMIT
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import Process, free_port
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 from infra.local.stores import Minio
 
 CONNECTIONS = 64
@@ -98,16 +98,16 @@ def measure_mix(bench: Bench) -> list[Figure]:
         )
 
 
-def _host(directory: Path, parts: ExitStack, broker: Mosquitto, more: dict[str, str] | None = None) -> Host:
+def _host(directory: Path, parts: ExitStack, broker: Mosquitto, more: dict[str, str] | None = None) -> HostProcess:
     variables = {"MQTT_URL": broker.url, "BUCKET": BUCKET, "WEBHOOK_TOKENS": TOKEN, **(more or {})}
-    return parts.enter_context(Host(directory / "host", free_port(), variables))
+    return parts.enter_context(HostProcess(directory / "host", free_port(), variables))
 
 
-def _port(host: Host) -> int:
+def _port(host: HostProcess) -> int:
     return int(host.url.rpartition(":")[2])
 
 
-def _order(host: Host, broker: Mosquitto, batch: int, events: int, *, door: str = "/events") -> Order:
+def _order(host: HostProcess, broker: Mosquitto, batch: int, events: int, *, door: str = "/events") -> Order:
     return Order(_port(host), broker.port, [TOKEN], batch, CONNECTIONS, 0.0, STEP_SECONDS, events=events, door=door)
 
 
@@ -118,7 +118,7 @@ def _fulfil(load: Child, order: Order) -> None:
 
 
 def _watch(
-    bench: Bench, host: Host, post: Callable[[int, int], None], events: int, *, may_drop: bool = False
+    bench: Bench, host: HostProcess, post: Callable[[int, int], None], events: int, *, may_drop: bool = False
 ) -> tuple[list[Sample], float, int]:
     """Post in steps, and look at the host after each; the samples, the seconds of posting, and what was published."""
     steps = [FIRST, STEP - FIRST, *[STEP] * (events // STEP - 1)]
@@ -155,7 +155,7 @@ def _sample(process: Process, events: int) -> Sample:
     )
 
 
-def _published(host: Host) -> int:
+def _published(host: HostProcess) -> int:
     with urllib.request.urlopen(f"{host.url}/metrics", timeout=CALM_SECONDS) as answer:  # noqa: S310 - our own http URL
         for line in answer.read().decode().splitlines():
             if line.startswith(f"{COUNTER} "):

@@ -11,7 +11,7 @@ from infra.bench.figures import Figure, Result, number
 HEAD = """\
 # Benchmarks
 
-Written by `{command}` on {day}, in {minutes:.0f} minutes, and by nothing else: whoever doubts a figure runs it again.
+Written by `{command}` on {day}, in {minutes:.0f} minutes, and by nothing else. If you doubt a figure, run it again.
 All parts are real and on one machine, so that both sides of a comparison share its processors, its disk and its noise.
 """
 

@@ -19,12 +19,12 @@ from infra.bench.rig import download_variables
 from infra.bench.throughput import TOKEN
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
-from infra.local.stack import EVENTS_PREFIX, Host
+from infra.local.stack import EVENTS_PREFIX, HostProcess
 from infra.local.stores import Minio
 
 CALM_SECONDS = 5.0  # after the start, and after the broker's end
-CONNECTED, AWAY = "connected", "broker away"
-TARGETS = {CONNECTED: (2.0, 0.4), AWAY: (4.0, 0.8)}  # wake-ups a second, percent of a core
+CONNECTED, DOWN = "connected", "broker down"
+TARGETS = {CONNECTED: (2.0, 0.4), DOWN: (4.0, 0.8)}  # wake-ups a second, percent of a core
 MEMORY_TARGET_MB = 90.0
 MB = 1e6
 UTIME = 11  # in `stat`, behind the name; then stime; both of ended threads, too
@@ -64,10 +64,10 @@ def measure(bench: Bench) -> list[Figure]:
         }
         figures = []
         for name, all_variables in (("with downloads", variables), ("with everything", variables | more)):
-            with Host(bench.directory / name.replace(" ", "-"), free_port(), all_variables) as host:
-                for state in (CONNECTED, AWAY):
+            with HostProcess(bench.directory / name.replace(" ", "-"), free_port(), all_variables) as host:
+                for state in (CONNECTED, DOWN):
                     bench.say(f"{name}, {state}")
-                    if state == AWAY:
+                    if state == DOWN:
                         broker.kill()
                     figures += _figures(host.pid, name, state, seconds)
                 figures.append(_memory(host.pid, name))

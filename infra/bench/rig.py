@@ -7,7 +7,6 @@ import secrets
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from functions.web.tokens import Keyring
@@ -15,7 +14,7 @@ from infra.connect.documents import Document, merge, wanted_rules
 from infra.connect.minio import Doors
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 from infra.local.stores import Minio
 
 BUCKET = "bench"
@@ -39,7 +38,7 @@ class Rig:
         )
         self.broker = Mosquitto(directory / "mosquitto")
         self.minio = Minio(directory / "minio", environment=self.doors.environment())
-        self.host = Host(
+        self.host = HostProcess(
             directory / "host",
             host_port,
             {
@@ -83,9 +82,7 @@ class Rig:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 

@@ -18,7 +18,7 @@ from infra.bench.line import Line
 from infra.bench.rig import BUCKET, TOPIC
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 from infra.subscriber import Subscriber
 
 MESSAGES = 600
@@ -48,7 +48,7 @@ async def _measure(bench: Bench) -> list[Figure]:
         "BUCKET": BUCKET,
         "WEBHOOK_TOKENS": TOKEN,
     }
-    host = Host(bench.directory / "host", port, variables)
+    host = HostProcess(bench.directory / "host", port, variables)
     subscriber = Subscriber(broker.url, [TOPIC])
     # The host needs the line, and the line this loop, while it starts.
     await asyncio.to_thread(broker.start)

@@ -19,7 +19,7 @@ from infra.bench.figures import Bench, Figure, NotMeasuredError
 from infra.bench.rig import BUCKET, TOPIC
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 from infra.subscriber import Subscriber
 
 EVENTS_PER_SECOND = 200
@@ -61,8 +61,8 @@ async def _measure(bench: Bench, count: int) -> list[Figure]:
         "DATABASE_URL": f"sqlite:///{bench.directory / 'settings.db'}",
         "ENCRYPTION_KEYS": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
     }
-    host = Host(bench.directory / "host", port, variables)
-    parts: list[Mosquitto | Subscriber | Host] = [*brokers, *subscribers, host]
+    host = HostProcess(bench.directory / "host", port, variables)
+    parts: list[Mosquitto | Subscriber | HostProcess] = [*brokers, *subscribers, host]
     try:
         for part in parts:
             part.start()

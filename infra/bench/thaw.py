@@ -41,7 +41,7 @@ WHAT = f"first publish after {FROZEN_SECONDS:g} s of SIGSTOP at keep alive {KEEP
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Publish:
     """One publish: when it was asked for (`time.monotonic`), whether it was confirmed, and the seconds of the call."""
 
     at: float
@@ -68,7 +68,7 @@ def measure(bench: Bench) -> list[Figure]:
             sleeper.send_signal(signal.SIGSTOP)
         bench.say(f"{len(names)} processes are frozen for {FROZEN_SECONDS:g} s at keep alive {KEEPALIVE_SECONDS} s")
         time.sleep(FROZEN_SECONDS)
-        asked: dict[str, _Asked] = {}
+        asked: dict[str, _Publish] = {}
         for name, sleeper in sleepers.items():
             sleeper.send_signal(signal.SIGCONT)
             asked[name] = _ask(sleeper, f"{name}.bin")
@@ -81,10 +81,10 @@ def measure(bench: Bench) -> list[Figure]:
     return _figures(asked, heard)
 
 
-def _ask(sleeper: Child, filename: str) -> _Asked:
+def _ask(sleeper: Child, filename: str) -> _Publish:
     asked_at = time.monotonic()
     confirmed, took_seconds = sleeper.ask(filename, ANSWER_SECONDS)
-    return _Asked(asked_at, bool(confirmed), float(took_seconds))
+    return _Publish(asked_at, bool(confirmed), float(took_seconds))
 
 
 def _heard(messages: list[Received]) -> Mapping[str, list[float]]:
@@ -97,7 +97,7 @@ def _heard(messages: list[Received]) -> Mapping[str, list[float]]:
     return heard
 
 
-def _figures(asked: Mapping[str, _Asked], heard: Mapping[str, list[float]]) -> list[Figure]:
+def _figures(asked: Mapping[str, _Publish], heard: Mapping[str, list[float]]) -> list[Figure]:
     seconds: dict[str, list[float]] = {}
     counts: dict[str, Counter[str]] = {}
     for kind in KINDS:

@@ -27,7 +27,7 @@ from infra.bench.node.install import HERE, find_node, modules
 from infra.bench.rig import BUCKET, TOPIC
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import Process, free_port
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 from infra.subscriber import Received, Subscriber
 
 CONNECTIONS = (1, 16, 64, 256)
@@ -99,7 +99,7 @@ def _measure(bench: Bench, sides: Sequence[str], targets: Mapping[tuple[str, int
 
 def _side(directory: Path, side: str, port: int, broker: Mosquitto) -> Process:
     if side == "host":
-        return Host(directory, port, {"MQTT_URL": broker.url, "BUCKET": BUCKET, "WEBHOOK_TOKENS": TOKEN})
+        return HostProcess(directory, port, {"MQTT_URL": broker.url, "BUCKET": BUCKET, "WEBHOOK_TOKENS": TOKEN})
     return (
         node_process(directory, port, broker.port)
         if side == "node"

@@ -1,4 +1,4 @@
-"""What several commands share: the settings or exit 1, how a failure is told, their options, and a client for HTTP."""
+"""What several commands share: the settings or exit 1, how a failure is told, options, and an HTTP client."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def config(
 
 
 def shown(value: object) -> object:
-    """Return a setting as it may be shown: a secret as stars, whatever its length; None for what is unset."""
+    """Return a setting as it may be shown: a secret as a fixed number of stars; None if it is not set."""
     if isinstance(value, SecretStr):
         return MASK
     if isinstance(value, tuple):

@@ -218,7 +218,7 @@ class _Report:
         self._document: dict[str, Any] = {"dry_run": dry_run, "changed": False, "error": None}
 
     def about(self, settings: Settings, doors: Doors, endpoint_url: str | None) -> None:
-        """Remember what is asked for, and what of it is worth a remark on MinIO."""
+        """Remember what is asked for, and which remarks MinIO's user should see."""
         self._doors = doors
         endpoint = endpoint_url or storage.configured_endpoint("s3", settings)
         if endpoint and storage.is_loopback(doors.host_url) and not storage.is_loopback(endpoint):

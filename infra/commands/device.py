@@ -94,22 +94,22 @@ def device(
     if broker is None and not once:
         raise typer.BadParameter("name the broker with --mqtt-url, or set MQTT_URL")
     from infra.device.loop import Device  # noqa: PLC0415 - what this command needs is loaded when it runs
-    from infra.device.server import Server  # noqa: PLC0415 - as above
-    from infra.device.store import Store, StoreError  # noqa: PLC0415 - as above
+    from infra.device.server import DownloadServer  # noqa: PLC0415 - as above
+    from infra.device.store import DeviceStore, StoreError  # noqa: PLC0415 - as above
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # supervisors end it as Ctrl-C does
     try:
         with ExitStack() as opened:
             report = _report(as_json=as_json)
             opened.callback(report.close)
-            store = Store(directory)
+            store = DeviceStore(directory)
             opened.callback(store.close)
             web = opened.enter_context(http_client(ca_file, "DEVICE_CA_FILE"))
             agent = Device(
                 mac,
                 _topics(settings),
                 web=web,
-                server=Server(web, server, token),
+                server=DownloadServer(web, server, token),
                 store=store,
                 report=report,
                 spread_seconds=spread_seconds,

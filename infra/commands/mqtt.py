@@ -6,11 +6,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import wraps
 from http import HTTPStatus
+from inspect import Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -61,7 +63,7 @@ def _server(url: str) -> str:
     return http_url(url) or url
 
 
-Server = Annotated[
+ServerUrl = Annotated[
     str, typer.Option(envvar="BUCKETBELL_SERVER", callback=_server, help="The host, e.g. http://127.0.0.1:8080.")
 ]
 Token = Annotated[
@@ -87,158 +89,6 @@ mqtt = typer.Typer(
     epilog=EPILOG,
     help="Show, try and store the broker settings of a running host, by its API.",
 )
-
-
-@mqtt.command()
-def status(
-    *, server: Server = "http://127.0.0.1:8080", token: Token, ca_file: CaFile = None, as_json: AsJson = False
-) -> None:
-    """Show whether the host is connected to the broker. Exit 1 if it is not."""
-    with _api(server, token, ca_file) as api:
-        answer = api.ask("GET", "status")
-        if as_json:
-            _print_json(answer.document)
-        else:
-            _show_status(answer)
-    if not _is_connected(answer.document):
-        raise typer.Exit(1)
-
-
-@mqtt.command(name="test")
-def attempt(
-    *,
-    server: Server = "http://127.0.0.1:8080",
-    token: Token,
-    ca_file: CaFile = None,
-    broker_host: BrokerHost = None,
-    broker_port: BrokerPort = None,
-    username: Username = None,
-    password: Password = PasswordFrom.keep,
-    tls: Tls = None,
-    as_json: AsJson = False,
-) -> None:
-    """Let the host try to connect once, with the settings in force and those given here. It stores nothing."""
-    given = {"broker_host": broker_host, "broker_port": broker_port, "username": username, "use_tls": tls}
-    with _api(server, token, ca_file) as api:
-        settings = _changed(api.ask("GET", "config"), given, _secret(password))
-        with _spinner(f"connecting to {settings['broker_host']} …", quiet=as_json):
-            answer = api.ask("POST", "test", settings)
-    verdict = answer.document
-    if as_json:
-        _print_json(verdict)
-    else:
-        _say(f"{verdict['broker']}: {verdict['detail']}", well=verdict["ok"])
-        told = ("outcome", "reason_code", "address", "password", "duration_seconds")
-        _rows({name: verdict[name] for name in told} | _topics(verdict))
-    if not verdict["ok"]:
-        raise typer.Exit(1)
-
-
-@mqtt.command(name="set")
-def store(
-    *,
-    server: Server = "http://127.0.0.1:8080",
-    token: Token,
-    ca_file: CaFile = None,
-    broker_host: BrokerHost = None,
-    broker_port: BrokerPort = None,
-    username: Username = None,
-    password: Password = PasswordFrom.keep,
-    tls: Tls = None,
-    topic_prefix: Annotated[str | None, typer.Option(help="Topics of camera events begin with it.")] = None,
-    qos: Annotated[
-        int | None, typer.Option(help="Quality of service of camera events: 0, 1 or 2.", min=0, max=2)
-    ] = None,
-    enabled: Annotated[bool | None, typer.Option("--enabled/--disabled", help="Whether to publish at all.")] = None,
-    discovery: Annotated[
-        bool | None, typer.Option("--discovery/--no-discovery", help="Whether to tell Home Assistant of cameras.")
-    ] = None,
-    discovery_prefix: Annotated[str | None, typer.Option(help="Home Assistant's discovery prefix.")] = None,
-    retain: Annotated[
-        bool | None, typer.Option("--retain/--no-retain", help="Whether the broker keeps each camera's last event.")
-    ] = None,
-    wait_seconds: Annotated[
-        float, typer.Option(help="How long to wait for the connection. 0: do not wait.", min=0, max=60)
-    ] = DEFAULT_WAIT_SECONDS,
-    as_json: AsJson = False,
-) -> None:
-    """Store the settings given here, leave the others as they are, and see whether the host connects.
-
-    Exit 1 if nothing was stored. Exit 1 also if the host does not connect in time: then the settings are stored.
-    """
-    given = {
-        "broker_host": broker_host,
-        "broker_port": broker_port,
-        "username": username,
-        "use_tls": tls,
-        "topic_prefix": topic_prefix,
-        "qos": qos,
-        "enabled": enabled,
-        "discovery_enabled": discovery,
-        "discovery_prefix": discovery_prefix,
-        "retain_messages": retain,
-    }
-    with _api(server, token, ca_file) as api:
-        before = api.ask("GET", "config")
-        stored = api.ask("PUT", "config", _changed(before, given, _secret(password)), if_match=before.etag)
-        if as_json:
-            _print_json(stored.document)
-        else:
-            _say(f"stored as version {stored.document['version']}")
-            _rows(stored.document)
-        if not wait_seconds or not stored.document["enabled"]:
-            return
-        with _spinner(f"waiting for {stored.document['broker_host']} …", quiet=as_json):
-            now = _wait(api, wait_seconds)
-        if not as_json:
-            _show_status(now)
-    if not _is_connected(now.document):
-        raise typer.Exit(1)
-
-
-def _wait(api: _Api, wait_seconds: float) -> _Answer:
-    until = time.monotonic() + wait_seconds
-    while True:
-        answer = api.ask("GET", "status")
-        if _is_connected(answer.document) or time.monotonic() >= until:
-            return answer
-        time.sleep(POLL_SECONDS)
-
-
-def _is_connected(document: dict[str, Any]) -> bool:
-    live = document.get("probe")
-    return bool(live["ok"] if live else document["connected"])
-
-
-def _changed(before: _Answer, given: dict[str, Any], password: dict[str, str | None]) -> dict[str, Any]:
-    """The settings in force, with what is given; the password, if any."""
-    if before.stale:
-        typer.echo(f"the database does not answer; these settings are of {before.stale}", err=True)
-    settings = {name: before.document[name] for name in KEPT}
-    if settings["broker_host"] is None:  # nothing was enabled before, and a broker is given now
-        settings["enabled"] = True
-    settings |= {name: value for name, value in given.items() if value is not None}
-    settings["username"] = settings["username"] or None
-    if settings["broker_host"] is None:
-        raise typer.BadParameter("no broker is configured yet: name one with --broker-host")
-    if settings["broker_port"] is None:
-        settings["broker_port"] = 8883 if settings["use_tls"] else 1883
-    return settings | password
-
-
-def _secret(source: PasswordFrom) -> dict[str, str | None]:
-    if source is PasswordFrom.keep:
-        return {}
-    if source is PasswordFrom.clear:
-        return {"password": None}
-    if source is PasswordFrom.prompt:
-        return {"password": typer.prompt("Password at the broker", hide_input=True, err=True)}
-    given = sys.stdin.readline() if source is PasswordFrom.stdin else os.environ.get(PASSWORD_VARIABLE, "")
-    secret = line(given)
-    if not secret:
-        where = "standard input" if source is PasswordFrom.stdin else PASSWORD_VARIABLE
-        raise typer.BadParameter(f"there is no password in {where}", param_hint="--password")
-    return {"password": secret}
 
 
 class _Api:
@@ -279,6 +129,163 @@ class _Api:
 def _api(server: str, token: str, ca_file: Path | None) -> Iterator[_Api]:
     with http_client(ca_file, "BUCKETBELL_CA_FILE") as web:
         yield _Api(web, server, token)
+
+
+def _changes_broker(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` the host's API, and what the options that it shares with others say of the broker."""
+
+    @wraps(command, assigned=("__name__", "__doc__"))
+    def run(
+        *,
+        server: ServerUrl = "http://127.0.0.1:8080",
+        token: Token,
+        ca_file: CaFile = None,
+        broker_host: BrokerHost = None,
+        broker_port: BrokerPort = None,
+        username: Username = None,
+        password: Password = PasswordFrom.keep,
+        tls: Tls = None,
+        **own: object,
+    ) -> None:
+        given = {"broker_host": broker_host, "broker_port": broker_port, "username": username, "use_tls": tls}
+        with _api(server, token, ca_file) as api:
+            command(api, given, password, **own)
+
+    shared = list(signature(run, follow_wrapped=False, eval_str=True).parameters.values())[:-1]
+    options = [one for one in signature(command, eval_str=True).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    vars(run)["__signature__"] = Signature([*shared, *options])  # Typer makes the command line's options of it
+    return run
+
+
+@mqtt.command()
+def status(
+    *, server: ServerUrl = "http://127.0.0.1:8080", token: Token, ca_file: CaFile = None, as_json: AsJson = False
+) -> None:
+    """Show whether the host is connected to the broker. Exit 1 if it is not."""
+    with _api(server, token, ca_file) as api:
+        answer = api.ask("GET", "status")
+        if as_json:
+            _print_json(answer.document)
+        else:
+            _show_status(answer)
+    if not _is_connected(answer.document):
+        raise typer.Exit(1)
+
+
+@mqtt.command(name="test")
+@_changes_broker
+def attempt(api: _Api, given: dict[str, Any], password: PasswordFrom, *, as_json: AsJson = False) -> None:
+    """Let the host try to connect once, with the settings in force and those given here. It stores nothing."""
+    settings = _changed(api.ask("GET", "config"), given, password)
+    with _spinner(f"connecting to {settings['broker_host']} …", quiet=as_json):
+        answer = api.ask("POST", "test", settings)
+    verdict = answer.document
+    if as_json:
+        _print_json(verdict)
+    else:
+        _say(f"{verdict['broker']}: {verdict['detail']}", well=verdict["ok"])
+        told = ("outcome", "reason_code", "address", "password", "duration_seconds")
+        _rows({name: verdict[name] for name in told} | _topics(verdict))
+    if not verdict["ok"]:
+        raise typer.Exit(1)
+
+
+@mqtt.command(name="set")
+@_changes_broker
+def store(
+    api: _Api,
+    given: dict[str, Any],
+    password: PasswordFrom,
+    *,
+    topic_prefix: Annotated[str | None, typer.Option(help="Topics of camera events begin with it.")] = None,
+    qos: Annotated[
+        int | None, typer.Option(help="Quality of service of camera events: 0, 1 or 2.", min=0, max=2)
+    ] = None,
+    enabled: Annotated[bool | None, typer.Option("--enabled/--disabled", help="Whether to publish at all.")] = None,
+    discovery: Annotated[
+        bool | None, typer.Option("--discovery/--no-discovery", help="Whether to tell Home Assistant of cameras.")
+    ] = None,
+    discovery_prefix: Annotated[str | None, typer.Option(help="Home Assistant's discovery prefix.")] = None,
+    retain: Annotated[
+        bool | None, typer.Option("--retain/--no-retain", help="Whether the broker keeps each camera's last event.")
+    ] = None,
+    wait_seconds: Annotated[
+        float, typer.Option(help="How long to wait for the connection. 0: do not wait.", min=0, max=60)
+    ] = DEFAULT_WAIT_SECONDS,
+    as_json: AsJson = False,
+) -> None:
+    """Store the settings given here, leave the others as they are, and see whether the host connects.
+
+    Exit 1 if nothing was stored. Exit 1 also if the host does not connect in time: then the settings are stored.
+    """
+    given |= {
+        "topic_prefix": topic_prefix,
+        "qos": qos,
+        "enabled": enabled,
+        "discovery_enabled": discovery,
+        "discovery_prefix": discovery_prefix,
+        "retain_messages": retain,
+    }
+    before = api.ask("GET", "config")
+    stored = api.ask("PUT", "config", _changed(before, given, password), if_match=before.etag)
+    if as_json:
+        _print_json(stored.document)
+    else:
+        _say(f"stored as version {stored.document['version']}")
+        _rows(stored.document)
+    if not wait_seconds or not stored.document["enabled"]:
+        return
+    with _spinner(f"waiting for {stored.document['broker_host']} …", quiet=as_json):
+        now = _wait(api, wait_seconds)
+    if not as_json:
+        _show_status(now)
+    if not _is_connected(now.document):
+        raise typer.Exit(1)
+
+
+def _wait(api: _Api, wait_seconds: float) -> _Answer:
+    until = time.monotonic() + wait_seconds
+    while True:
+        answer = api.ask("GET", "status")
+        if _is_connected(answer.document) or time.monotonic() >= until:
+            return answer
+        time.sleep(POLL_SECONDS)
+
+
+def _is_connected(document: dict[str, Any]) -> bool:
+    live = document.get("probe")
+    return bool(live["ok"] if live else document["connected"])
+
+
+def _changed(before: _Answer, given: dict[str, Any], password: PasswordFrom) -> dict[str, Any]:
+    """The settings in force, with what is given; the password, if any."""
+    if before.stale:
+        typer.echo(f"the database does not answer; these settings are of {before.stale}", err=True)
+    settings = {name: before.document[name] for name in KEPT}
+    if settings["broker_host"] is None:  # nothing was enabled before, and a broker is given now
+        settings["enabled"] = True
+    settings |= {name: value for name, value in given.items() if value is not None}
+    settings["username"] = settings["username"] or None
+    if settings["broker_host"] is None:
+        raise typer.BadParameter("no broker is configured yet: name one with --broker-host")
+    if settings["broker_port"] is None:
+        settings["broker_port"] = 8883 if settings["use_tls"] else 1883
+    return settings | _secret(password)
+
+
+def _secret(source: PasswordFrom) -> dict[str, str | None]:
+    if source is PasswordFrom.keep:
+        return {}
+    if source is PasswordFrom.clear:
+        return {"password": None}
+    if source is PasswordFrom.prompt:
+        return {"password": typer.prompt("Password at the broker", hide_input=True, err=True)}
+    given = sys.stdin.readline() if source is PasswordFrom.stdin else os.environ.get(PASSWORD_VARIABLE, "")
+    secret = line(given)
+    if not secret:
+        where = "standard input" if source is PasswordFrom.stdin else PASSWORD_VARIABLE
+        raise typer.BadParameter(f"there is no password in {where}", param_hint="--password")
+    return {"password": secret}
 
 
 def _refused(server: str, status: int, found: object) -> NoReturn:

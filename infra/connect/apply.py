@@ -23,7 +23,7 @@ MINIO_START_SECONDS = 2.0
 MINIO_POLL_SECONDS = 0.2
 PROPAGATION_POLL_SECONDS = 3.0
 
-Store = Literal["minio", "sqs"]
+StoreKind = Literal["minio", "sqs"]
 
 _BEFORE_PARSE = "before-parse.s3.GetBucketNotificationConfiguration"
 _ROOT = "NotificationConfiguration"
@@ -41,7 +41,7 @@ class Wish:
     targets: Mapping[str, str]
     queue_name: str
     queue_url: str | None = None
-    store: Store | Literal["auto"] = "auto"
+    store: StoreKind | Literal["auto"] = "auto"
     create: bool = False
     remove: bool = False
 
@@ -54,7 +54,7 @@ class Plan:
     """
 
     wish: Wish
-    store: Store
+    store: StoreKind
     bucket_missing: bool
     before: Document
     after: Document
@@ -219,7 +219,7 @@ def _new_policies(found: queues.Queue, bucket: str) -> tuple[tuple[queues.Queue,
     return () if policy is None else ((found, policy),)
 
 
-def _create_bucket(clients: Clients, bucket: str, store: Store) -> None:
+def _create_bucket(clients: Clients, bucket: str, store: StoreKind) -> None:
     with storage_errors():
         # AWS wants the region named unless it is its first one; MinIO takes none but its own.
         if store == "minio" or clients.region == "us-east-1":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mypy_boto3_sqs.literals import QueueAttributeNameType
 
-# As boto3 parses and takes it: PutBucketNotificationConfiguration's `NotificationConfiguration`.
+# PutBucketNotificationConfiguration's `NotificationConfiguration`, as boto3 parses and takes it.
 Document = dict[str, Any]
 Rule = dict[str, Any]
 
@@ -86,7 +86,7 @@ def is_ours(rule: Rule) -> bool:
 
 
 def merge(document: Document, wanted: Sequence[Rule]) -> Document:
-    """`document` with exactly `wanted` of our rules; everyone else's rules and fields stay as and where they are.
+    """`document` with exactly `wanted` of our rules; all other rules and fields stay as and where they are.
 
     Returns an equal document when nothing is to change. `wanted=()` takes ours away.
     """
@@ -104,7 +104,7 @@ def merge(document: Document, wanted: Sequence[Rule]) -> Document:
 
 
 def overlapping(document: Document, wanted: Sequence[Rule]) -> tuple[str, ...]:
-    """Others' rules that share events and keys with `wanted`, which AWS refuses, in words.
+    """In words: others' rules that share events and keys with `wanted`. AWS refuses such rules.
 
     Source: S3 User Guide, "Configuring event notifications using object key name filtering".
     """
@@ -209,7 +209,7 @@ def allow_bucket(policy: str | None, *, bucket: str, queue_arn: str) -> str | No
         },
     }
     document, statements = _policy(policy)
-    if any({**other, "Sid": statement["Sid"]} == statement for other in statements):  # whoever wrote it
+    if any({**other, "Sid": statement["Sid"]} == statement for other in statements):  # by us or by others
         return None
     others = [other for other in statements if other.get("Sid") != statement["Sid"]]
     return json.dumps({**document, "Statement": [*others, statement]})

@@ -8,7 +8,7 @@ from infra.connect.documents import FAST_TARGET, SURE_TARGET, minio_arn
 
 TOKEN_PLACEHOLDER = "<the first of WEBHOOK_TOKENS>"  # noqa: S105 - stands where the secret belongs
 DEFAULT_QUEUE_DIRECTORY = "/var/lib/minio-events"
-QUEUE_LIMIT_EVENTS = 100_000  # MinIO's own default, said aloud: beyond it, new events are lost
+QUEUE_LIMIT_EVENTS = 100_000  # MinIO's own default, written out: beyond it, new events are lost
 # Each event worker waits for every target of its event, so this many events may be stuck before one is
 # in memory only, where a killed MinIO loses it. The default is the number of cores (measured: with 64, 0 of 40 were
 # lost; with 2, 38 of 40).

@@ -64,7 +64,7 @@ def put_policy(sqs: SQSClient, queue: Queue, policy: str) -> None:
 
 
 def _remarks(attributes: Mapping[Any, str]) -> tuple[str, ...]:
-    """What a person should know about a queue that somebody else made: it is left as it is."""
+    """What a person should know about a queue that somebody else made. It is not changed."""
     remarks = []
     if "RedrivePolicy" not in attributes:
         remarks.append(

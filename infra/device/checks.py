@@ -24,7 +24,7 @@ CHUNK_BYTES = 256 * 1024
 CHECKSUM_MODE = "x-amz-checksum-mode"
 
 _PLAIN_MD5 = re.compile("[0-9a-fA-F]{32}")
-# SSE-S3 (`AES256`) leaves the ETag an MD5; `aws:kms`, `aws:kms:dsse` and whatever comes next do not.
+# With SSE-S3 (`AES256`) the ETag stays an MD5; with `aws:kms`, `aws:kms:dsse` and others it does not.
 _ENCRYPTION, _CLIENTS_KEY = "x-amz-server-side-encryption", "x-amz-server-side-encryption-customer-algorithm"
 # The strongest first. CRC32C and CRC64NVME are not in Python's standard library.
 _CHECKSUM_BYTES: dict[By, int] = {"sha256": 32, "sha1": 20, "crc32": 4}
@@ -43,7 +43,7 @@ def choose(etag: str, headers: Mapping[str, str]) -> Check:
     if headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT":
         for by, length_bytes in _CHECKSUM_BYTES.items():
             value = _decoded(headers.get(f"x-amz-checksum-{by}", ""))
-            # A composite one, made of the parts' checksums, ends in `-<parts>`, and is no base64.
+            # A composite one, made of the parts' checksums, ends in `-<parts>`, which is not base64.
             if len(value) == length_bytes:
                 return Check(by, value.hex())
     plain = headers.get(_ENCRYPTION, "AES256") == "AES256" and headers.get(_CLIENTS_KEY) is None
@@ -51,7 +51,7 @@ def choose(etag: str, headers: Mapping[str, str]) -> Check:
 
 
 def passes(check: Check, file: FileIO) -> bool:
-    """Whether the file from its beginning comes to the value; True where only the size can be compared."""
+    """Whether the whole file has this value; True if only the size can be compared."""
     file.seek(0)
     if check.by == "size":
         return True
@@ -69,7 +69,7 @@ def checksum_headers(url: str) -> dict[str, str]:
 
     AWS refuses an `x-amz-…` header that is not among the signed ones.
     """
-    # Not urlsplit, which raises for what is no URL: that is for whoever fetches it to say.
+    # Not urlsplit, which raises if it is not a URL: the request will tell that.
     signed = parse_qs(url.partition("?")[2]).get("X-Amz-SignedHeaders", [""])[0].split(";")
     return {CHECKSUM_MODE: "ENABLED"} if CHECKSUM_MODE in signed else {}
 

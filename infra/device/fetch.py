@@ -15,11 +15,11 @@ from infra.device.checks import By, checksum_headers, choose, passes
 from infra.device.names import Name
 from infra.device.refusals import MAX_ERROR_BYTES, refusal
 from infra.device.server import Ticket
-from infra.device.store import Part, Store, storing
+from infra.device.store import DeviceStore, Part, storing
 from infra.device.trouble import FetchError, Reason
-from infra.http_client import Answer, Web
+from infra.http_client import Response, Web
 
-DISK_RESERVE_BYTES = 64 * 1024  # for the notes, and for whoever else lives on a small disk
+DISK_RESERVE_BYTES = 64 * 1024  # for the notes, and for other programs on a small disk
 
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")  # RFC 9110 §14.4
 
@@ -42,10 +42,10 @@ class Fetched:
 
 
 @storing()
-def fetch(web: Web, store: Store, name: Name, ticket: Ticket, progress: Progress, *, fresh: bool) -> Fetched:
+def fetch(web: Web, store: DeviceStore, name: Name, ticket: Ticket, progress: Progress, *, fresh: bool) -> Fetched:
     """Download what is missing of `ticket`'s version, verify it, and put it in place; `fresh`: the ticket is new.
 
-    Raises FetchError: what was had of the file stays for the next attempt, unless it is `corrupt` or cannot be read.
+    Raises FetchError: what came of the file stays for the next attempt, unless it is `corrupt` or cannot be read.
     The file in place is only ever replaced by a whole one.
     """
     version = ticket.version
@@ -73,7 +73,7 @@ def fetch(web: Web, store: Store, name: Name, ticket: Ticket, progress: Progress
     )
 
 
-def _passes(store: Store, part: Part) -> bool:
+def _passes(store: DeviceStore, part: Part) -> bool:
     try:
         return passes(part.check, part.file)
     except OSError as error:  # the disk does not give back what it took: to other sectors with it
@@ -81,7 +81,7 @@ def _passes(store: Store, part: Part) -> bool:
         raise FetchError("corrupt", f"what was downloaded cannot be read: {error.strerror}") from None
 
 
-def _download(web: Web, store: Store, name: Name, ticket: Ticket, progress: Progress, *, fresh: bool) -> int:
+def _download(web: Web, store: DeviceStore, name: Name, ticket: Ticket, progress: Progress, *, fresh: bool) -> int:
     """Bring the part to its full length; returns how much of it was there already."""
     version = ticket.version
     with ExitStack() as opened:
@@ -117,7 +117,7 @@ def _download(web: Web, store: Store, name: Name, ticket: Ticket, progress: Prog
     return offset
 
 
-def _ask(opened: ExitStack, web: Web, ticket: Ticket, offset: int, *, fresh: bool) -> tuple[Answer, bool]:
+def _ask(opened: ExitStack, web: Web, ticket: Ticket, offset: int, *, fresh: bool) -> tuple[Response, bool]:
     """The store's answer whose body is that of the ticket's version, and whether the store was held to that version.
 
     FetchError for any other answer.
@@ -139,7 +139,7 @@ def _ask(opened: ExitStack, web: Web, ticket: Ticket, offset: int, *, fresh: boo
     return answer, bool(pinned)
 
 
-def _judge(answer: Answer, ticket: Ticket, *, fresh: bool) -> None:
+def _judge(answer: Response, ticket: Ticket, *, fresh: bool) -> None:
     """Return when what follows is of the ticket's version, as far as the answer says; FetchError otherwise."""
     status = answer.status
     if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -153,7 +153,7 @@ def _judge(answer: Answer, ticket: Ticket, *, fresh: bool) -> None:
         raise FetchError("replaced", "the object was replaced")
 
 
-def _same(answer: Answer, ticket: Ticket) -> bool | None:
+def _same(answer: Response, ticket: Ticket) -> bool | None:
     """Whether the answer is about the ticket's version: by its ETag, else by its time; None when neither tells."""
     etag = answer.headers.get("ETag")
     if etag is not None and ticket.version.etag is not None:
@@ -167,8 +167,8 @@ def _same(answer: Answer, ticket: Ticket) -> bool | None:
     return modified == listed.replace(microsecond=0)
 
 
-def _fits(answer: Answer, ticket: Ticket, offset: int, *, pinned: bool) -> bool:
-    """Whether what a 206 brings belongs behind what is there."""
+def _fits(answer: Response, ticket: Ticket, offset: int, *, pinned: bool) -> bool:
+    """Whether the part in a 206 continues what is there."""
     found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
     if found is None or (int(found[1]), int(found[3])) != (offset, ticket.version.size):
         return False

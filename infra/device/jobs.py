@@ -1,4 +1,4 @@
-"""What waits to be fetched, in order, and how long it is left alone after it failed."""
+"""What waits to be fetched, in order, and how long it waits after a failure."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Job:
     delays: int = 0
     """How many of the latest answers, in a row, asked to come later."""
     again: bool = False
-    """Announced anew while it was running."""
+    """Announced again while it was running."""
     furthest: int = 0
     """How many bytes of the ticket's version were ever there at once."""
     moved: bool = False
@@ -71,7 +71,7 @@ class Job:
     def failed(self, trouble: FetchError, uniform: Callable[[float, float], float], *, once: bool) -> float | None:
         """Count a failure; returns for how many seconds to leave the job alone, None to give it up.
 
-        A line that brings something is not punished for breaking, and to be asked to come later is no failure. With
+        A connection that brought something may break, and being asked to come later is no failure. With
         `once` attempts are counted.
         """
         reason = trouble.reason
@@ -106,7 +106,7 @@ def _pause(
 
 
 class Jobs:
-    """One job for each file, the one that is due first at hand. Not thread-safe."""
+    """One job for each file; the one that is due first is known at once. Not thread-safe."""
 
     def __init__(self) -> None:
         """Nothing waits."""

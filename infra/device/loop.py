@@ -17,8 +17,8 @@ from typing import Protocol
 from infra.device.fetch import fetch
 from infra.device.jobs import STALE, Job, Jobs
 from infra.device.names import FOLDERS, Kind, Name, UnsafeNameError, is_own, parse_payload, safe
-from infra.device.server import Server
-from infra.device.store import Store
+from infra.device.server import DownloadServer
+from infra.device.store import DeviceStore
 from infra.device.trouble import FetchError, Reason
 from infra.http_client import Web
 from infra.subscriber import Received
@@ -54,8 +54,8 @@ class Device:
         topics: Mapping[str, Kind],
         *,
         web: Web,
-        server: Server,
-        store: Store,
+        server: DownloadServer,
+        store: DeviceStore,
         report: Report,
         spread_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
@@ -154,12 +154,13 @@ class Device:
                 # One download for one file: what runs is told.
                 job.etag, job.again = etag, True
             else:
-                # What waits asks for the newest anyway; whatever failed before, an upload is a reason to try at once.
+                # What waits asks for the newest anyway; after a new upload it is tried at once, even if it failed
+                # before.
                 self._renew(job, Job(name, now + wait_seconds, now, etag))
             self._changed.notify_all()
 
     def _renew(self, old: Job | None, new: Job) -> None:
-        """Let `new` take the place of `old`, and wait no longer than that would have waited."""
+        """Replace `old` by `new`, which waits no longer than `old` would have."""
         if old is not None:
             new.due_at, new.since = min(old.due_at, new.due_at), old.since
         self._jobs.put(new)
@@ -243,7 +244,7 @@ class Device:
             raise
 
     def _catch_up(self) -> None:
-        """Want whatever of the manifest is not here. A file that it does not list stays where it is."""
+        """Want every file of the manifest that is not here. A file that it does not list stays where it is."""
         manifest = self._server.manifest()
         unchanged = wanted = 0
         for entry in manifest.objects:
@@ -263,7 +264,7 @@ class Device:
             with self._changed:
                 now = self._clock()
                 job = self._jobs.get(name)
-                # What failed is left alone as long as the version is the one that failed.
+                # A version that failed waits until its time has come.
                 if job is None or job.tried not in {None, entry.version}:
                     self._renew(job, Job(name, now, now, entry.version.etag))
         self._report("caught_up", listed=len(manifest.objects), unchanged=unchanged, wanted=wanted)

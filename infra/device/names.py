@@ -1,4 +1,4 @@
-"""Pure: a name from the network → where its file belongs below the device's folder, or why it belongs nowhere."""
+"""Pure: a name from the network → where its file belongs below the device's folder, or why it has none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class UnsafeNameError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A file by the name that it has for everybody: what `safe` has let through."""
+    """A file by the name that all devices know: `safe` has accepted it."""
 
     kind: Kind
     filename: str

@@ -22,7 +22,7 @@ _SECRET = re.compile(r"://|Signature=|Security-Token=", re.IGNORECASE)  # a stor
 _CODES: dict[str, tuple[Reason, str]] = {
     "InvalidObjectState": ("archived", "the object is in an archive, and must be restored first"),
     "RequestTimeTooSkewed": ("clock_skew", "the clocks of server and store differ"),
-    "AccessDenied": ("forbidden", "whoever signs the server's URLs may not read this object"),
+    "AccessDenied": ("forbidden", "the server's key may not read this object"),
     "AllAccessDisabled": ("forbidden", "nobody may read this object"),
     **dict.fromkeys(
         (

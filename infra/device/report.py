@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
-# Other devices' configs and repeats are everyday: a person need not see them.
+# Configs of other devices, and repeats, are usual: a person need not see them.
 _QUIET = {("skipped", "not_ours"), ("skipped", "repeat"), ("skipped", "in_progress"), ("skipped", "unchanged")}
 
 
@@ -40,7 +40,7 @@ class TextReport:
     """For a person. Use it from any thread; `close` gives the terminal back."""
 
     def __init__(self, console: Console) -> None:
-        """The bar is only there where somebody looks at it."""
+        """The bar is shown on a terminal only."""
         self._console = console
         self._lock = threading.Lock()
         self._task: TaskID | None = None

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 from infra.device.names import Name
 from infra.device.store import Version
 from infra.device.trouble import FetchError
-from infra.http_client import Answer, Web
+from infra.http_client import Response, Web
 
 MAX_TICKET_BYTES = 64 * 1024
 MAX_PAGE_BYTES = 8 * 1024 * 1024
@@ -56,7 +56,7 @@ class _Page:
     next: str | None
 
 
-class Server:
+class DownloadServer:
     """The server at `base_url`, as the device with this `token` sees it. Not thread-safe."""
 
     def __init__(self, web: Web, base_url: str, token: str) -> None:
@@ -119,7 +119,7 @@ class Server:
         return _Page(etag, listed, len(objects) - len(listed), following)
 
 
-def _document(answer: Answer, limit_bytes: int) -> dict[str, Any]:
+def _document(answer: Response, limit_bytes: int) -> dict[str, Any]:
     """The JSON object of a 200; FetchError for every other answer."""
     status = answer.status
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
@@ -139,7 +139,7 @@ def _document(answer: Answer, limit_bytes: int) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise FetchError("protocol", "the server's answer is not JSON") from None
     if not isinstance(document, dict):
-        raise FetchError("protocol", "the server's answer is no JSON object")
+        raise FetchError("protocol", "the server's answer is not a JSON object")
     return document
 
 

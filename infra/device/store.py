@@ -76,7 +76,7 @@ class Part:
                 left = left[self.file.write(left) :]
 
     def close(self) -> None:
-        """Keeps what is there for `Store.resume`."""
+        """Keeps what is there for `DeviceStore.resume`."""
         self.file.close()
 
     def __enter__(self) -> Self:
@@ -86,7 +86,7 @@ class Part:
         self.close()
 
 
-class Store:
+class DeviceStore:
     """One device's folder, locked against a second process. StoreError when it cannot be had."""
 
     def __init__(self, directory: Path) -> None:
@@ -129,7 +129,7 @@ class Store:
         return usage.f_bavail * usage.f_frsize
 
     def resume(self, name: Name, version: Version) -> Part | None:
-        """What an earlier attempt has of this version, None where it has nothing."""
+        """What an earlier attempt has of this version; None if it has nothing."""
         note = self._read(_coming(name))
         if note is None or _version(note) != version:
             return None
@@ -145,7 +145,7 @@ class Store:
         return None
 
     def begin(self, name: Name, version: Version, check: Check) -> Part:
-        """Start anew; what was begun of this file, in any version, is gone."""
+        """Start again; what was begun of this file, in any version, is deleted."""
         with storing():
             self.drop(name)
             self._write(_coming(name), {"path": name.path, **asdict(version), **asdict(check)})
@@ -176,7 +176,7 @@ class Store:
 
     @contextmanager
     def _folder(self, name: Name, *, make: bool) -> Iterator[int]:
-        """The folder that the file belongs in. No link is followed on the way, wherever it points."""
+        """The folder that the file belongs in. No link is followed on the way."""
         folder = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for segment in name.segments[:-1]:

@@ -13,7 +13,7 @@ Reason = Literal[
     "cut",  # the connection ended in the middle
     "disk_full",
     "expired",  # the store refuses a URL that was good: renew it
-    "forbidden",  # the store refuses a fresh URL: whoever signed it may not read this file
+    "forbidden",  # the store refuses a fresh URL: its signer may not read this file
     "gone",  # the server knows no such file (any more), or will not say
     "misdirected",  # the URL is signed for another region, address or bucket, or with a key the store does not know
     "obsolete",  # a newer version was announced while this one was coming

@@ -1,6 +1,6 @@
-"""`python -m infra.docs.capture` makes `docs/cameras.svg` anew: the real commands, recorded as a terminal shows them.
+"""`python -m infra.docs.capture` makes `docs/cameras.svg` again: the real commands, recorded as a terminal shows them.
 
-The broker, the store and the host are those of `make run`; nothing that is shown was written by hand but the remarks.
+The broker, the store and the host are those of `make run`. Only the remarks were written by hand.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COMMAND_SECONDS = 20.0
 HEAR_SECONDS = 10.0
 # A spinner is gone when its command ends.
 _SPINNER = re.compile(r"^.*[\u2801-\u28ff].*\n?", re.MULTILINE)
-# GitHub shows no fonts from elsewhere, and a picture should ask nobody for any.
+# GitHub shows no fonts from elsewhere, and a picture should not load any.
 _FONTS = re.compile(r"@font-face \{.*?\}", re.DOTALL)
 
 

@@ -21,7 +21,7 @@ def text() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the file, or say whether it is behind (exit 1)."""
     parser = argparse.ArgumentParser(prog="python -m infra.docs.openapi", description="docs/openapi.json.")
-    parser.add_argument("--write", action="store_true", help="write it anew")
+    parser.add_argument("--write", action="store_true", help="write it again")
     if parser.parse_args(arguments).write:
         FILE.write_text(text(), encoding="utf-8")
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,8 @@ from infra.host.replicas import Replicas
 if TYPE_CHECKING:
     from functions.settings import Settings
     from functions.stored.store import Stored
+    from functions.telemetry import Telemetry
+    from infra.host.mqtt.link import LinkStatus
 
 ONLINE, OFFLINE = b"online", b"offline"
 
@@ -35,21 +37,34 @@ ONLINE, OFFLINE = b"online", b"offline"
 class Announcer:
     """Belongs to the event loop, as does every call. `stored` and `broker` are what is in force."""
 
-    def __init__(self, settings: Settings, publisher: HostPublisher, process: str) -> None:
-        """`process` is this host's name among those that share the stored settings."""
+    def __init__(
+        self,
+        settings: Settings,
+        telemetry: Telemetry,
+        process: str,
+        *,
+        on_connected: Callable[[], object],
+        on_change: Callable[[LinkStatus], None],
+    ) -> None:
+        """`process` is this host's name among those that share the stored settings. For the rest see `publisher`."""
         self.cameras = Cameras()
         self.removed: dict[str, datetime] = {}
-        """The cameras that stay away until their next event, and since when."""
+        """The cameras that are left out until their next event, and since when."""
         self.retained = Retained()
         self.replicas = Replicas(process)
         self.stored: Stored | None = None
         self.broker: BrokerConfig | None = BrokerConfig.of(settings)
+        self.publisher = HostPublisher(
+            self.broker,
+            telemetry,
+            birth_messages=self.birth_messages,
+            goodbye_messages=lambda: self.available(OFFLINE),
+            addressed=self._addressed,
+            on_connected=on_connected,
+            on_change=on_change,
+        )
         self._settings = settings
-        self._publisher = publisher
         self._process = process
-        publisher.birth_messages = self.birth_messages
-        publisher.addressed = self._addressed
-        publisher.goodbye_messages = lambda: self.available(OFFLINE)
 
     @property
     def topics(self) -> CameraTopics:
@@ -76,7 +91,7 @@ class Announcer:
     # What is said.
 
     def birth_messages(self) -> Iterator[Message]:
-        """What a camera's discovery says of availability hangs on what the broker has said to `online` by then."""
+        """A camera's discovery mentions availability unless the broker has refused `online` before."""
         yield from self.available(ONLINE)
         for camera in self.cameras.all():
             yield from self._discoveries((camera,))
@@ -97,14 +112,14 @@ class Announcer:
         return self._discoveries((camera,))
 
     def found(self, cameras: Iterable[Camera]) -> None:
-        """Say which cameras there are, as far as that is news."""
+        """Announce the cameras that are new."""
         self.say(self._discoveries(self.cameras.found(cameras)))
 
     def say(self, messages: Sequence[Message]) -> int:
         """Say these as birth messages are said; return how many."""
-        if not self._publisher.status.connected:
+        if not self.publisher.status.connected:
             return 0  # they are among the birth messages
-        self._publisher.say(messages)
+        self.publisher.say(messages)
         return len(messages)
 
     def say_all(self) -> int:
@@ -113,7 +128,7 @@ class Announcer:
 
     def say_again(self) -> int:
         """Do so although the broker did not want it: somebody has asked."""
-        self._publisher.births.retry()
+        self.publisher.births.retry()
         return self.say_all()
 
     def _discoveries(self, cameras: Sequence[Camera]) -> tuple[Message, ...]:
@@ -144,36 +159,36 @@ class Announcer:
 
     @property
     def _leaves_out_availability(self) -> bool:
-        """Whether nothing is said of it: without the last will or `online`, it would be wrong sooner or later."""
-        births = self._publisher.births
+        """Whether availability is left out: without the last will or `online` it would become wrong."""
+        births = self.publisher.births
         return bool(births.leaves_out(WILL) or births.leaves_out(self._availability_label))
 
     @property
     def _leaves_out_discovery(self) -> str:
         if self.stored is None:
             return ""
-        return self._publisher.births.leaves_out(discovery_label(self.stored.config.discovery_prefix))
+        return self.publisher.births.leaves_out(discovery_label(self.stored.config.discovery_prefix))
 
     # What is taken back.
 
     def tidy_up(self) -> None:
-        """Take away what the broker keeps and the settings do not want."""
-        if self.stored is not None and self._publisher.status.connected:
+        """Remove what the broker keeps and the settings do not want."""
+        if self.stored is not None and self.publisher.status.connected:
             gone = [camera_id for camera_id in self.removed if self._is_gone(camera_id)]
             self._take_away(self.retained.unwanted(self.stored.config, gone))
 
     def take_away_gone(self) -> None:
-        """Take away what is kept of hosts that have gone."""
-        if self.announces and self._publisher.status.connected:
+        """Remove what the broker keeps of hosts that have gone."""
+        if self.announces and self.publisher.status.connected:
             topics = [availability_topic(self.topics.topic_prefix, gone) for gone in self.replicas.take_gone()]
             self.say([self._availability_of(topic, b"") for topic in topics])
 
     def forget(self, camera_id: str, removed_at: datetime) -> None:
-        """Take away all of a camera, until its next event."""
+        """Remove a camera from the broker, until its next event."""
         self.removed[camera_id] = removed_at
         self.cameras.forget(camera_id)
         self.retained.forget(camera_id)
-        if self.stored is not None and self._publisher.status.connected:
+        if self.stored is not None and self.publisher.status.connected:
             self._take_away(nothing_of(camera_id, self.stored.config))
 
     def _is_gone(self, camera_id: str) -> bool:
@@ -186,13 +201,13 @@ class Announcer:
         return topic in self.retained or camera_id in self.cameras
 
     def _take_away(self, messages: Sequence[Message]) -> None:
-        """Not as birth messages: a camera's next event may follow at once, and what that brings must come after."""
+        """Not as birth messages: the camera's next event may follow at once, and its messages must come later."""
         for message in messages:
-            if message.label != LABEL and self._publisher.births.leaves_out(message.label):
+            if message.label != LABEL and self.publisher.births.leaves_out(message.label):
                 self.retained.stays(message)
                 continue
             with contextlib.suppress(QueueFullError):
-                pending = self._publisher.submit(message)
+                pending = self.publisher.submit(message)
                 pending.done.add_done_callback(
                     lambda done, message=message: None if done.result().success else self.retained.stays(message)  # type: ignore[misc]  # the default binds this one
                 )

@@ -1,4 +1,4 @@
-"""Keeps the host's publisher with the stored settings, learns which cameras there are, and tells how it is doing."""
+"""Applies the stored settings to the host's publisher, learns which cameras there are, and tells the status."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from functions.admin.operations import CannotPublishError, TopicVerdict
-from functions.cameras.detections import CameraTopics
 from functions.cameras.discovery import availability_topic
 from functions.events.names import is_event_id
 from functions.mqtt.connection import BrokerConnectionError
@@ -23,16 +22,19 @@ from functions.stored.store import ProcessStatus
 from functions.telemetry import logger
 from infra.host.announcer import ONLINE, Announcer
 from infra.host.camera_search import look
+from infra.host.detections import HostReader
 from infra.host.mqtt.link import NOT_READ
-from infra.host.mqtt.publisher import HostPublisher
 from infra.host.mqtt.retained import listen
 from infra.host.threads import in_thread
 
 if TYPE_CHECKING:
+    from functions.cameras.reader import DetectionReader
     from functions.s3.objects import Objects
     from functions.settings import Settings
     from functions.stored.model import MqttConfig
     from functions.stored.store import ConfigStore, Stored
+    from functions.telemetry import Telemetry
+    from infra.host.mqtt.link import LinkStatus
 
 RELOAD_SECONDS = 10.0  # another process may have stored settings: they are in force here within 30 s
 RETRY_SECONDS = 1.0  # until the settings have been read once: nothing is published before
@@ -54,25 +56,37 @@ class Integration:
     def __init__(
         self,
         settings: Settings,
-        publisher: HostPublisher,
-        store: ConfigStore | None = None,
+        telemetry: Telemetry,
+        store: ConfigStore | None,
+        reader: DetectionReader | None,
         *,
-        port: int = 0,
-        prepare: Callable[[], object] = lambda: None,
+        port: int,
+        prepare: Callable[[], object],
+        on_change: Callable[[LinkStatus], None],
     ) -> None:
-        """`prepare`, in a thread, makes the store's tables. `port` tells two hosts on one machine apart."""
+        """`prepare`, in a thread, makes the store's tables. `port` tells two hosts on one machine apart.
+
+        `reader` reads cameras' events, where there are any. `on_change`: see `HostPublisher`.
+        """
         self.process = f"{socket.gethostname()}:{port}"
-        self.announcer = Announcer(settings, publisher, self.process)
-        self._settings = settings
-        self._publisher = publisher
-        self._store = store
-        self._on_topics: Callable[[CameraTopics | None], None] = lambda _topics: None
+        self.announcer = announcer = Announcer(
+            settings, telemetry, self.process, on_connected=self._begin_to_learn, on_change=on_change
+        )
+        self.publisher = announcer.publisher
+        self.reader: HostReader | None = None
         self._objects: Objects | None = None
+        if reader is not None:
+            self.reader = HostReader(
+                reader, self.publisher, on_camera=announcer.heard, on_camera_failed=announcer.cameras.forget
+            )
+            self._objects = reader.objects
+        self._settings = settings
+        self._store = store
         self._stopped = threading.Event()
         self._looking: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._is_learned = False
-        """Whether what the broker keeps is known, as far as it can be: or an old event could pass for the latest."""
+        """Whether what the broker keeps is known, as far as possible: else an old event could pass for the latest."""
         self._knows_kept = self._knows_bucket = False
         self._settled = threading.Event()
         """What could be learned of cameras at the start is learned."""
@@ -83,15 +97,6 @@ class Integration:
         """Whether the settings could be read the last time; None before that, and without a store."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        publisher.on_connected = self._begin_to_learn
-
-    def follow(self, on_topics: Callable[[CameraTopics | None], None]) -> None:
-        """Have `on_topics` hear where camera events go from now on; None: it is not known yet, and they wait."""
-        self._on_topics = on_topics
-
-    def look_in(self, objects: Objects) -> None:
-        """Find the cameras whose events are in this bucket already, at the start."""
-        self._objects = objects
 
     @property
     def _stored(self) -> Stored | None:
@@ -103,12 +108,13 @@ class Integration:
         """Begin to read the store, before the publisher starts. Returns at once."""
         self._loop = asyncio.get_running_loop()
         if self._store is not None:
-            self._publisher.hold(NOT_READ)
-            self._on_topics(None)
+            self.publisher.hold(NOT_READ)
+            if self.reader is not None:
+                self.reader.use(None)
             self._task = asyncio.create_task(self._keep_up(self._store), name="stored-settings")
 
     async def stop(self) -> None:
-        """Read no more, and record that this process is gone. What hangs in a thread is left to hang."""
+        """Read no more, and record that this process is gone. A thread that hangs is not waited for."""
         self._stopped.set()
         tasks = [task for task in (self._task, self._looking, self._listening) if task is not None]
         for task in tasks:
@@ -143,7 +149,7 @@ class Integration:
                 if ready or self._stored is not None:
                     self._trouble(str(error))
                 else:
-                    self._publisher.hold(f"{NOT_READ}: {error}")
+                    self.publisher.hold(f"{NOT_READ}: {error}")
             except Exception:  # noqa: BLE001 - without this task no change would ever arrive
                 logger.exception("stored settings")
             await asyncio.sleep(RELOAD_SECONDS if ready else RETRY_SECONDS)
@@ -157,25 +163,26 @@ class Integration:
         try:
             broker = effective_broker(self._settings, stored)
         except CredentialsUnreadableError as error:
-            self._publisher.hold(str(error))
+            self.publisher.hold(str(error))
             announcer.broker = None
             self._tell_topics()
             return
         if broker is not None and announcer.announces:
             broker = replace(broker, availability_topic=announcer.availability)
-        if broker != announcer.broker or self._publisher.status.reason:
-            self._publisher.use(broker)  # which says `offline` where we were until now
+        if broker != announcer.broker or self.publisher.status.reason:
+            self.publisher.use(broker)  # which says `offline` where we were until now
             announcer.broker = broker
             logger.info("broker settings in force", extra={"broker": broker.url if broker else None})
-        elif self._publisher.status.connected:
+        elif self.publisher.status.connected:
             announcer.tidy_up()  # first, while Home Assistant still reads it as before
-            self._publisher.say(announcer.birth_messages())
+            self.publisher.say(announcer.birth_messages())
             self._begin_to_learn()
         self._tell_topics()
 
     def _tell_topics(self) -> None:
         topics = self.announcer.topics
-        self._on_topics(None if topics.retain and not self._is_learned else topics)
+        if self.reader is not None:
+            self.reader.use(None if topics.retain and not self._is_learned else topics)
 
     def _exchange(self, store: ConfigStore) -> Sequence[ProcessStatus]:
         """Record how this process does, and return what all have recorded."""
@@ -183,7 +190,7 @@ class Integration:
         return store.recorded()
 
     def _meet(self, recorded: Sequence[ProcessStatus]) -> None:
-        """Home Assistant takes a camera for available while any host says so: tell it of hosts that come and go."""
+        """Tell Home Assistant of hosts that come and go: a camera is available while one of them says so."""
         replicas = self.announcer.replicas
         before = replicas.there
         replicas.meet(recorded, time.monotonic())
@@ -196,7 +203,7 @@ class Integration:
             logger.warning(GOES_ON, extra={"reason": problem})
         elif self._problem and not problem:
             logger.info("the stored settings can be read again")
-            self.announcer.say(self.announcer.available(ONLINE))  # others may have taken us for gone
+            self.announcer.say(self.announcer.available(ONLINE))  # others may have thought that we are gone
         self._problem = problem
 
     # What is learned of cameras.
@@ -215,7 +222,7 @@ class Integration:
         self._listening = asyncio.create_task(self._learn(), name="retained")
 
     async def _learn(self) -> None:
-        """Hear what the broker keeps, and take away what is not wanted; without its help, go by what we have sent."""
+        """Hear what the broker keeps; remove what is not wanted. If it does not tell, go by what we have sent."""
         announcer = self.announcer
         broker, stored = announcer.broker, announcer.stored
         if broker is not None and stored is not None and self._objects is not None:
@@ -223,7 +230,7 @@ class Integration:
             try:
                 heard = await in_thread(lambda: listen(broker, stored.config, stopped=self._stopped))
             except BrokerConnectionError as failure:
-                if not self._publisher.status.connected:
+                if not self.publisher.status.connected:
                     return  # the next connect asks again
                 logger.info("what the broker keeps is not known", extra={"reason": failure.reason})
             except Exception:  # noqa: BLE001 - cameras' events wait for this task
@@ -243,7 +250,7 @@ class Integration:
             self._settled.set()
 
     async def _leave_out_removed(self, store: ConfigStore) -> None:
-        """Cameras that were removed, by whichever host, until their next event, at whichever host."""
+        """Leave out cameras that any host has removed, until any host hears their next event."""
         announcer = self.announcer
         before = set(announcer.removed)
         removed = await in_thread(store.removed_cameras)
@@ -259,7 +266,7 @@ class Integration:
 
     def status(self) -> ProcessStatus:
         """What this process says of its connection."""
-        status = self._publisher.status
+        status = self.publisher.status
         error = status.last_error
         return ProcessStatus(
             process=self.process,
@@ -271,14 +278,14 @@ class Integration:
             last_error=error.reason if error else None,
             last_error_code=error.reason_code if error else None,
             last_error_at=_moment(error.at if error else None),
-            messages_published=self._publisher.messages_published,
+            messages_published=self.publisher.messages_published,
             reconnect_attempts=status.reconnect_attempts,
             recorded_at=datetime.now(UTC),
         )
 
     def topics(self) -> tuple[TopicVerdict, ...]:
         """What the broker last said to each topic, as far as anything was published there."""
-        return self._publisher.births.verdicts()
+        return self.publisher.births.verdicts()
 
     def availability_topic(self, config: MqttConfig) -> str | None:
         """Where this host's last will would be, under these settings."""
@@ -317,9 +324,9 @@ class Integration:
         return True
 
     def _check_connected(self) -> None:
-        if not self._publisher.status.connected:
+        if not self.publisher.status.connected:
             raise CannotPublishError(
-                f"The broker is not connected: {self._publisher.status.reason or 'try again soon'}."
+                f"The broker is not connected: {self.publisher.status.reason or 'try again soon'}."
             )
 
     def _on_loop(self, call: Callable[..., T], *arguments: object) -> T:
@@ -333,7 +340,7 @@ class Integration:
 
 
 def _age(stored: Stored) -> tuple[datetime, int]:
-    """What grows with each change, also where the row was deleted in between and its versions began anew."""
+    """What grows with each change, even if the row was deleted meanwhile and its versions began again."""
     return stored.created_at, stored.version
 
 

@@ -1,4 +1,4 @@
-"""Which cameras have events in the bucket: looked up once, at the host's start; without it, each is met in time."""
+"""Which cameras have events in the bucket: looked up once, at the host's start. Others are announced when heard."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def look(
 
     For a thread of its own: one LIST of the prefix, then for each camera at most MAX_PAGES more and one GET, until
     `stopped` or for `seconds`, give or take one call. A camera whose newest document is not known for certain, or
-    does not say its name, is left to its next event, lest Home Assistant show it by an old name. A store that fails
+    does not say its name, is left to its next event, or Home Assistant could show it by an old name. A store that fails
     ends the look and is logged; nothing is raised.
     """
     until = time.monotonic() + seconds
@@ -87,7 +87,7 @@ def _prefixes(s3: S3Client, bucket: str, events_prefix: str) -> list[str]:
 
 
 def _newest(s3: S3Client, bucket: str, prefix: str) -> tuple[str, datetime] | None:
-    """What the camera's newest document calls it, and when that was uploaded; None where that cannot be told."""
+    """What the camera's newest document calls it, and when it was uploaded; None if that is not known."""
     newest: ObjectTypeDef | None = None
     start_after = ""
     for _ in range(MAX_PAGES):

@@ -105,7 +105,7 @@ class Causes(Generic[T]):
     def succeeded(self, identity: bytes, place: str) -> list[Cause]:
         """Note that an event was announced at this topic; return the causes that this has ended.
 
-        It is the end of what that very event failed for, and of what holds for all messages of the topic. Others that
+        That ends the cause that this event failed for, and each cause that holds for the whole topic. Others that
         succeed prove nothing: one object may be encrypted with a key that nobody here has.
         """
         self._due.pop(identity, None)
@@ -118,7 +118,7 @@ class Causes(Generic[T]):
         return list(ended)
 
     def forget(self, identity: bytes) -> None:
-        """Nothing is to be done about this event any more: its object is gone, for instance."""
+        """Forget this event: its object is gone, for instance."""
         self._due.pop(identity, None)
         known = self._events.pop(identity, None)
         if known is not None and all(event.cause != known.cause for event in self._events.values()):
@@ -127,7 +127,7 @@ class Causes(Generic[T]):
     def to_try(self) -> list[T]:
         """Return what was given up and is to be tried now.
 
-        All whose cause has ended, bit by bit; and now and then one of each cause that lasts: nothing else may ever
+        All whose cause has ended, a few at a time; and now and then one of each cause that lasts: nothing else may ever
         show its end.
         """
         due = list(self._due)[:MAX_AT_ONCE]
@@ -194,7 +194,7 @@ class Holdups:
         return True
 
     def landed(self, action: Upload | Detection, outcome: Outcome | Unread) -> None:
-        """Hear what became of an event, wherever it came from."""
+        """Hear what became of an event from any source."""
         if isinstance(outcome, Outcome) and outcome.success:
             for cause in self._causes.succeeded(action.identity, _topic(action)):
                 logger.info("announced again", extra={"place": cause.place, "reason": cause.reason})
@@ -202,14 +202,14 @@ class Holdups:
             self._causes.forget(action.identity)
 
     def lasts(self, action: Upload | Detection, outcome: Outcome | Unread) -> bool:
-        """Whether something that was given up fails still; then it stays on the list."""
+        """Whether an event that was given up still fails; then it stays on the list."""
         if not outcome.is_transient:
             return False
         self._failed(action, outcome)
         return True
 
     def tick(self, seconds: float) -> float:
-        """Let time pass, unless there is an outage, and have tried again what is due. Returns when to call again."""
+        """Let time pass, unless there is an outage, and try again what is due. Returns when to call again."""
         if not self._is_outage():
             self._causes.pass_time(seconds)
             for step in self._causes.to_try():
@@ -236,7 +236,7 @@ def cause_of(action: Upload | Detection, outcome: Outcome | Unread) -> Cause:
 
 
 def _is_answer(outcome: Outcome | Unread) -> bool:
-    """Whether the broker, or the store, has said something about this very event: then there is no outage."""
+    """Whether the broker, or the store, has said something about this event: then there is no outage."""
     return outcome.answered if isinstance(outcome, Unread) else outcome.status is Status.REFUSED
 
 

@@ -1,4 +1,4 @@
-"""Takes detection events on their way: their documents are read beside the event loop, then published."""
+"""Brings detection events on their way: their documents are read in threads, then published."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infra.host.pending import Pending
 from infra.host.threads import Daemons
 
 MAX_WAITING = 1_000
-AWAY_SECONDS = 60.0  # a store that was out of reach is taken to be so for as long, unless it answers
+AWAY_SECONDS = 60.0  # a store that was out of reach counts as such for so long, unless it answers
 READ_SECONDS = 8.0  # longer than the store's own deadlines, which hold while it is silent, not while it trickles
 
 
@@ -62,7 +62,7 @@ class HostReader:
         return time.monotonic() < self._away_until
 
     def use(self, topics: CameraTopics | None) -> None:
-        """Publish there what is read; None: nothing before it is known how, and not for longer than events wait."""
+        """Publish there what is read. None: it is not known yet, and events wait, but not longer than any other."""
         self._holds = topics is None
         if topics is not None:
             self._reader.topics = topics
@@ -84,7 +84,7 @@ class HostReader:
         return reading
 
     async def close(self) -> None:
-        """Read no more; what hangs is left to hang, and what waits to be sent is not confirmed."""
+        """Read no more. A thread that hangs is not waited for, and what waits to be sent is not confirmed."""
         self._pool.shutdown()
         self._control.shutdown()
         for reading in list(self._held):
@@ -98,7 +98,7 @@ class HostReader:
         timer.cancel()
         found = outcome(read)
         if isinstance(found, Unread) and not found.answered and found.retriable:
-            # Nobody has heard of this event yet: whether it is about the event, or all of the store, is told first.
+            # First find out whether this event or all of the store is concerned: nobody has heard of it yet.
             self._waiting -= 1
             self._ask_store().add_done_callback(lambda _: reading.done.set_result(found))
             return

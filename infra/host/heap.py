@@ -1,4 +1,4 @@
-"""Keeps small what the process holds for nobody: garbage of the start, and what the C library keeps for later."""
+"""Keeps unused memory small: garbage of the start, and what the C library keeps for later."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class LinkLog:
         if not status.connected and status.reason not in NO_TROUBLE:
             self._causes[status.reason] += 1
             if self._causes[status.reason] == 1:
-                logger.warning("mqtt connection failed; trying on", extra=details)
+                logger.warning("mqtt connection failed; trying again", extra=details)
         self._connected = status.connected
 
 

@@ -25,6 +25,9 @@ _STATUSES = ("failure", "success")
 STRANGERS = ("no_token", "bad_token", "too_many", "foreign_page")
 BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
+Expected = tuple[Sequence[str], Mapping[str, Sequence[str]]]
+"""Topics, and outcomes by source."""
+
 
 class PrometheusTelemetry:
     """See `functions.telemetry.Telemetry` for what each method counts."""
@@ -80,13 +83,15 @@ class PrometheusTelemetry:
             self._strangers(reason)
         self._no_subscribers, self._events = cache(no_subscribers.labels), cache(events.labels)
 
-        self.registry.register(_Seen(self))
-        self.certificate: Callable[[], tuple[str, float] | None] = lambda: None
-        """The broker, and until when its certificate is valid; None: not known, or there is none."""
-        self.database_up: Callable[[], bool | None] = lambda: None
-        """Whether the stored settings could be read the last time; None: not known, or there are none."""
-        self.expected: Callable[[], tuple[Sequence[str], Mapping[str, Sequence[str]]]] = lambda: ((), {})
-        """Topics, and outcomes by source, to show before they are counted: Prometheus sees no rise from nothing."""
+    def watch(
+        self, certificate: Callable[[], tuple[str, float] | None], database_up: Callable[[], bool | None]
+    ) -> None:
+        """Show what these say at each exposition, and nothing where they say None. Call once.
+
+        `certificate`: the broker, and until when its certificate is valid. `database_up`: whether the stored settings
+        could be read the last time.
+        """
+        self.registry.register(_Seen(certificate, database_up))
 
     def enabled(self, *, enabled: bool) -> None:
         """`mqtt_enabled`."""
@@ -117,9 +122,12 @@ class PrometheusTelemetry:
         """`strangers_total`."""
         self._strangers(reason).inc()
 
-    def exposition(self) -> bytes:
-        """Return every metric in Prometheus' text format 0.0.4."""
-        topics, outcomes = self.expected()
+    def exposition(self, expected: Expected = ((), {})) -> bytes:
+        """Return every metric in Prometheus' text format 0.0.4.
+
+        What is `expected` is shown before it is counted: Prometheus sees no rise from nothing.
+        """
+        topics, outcomes = expected
         for topic in topics:
             self._duration(topic)
             self._no_subscribers(topic)
@@ -134,15 +142,18 @@ class PrometheusTelemetry:
 class _Seen(Collector):
     """What is there only where it is known: a value in place of "unknown" would ring an alarm."""
 
-    def __init__(self, telemetry: PrometheusTelemetry) -> None:
-        self._telemetry = telemetry
+    def __init__(
+        self, certificate: Callable[[], tuple[str, float] | None], database_up: Callable[[], bool | None]
+    ) -> None:
+        self._certificate = certificate
+        self._database_up = database_up
 
     def collect(self) -> Iterable[Metric]:
-        if (certificate := self._telemetry.certificate()) is not None:
+        if (certificate := self._certificate()) is not None:
             broker, expires_at = certificate
             words = "When the broker's certificate ends, as Unix time."
             family = GaugeMetricFamily("mqtt_certificate_expires_seconds", words, labels=["broker"])
             family.add_metric([broker], expires_at)
             yield family
-        if (up := self._telemetry.database_up()) is not None:
+        if (up := self._database_up()) is not None:
             yield GaugeMetricFamily("database_up", "1 while the stored settings can be read.", value=up)

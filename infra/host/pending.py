@@ -30,7 +30,7 @@ class Pending(Generic[T]):
         return self._result
 
     def set_result(self, result: T) -> None:
-        """Tell everybody who asked. What a callback raises is logged, and keeps it from nobody else."""
+        """Tell everybody who asked. What a callback raises is logged; the others are called all the same."""
         if self._callbacks is None:
             raise RuntimeError("the result is known already")
         self._result = result
@@ -38,11 +38,11 @@ class Pending(Generic[T]):
         for callback in callbacks:
             try:
                 callback(self)
-            except Exception:  # noqa: BLE001 - it is not the sender's
+            except Exception:  # noqa: BLE001 - it is not the sender's fault
                 logger.exception("a callback failed")
 
     def add_done_callback(self, callback: Callable[[Pending[T]], object]) -> None:
-        """Call back with this object: as soon as the result is known, at once if it is."""
+        """Call back with this object as soon as the result is known, at once if it is known already."""
         if self._callbacks is None:
             callback(self)
         else:

@@ -53,10 +53,10 @@ class Poller:
                 if self._failures:
                     logger.info("the queue is polled again", extra={"failed_attempts": self._failures})
                 self._failures = 0
-            except Exception as error:  # noqa: BLE001 - whatever ails the queue, events wait in it until it is well
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with the queue, its events wait
                 self._failures += 1
                 if self._failures == 1:
-                    logger.warning("the queue cannot be polled; trying on", extra={"reason": str(error)})
+                    logger.warning("the queue cannot be polled; trying again", extra={"reason": str(error)})
                 await asyncio.sleep(backoff_seconds(self._failures))
 
     async def _once(self) -> None:

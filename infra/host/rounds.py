@@ -1,4 +1,4 @@
-"""Looks after something now and then, and sleeps while there is nothing to look after."""
+"""Looks at something now and then, and sleeps while there is nothing to look at."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from functions.telemetry import logger
 
-LONGEST_SECONDS = 60.0  # between two looks, whatever the last one said
+LONGEST_SECONDS = 60.0  # between two looks, at most
 
 
 class Rounds:
@@ -32,7 +32,7 @@ class Rounds:
             self._task = asyncio.create_task(self._go(), name=self._name)
 
     def stir(self) -> None:
-        """There may be something to look after: look within a period."""
+        """There may be something to look at: look within a period."""
         self._stirred.set()
 
     async def stop(self) -> None:
@@ -49,7 +49,7 @@ class Rounds:
             self._stirred.clear()
             try:
                 rest_seconds = min(self._look(time.monotonic() - begun_at), LONGEST_SECONDS) - self._period_seconds
-            except Exception:  # noqa: BLE001 - without this task nobody would ever look again
+            except Exception:  # noqa: BLE001 - without this task nobody would look again
                 logger.exception(self._name)
             if rest_seconds > 0:
                 with contextlib.suppress(TimeoutError):

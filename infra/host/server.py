@@ -19,7 +19,6 @@ from functions.cameras.reader import DetectionReader
 from functions.devices.api import router as devices_router
 from functions.devices.downloads import Downloads
 from functions.events.routes import Routes
-from functions.mqtt.broker import BrokerConfig
 from functions.settings import Settings, SettingsError
 from functions.stored.errors import StoreUnavailableError
 from functions.stored.store import ConfigStore
@@ -27,11 +26,9 @@ from functions.telemetry import logger
 from functions.web.tokens import KeyringError
 from infra.host.bell import DOORS, QUEUE, Bell
 from infra.host.broker_settings import Integration
-from infra.host.detections import HostReader
 from infra.host.heap import settle, share_one_heap
 from infra.host.logs import LinkLog, configure_logging
 from infra.host.metrics import PrometheusTelemetry
-from infra.host.mqtt.publisher import HostPublisher
 from infra.host.poller import LONG_POLL_SECONDS, Poller
 from infra.host.slices import ask_for_short_slices
 from infra.host.web import swagger
@@ -43,7 +40,7 @@ from infra.host.web.site import HostSite
 from infra.host.web.tls import Certificate
 
 MAX_DESCRIPTORS = 65_536
-OWN_DESCRIPTORS = 128  # for the broker, the store, the database and the log, whoever else connects
+OWN_DESCRIPTORS = 128  # for the broker, the store, the database and the log
 
 
 class Host:
@@ -54,9 +51,16 @@ class Host:
         telemetry = PrometheusTelemetry()
         store = _store(settings)
         downloads = _downloads(settings)
-        publisher = HostPublisher(BrokerConfig.of(settings), telemetry, on_change=LinkLog())
-        integration = Integration(settings, publisher, store, port=port, prepare=lambda: _migrate(settings))
-        reader = _reader(settings, downloads, publisher, integration)
+        integration = Integration(
+            settings,
+            telemetry,
+            store,
+            _detection_reader(settings, downloads),
+            port=port,
+            prepare=lambda: _migrate(settings),
+            on_change=LinkLog(),
+        )
+        publisher, reader, announcer = integration.publisher, integration.reader, integration.announcer
         bell = Bell(
             publisher,
             Routes.of(settings),
@@ -67,12 +71,7 @@ class Host:
         )
         cameras = (LABEL,) if reader is not None else ()
         sources = DOORS | (QUEUE if settings.sqs_queue_url else {})
-        announcer = integration.announcer
-        telemetry.expected = lambda: (
-            ((*bell.routes.topics, *cameras, *announcer.labels), sources) if publisher.status.broker else ((), {})
-        )
-        telemetry.database_up = lambda: integration.database_up
-        telemetry.certificate = lambda: publisher.status.certificate
+        telemetry.watch(lambda: publisher.status.certificate, lambda: integration.database_up)
         tokens = [token.get_secret_value() for token in settings.webhook_tokens]
         entrance = Entrance((*tokens, *downloads.admin_tokens), downloads.keyring.needs_signature)
         per_minute = settings.device_requests_per_minute
@@ -99,6 +98,9 @@ class Host:
             routers=(devices, administrators),
             proxies=TrustedProxies(settings.trusted_proxies),
             public_base_url=settings.public_base_url,
+            expected=lambda: (
+                ((*bell.routes.topics, *cameras, *announcer.labels), sources) if publisher.status.broker else ((), {})
+            ),
         )
         self.publisher = publisher
         self._settings = settings
@@ -155,7 +157,7 @@ class Host:
 
 
 async def _logged(stop: Callable[[], Awaitable[None]]) -> None:
-    """The process ends whatever happens here, and what comes next may still say goodbye."""
+    """The process ends in any case, and what is stopped next may still say goodbye."""
     try:
         await stop()
     except Exception:  # noqa: BLE001 - see above
@@ -185,18 +187,10 @@ def _migrate(settings: Settings) -> None:
         settle()
 
 
-def _reader(
-    settings: Settings, downloads: Downloads, publisher: HostPublisher, integration: Integration
-) -> HostReader | None:
-    """What reads detection events, where there are any."""
+def _detection_reader(settings: Settings, downloads: Downloads) -> DetectionReader | None:
     if settings.events_prefix is None or downloads.objects is None:
         return None
-    reading = DetectionReader.of(settings, objects=downloads.objects, keyring=downloads.keyring)
-    announcer = integration.announcer
-    reader = HostReader(reading, publisher, on_camera=announcer.heard, on_camera_failed=announcer.cameras.forget)
-    integration.follow(reader.use)
-    integration.look_in(downloads.objects)
-    return reader
+    return DetectionReader.of(settings, objects=downloads.objects, keyring=downloads.keyring)
 
 
 def _downloads(settings: Settings) -> Downloads:
@@ -209,7 +203,7 @@ def _downloads(settings: Settings) -> Downloads:
 def room_for_connections() -> int:
     """Take the descriptors that the system grants, and return how many of them clients may have.
 
-    Where clients have all of them, a lost broker could not be reached again.
+    If clients had all of them, a lost broker could not be reached again.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
@@ -222,7 +216,7 @@ def room_for_connections() -> int:
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT. Raises `SettingsError` where the doors would stand open to the network."""
+    """Serve until SIGTERM or SIGINT. Raises `SettingsError` if the doors would be open to the network."""
     if not settings.webhook_tokens and not is_loopback(host):
         problem = f"must be set to listen on {host}: anybody could ring. Set a token, or use --host 127.0.0.1"
         raise SettingsError((("WEBHOOK_TOKENS", problem),))

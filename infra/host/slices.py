@@ -9,7 +9,7 @@ import struct
 import sys
 
 SLICE_SECONDS = 100e-6
-"""The shortest that the kernel grants. An event takes the host less, so that it gives nothing away."""
+"""The shortest that the kernel grants. The host needs less for an event, so that it loses nothing."""
 
 # struct sched_attr of sched_setattr(2): size, policy, flags, nice, priority, runtime, deadline, period.
 _ATTRIBUTES = struct.Struct("=IIQiIQQQ")
@@ -21,7 +21,7 @@ def ask_for_short_slices() -> bool:
     """Ask for the calling thread, without any privilege; whether the kernel took it. Elsewhere nothing happens.
 
     Linux 6.12 and later let in first whose slice ends first (EEVDF): beside a busy MinIO an event waits less for a
-    processor. Earlier kernels take the request and ignore it. The share of the processor stays what it was.
+    processor. Earlier kernels take the request and ignore it. The share of the processor does not change.
     """
     number = _CALL_NUMBERS.get(platform.machine())
     if sys.platform != "linux" or number is None:

@@ -1,4 +1,4 @@
-"""Runs blocking calls beside the event loop, in daemons: what hangs must not hold up the end of the process."""
+"""Runs blocking calls in daemon threads: one that hangs must not hold up the end of the process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Daemons(Executor):
         return future
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = True) -> None:  # noqa: FBT001, FBT002 - Executor's
-        """Let threads end after what they are at; waits for nothing and cancels nothing."""
+        """Let threads end after their present call; waits for nothing and cancels nothing."""
         del wait, cancel_futures
         for _ in range(self._threads):
             self._work.put(None)
@@ -45,14 +45,14 @@ class Daemons(Executor):
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(call())
-                except BaseException as error:  # noqa: BLE001 - handed to whoever awaits
+                except BaseException as error:  # noqa: BLE001 - raised where it is awaited
                     future.set_exception(error)
             del work, future, call  # nothing of a request outlives it here
             self._idle.release()
 
 
 def in_thread(call: Callable[[], T], name: str = "call") -> asyncio.Future[T]:
-    """Run `call` in a thread of its own. It goes on, unheard, if nobody waits for it any more."""
+    """Run `call` in a thread of its own. It goes on even if nobody waits for it any more."""
     once = Daemons(1, name)
     future = asyncio.wrap_future(once.submit(call))
     once.shutdown()

@@ -18,7 +18,7 @@ CLOCK_SKEW = dt.timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """PEM files. `stranger_ca_file` signed none of them: whoever trusts only that must refuse the server."""
+    """PEM files. `stranger_ca_file` signed none of them: a client that trusts only it must refuse the server."""
 
     ca_file: Path
     ca_key: Path

@@ -62,7 +62,7 @@ def show_silence(stack: Stack, s3: Any, key: str) -> None:  # noqa: ANN401 - as 
 
 
 def show_pull(stack: Stack, key: str, body: bytes) -> None:
-    """Show that the device has the file on its disk. Raises `DemoError` when it has not, or has another."""
+    """Show that the device has the file on its disk. Raises `DemoError` if it does not, or if it has another."""
     line = stack.device.verified(key, seconds=PULL_SECONDS)
     file = stack.device.files / key
     if file.read_bytes() != body:
@@ -76,13 +76,13 @@ def show_pull(stack: Stack, key: str, body: bytes) -> None:
 
 
 def show_catch_up(stack: Stack, s3: Any) -> None:  # noqa: ANN401 - as above
-    """Show that a device which was away gets what it missed. Raises `DemoError` when it does not."""
+    """Show that a device which was offline gets what it missed. Raises `DemoError` when it does not."""
     body = secrets.token_bytes(ASSET_BYTES)
     stack.device.stop(STOP_SECONDS)
     console.print("\n[bold]device[/]  away")
     show_upload(stack, s3, MISSED_KEY, body, TOPICS[1])
     if (stack.device.files / MISSED_KEY).exists():
-        raise DemoError("a device that is away cannot have pulled anything")
+        raise DemoError("a device that is offline cannot have pulled anything")
     begun_at = time.monotonic()
     with console.status("device …"):
         stack.device.start()
@@ -109,7 +109,7 @@ def show_detection(stack: Stack) -> None:
 
 
 def demonstrate(stack: Stack) -> None:
-    """Show the whole way: an upload rings and is pulled, a deletion is silent, and who was away catches up.
+    """Show the whole way: an upload rings and is pulled, a deletion is silent, an offline device catches up.
 
     Then a camera's event, with its picture.
     """

@@ -122,9 +122,7 @@ def ensure_mosquitto(say: Say) -> Path:
         return found
     manager = next((manager for manager in _PACKAGE_MANAGERS if shutil.which(manager.command)), None)
     if manager is None:
-        raise InstallError(
-            "Mosquitto is not here, and no package manager that this knows: install the package `mosquitto`"
-        )
+        raise InstallError("Mosquitto is not here, and no known package manager: install the package `mosquitto`")
     root = os.geteuid() == 0
     by_hand = manager.install if root or not manager.as_root else f"sudo {manager.install}"
     prefix: Sequence[str] = ()

@@ -93,7 +93,7 @@ class Mosquitto(Process):
     def reload(self) -> None:
         """Makes the broker read its files again (SIGHUP), and returns when it has begun to.
 
-        It looks at no socket before it is done, so that whatever is sent after this meets the new rules.
+        It reads no socket before it is done, so that the new rules hold for all that is sent after this.
         Users who are gone are disconnected. PartError when it does not react.
         """
         before = self.log_text().count(_RELOADING)
@@ -105,7 +105,7 @@ class Mosquitto(Process):
             time.sleep(READY_POLL_SECONDS)
 
     def is_ready(self) -> bool:
-        """By its log, not by a connection, which would stand in that log among the clients under test."""
+        """By its log: a connection would appear in that log among the clients under test."""
         return _RUNNING.search(self.new_log_text()) is not None
 
     def prepare(self) -> None:

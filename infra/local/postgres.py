@@ -61,7 +61,7 @@ class Postgres(Process):
         if os.geteuid() == 0:
             user, group = _unprivileged()
             os.chown(self._home, user, group)
-            # Not su or runuser: they would stand between us and the server, and keep the signals to themselves.
+            # Not su or runuser: they would stand between us and the server, and not pass signals on.
             self._as_user = ("setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "--")
         options = {
             "port": str(self.port),
@@ -112,7 +112,7 @@ class Postgres(Process):
             raise PartError(f"initdb could not make a database: {made.stderr.strip()}")
 
     def stop(self, timeout_seconds: float = FAST_STOP_SECONDS) -> None:
-        """Ends it at once and in order, whoever is connected (SIGINT: what SIGTERM asks for may take for ever)."""
+        """Ends it at once and in order, even with open connections (SIGINT; SIGTERM may take for ever)."""
         if self.running:
             self.thaw()
             os.kill(self.pid, signal.SIGINT)

@@ -55,7 +55,7 @@ class DemoError(Exception):
     """A step of the demonstration was not seen."""
 
 
-class Host(Process):
+class HostProcess(Process):
     """`bucketbell host` with nothing but environment variables, as a person would run it."""
 
     def __init__(self, directory: Path, port: int, environment: dict[str, str]) -> None:
@@ -77,7 +77,7 @@ class Host(Process):
         return False
 
 
-class Device(Process):
+class DeviceProcess(Process):
     """`bucketbell device`: hears, pulls, verifies, and tells of it in JSON lines."""
 
     def __init__(self, directory: Path, environment: dict[str, str]) -> None:
@@ -135,9 +135,9 @@ class Stack:
             self.store = Minio(directory / "minio", environment=self.doors.environment())
         else:
             self.store = MotoServer(directory / "moto")
-        self.host = Host(directory / "host", host_port, {})
+        self.host = HostProcess(directory / "host", host_port, {})
         self.subscriber = Subscriber(self.broker.url, (*TOPICS, CAMERA_TOPICS))
-        self.device = Device(directory / "device", self.device_environment(MAC))
+        self.device = DeviceProcess(directory / "device", self.device_environment(MAC))
 
     def device_environment(self, mac: str) -> dict[str, str]:
         """What a device is given."""

@@ -160,7 +160,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
     try:
-        # The socket belongs to root and to whoever typed sudo.
+        # The socket belongs to root and to the user who typed sudo.
         with _ours(print, socket_group=os.environ.get("SUDO_GID")):
             print("A Docker engine runs until this is interrupted (Ctrl-C).", flush=True)
             over.wait()

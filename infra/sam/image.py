@@ -93,7 +93,7 @@ print(json.dumps({
 
 
 def base_image(say: Say = print) -> str:
-    """`BASE`: pulled by somebody, else made here from this machine's Python, anew where that or this file changed.
+    """`BASE`: pulled by somebody, else made here from this machine's Python; again if that or this file has changed.
 
     Needs a running engine. Raises `PartError` or `SamError` with what to do.
     """

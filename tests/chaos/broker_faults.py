@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from types import TracebackType
 
 from infra.local.mosquitto import Mosquitto
 from tests.chaos.verdict import Verdict
@@ -73,10 +72,8 @@ class LateEar(World):
         self.ear_line = TcpProxy("127.0.0.1", broker.port)
         super().__init__(directory, profile, broker=broker, ear={"url": self.ear_line.url})
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)
         self.ear_line.stop()
 
 

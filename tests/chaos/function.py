@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infra.bench.lambda_process import Context
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 from infra.local.stores import Store
 from tests.aws.mapping import EventSourceMapping, Invoked
 from tests.chaos.world import Profile, World
@@ -32,7 +32,7 @@ JOIN_SECONDS = 15.0
 CHUNK_BYTES = 64 * 1024
 
 
-class Function(Host):
+class Function(HostProcess):
     """Stands where a host stands: takes what is in the queue in Lambda's batches, one sandbox at a time.
 
     `invocations` were answered, `sandboxes` were started, and `thawed` counts the events for which a process was found

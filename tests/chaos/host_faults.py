@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.error import HTTPError
 
 from infra.local.process import PartError, free_port
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 from tests.chaos.world import STOP_SECONDS, Profile, World, eventually
 from tests.fakes.balancer import Balancer
 
@@ -53,7 +52,7 @@ def freeze_host(world: World, profile: Profile) -> None:
     world.healed()
 
 
-def stop(host: Host) -> None:
+def stop(host: HostProcess) -> None:
     """SIGTERM. Raises `PartError` when it would not end by itself in time."""
     begun_at = time.monotonic()
     host.stop(GOODBYE_SECONDS)
@@ -69,7 +68,7 @@ class TwoHosts(World):
         door_port = free_port()
         super().__init__(directory, profile, door_port=door_port, **more)
         second_port = free_port()
-        self.second = Host(directory / "second", second_port, {})
+        self.second = HostProcess(directory / "second", second_port, {})
         self.balancer = Balancer([int(self.host.url.rpartition(":")[2]), second_port], door_port)
 
     def _connect(self) -> None:
@@ -78,15 +77,13 @@ class TwoHosts(World):
         self.second.environment = dict(self.host.environment)
         self.second.start()
 
-    def hosts(self) -> Iterator[Host]:
+    def hosts(self) -> Iterator[HostProcess]:
         """Both."""
         yield from (self.host, self.second)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.second.stop(STOP_SECONDS)
-        super().__exit__(kind, error, trace)
+        super().__exit__(*raised)
         self.balancer.stop()
 
 
@@ -98,7 +95,7 @@ def update_hosts_in_turn(world: World, profile: Profile) -> None:
     """
     if not isinstance(world, TwoHosts):
         raise TypeError(world)
-    for host, end in zip(world.hosts(), (Host.kill, stop), strict=True):
+    for host, end in zip(world.hosts(), (HostProcess.kill, stop), strict=True):
         end(host)
         time.sleep(profile.outage_seconds / 2)
         host.start()

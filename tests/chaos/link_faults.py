@@ -7,7 +7,6 @@ import random
 import shlex
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from infra.local.process import PartError
@@ -91,11 +90,9 @@ class NamedWorld(World):
         self.dns.__enter__()
         return super().__enter__()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
-        self.dns.__exit__(kind, error, trace)
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)
+        self.dns.__exit__(*raised)
 
 
 def lose_name(world: World, profile: Profile) -> None:

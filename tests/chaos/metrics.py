@@ -7,7 +7,7 @@ import urllib.request
 from prometheus_client.parser import text_string_to_metric_families
 
 from infra.connect.documents import SURE_TARGET
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 from infra.local.stores import Store
 
 ANSWER_SECONDS = 5.0
@@ -16,7 +16,7 @@ ANSWER_SECONDS = 5.0
 MINIO_METRICS_FOR_ALL = {"MINIO_PROMETHEUS_AUTH_TYPE": "public"}
 
 
-def host_metric(host: Host, name: str, **labels: str) -> float:
+def host_metric(host: HostProcess, name: str, **labels: str) -> float:
     """The sum of a host's samples with these labels among theirs; it begins at 0 with each start."""
     return _sum(f"{host.url}/metrics", name, labels)
 

@@ -255,7 +255,7 @@ _ROWS = (
     Scenario(
         "store-killed-later",
         "store",
-        "the host is away, and MinIO, which keeps its events, is killed and started again",
+        "the host is down, and MinIO, which keeps its events, is killed and started again",
         store.kill_store_with_full_hands,
     ),
     Scenario(
@@ -269,7 +269,7 @@ _ROWS = (
     Scenario(
         "queue-ample",
         "store",
-        "the host is away, and MinIO's queue has room for all that is uploaded",
+        "the host is down, and MinIO's queue has room for all that is uploaded",
         store.stay_away,
         store.ample_queue,
         check=store.dropped_nothing,
@@ -277,7 +277,7 @@ _ROWS = (
     Scenario(
         "queue-full",
         "store",
-        "the host is away for longer than MinIO's queue has room",
+        "the host is down for longer than MinIO's queue has room",
         store.overflow,
         store.small_queue,
         long=Load(2000, 40),
@@ -288,7 +288,7 @@ _ROWS = (
     Scenario(
         "queue-disk-full",
         "store",
-        "the host is away, and the disk under MinIO's queue has no room",
+        "the host is down, and the disk under MinIO's queue has no room",
         store.overflow,
         store.small_disk,
         long=Load(2000, 40),
@@ -299,7 +299,7 @@ _ROWS = (
     Scenario(
         "queue-file-torn",
         "store",
-        "the host is away, MinIO dies and leaves half a file in its queue; later somebody removes it",
+        "the host is down, MinIO dies and leaves half a file in its queue; later somebody removes it",
         store.tear_queue_file,
         expects="a loss outside",
         why="MinIO cannot read the event in it, and lets all others wait until it is removed",
@@ -334,7 +334,7 @@ _ROWS = (
     Scenario(
         "sqs-redelivers",
         "queue",
-        "the broker is away for longer than messages stay invisible in the queue",
+        "the broker is down for longer than messages stay invisible in the queue",
         queue.lose_broker,
         queue.short_visibility,
         long=LONG_SQS,

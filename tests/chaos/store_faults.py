@@ -40,7 +40,7 @@ def kill_store(world: World, profile: Profile) -> None:
 
 
 def kill_store_with_full_hands(world: World, profile: Profile) -> None:
-    """The host is away, and MinIO, which holds its events meanwhile, is killed and started again."""
+    """The host is down, and MinIO, which holds its events meanwhile, is killed and started again."""
     world.host.kill()
     time.sleep(profile.outage_seconds / 2)
     world.store.kill()
@@ -71,7 +71,7 @@ def small_queue(directory: Path, profile: Profile) -> World:
 
 
 def ample_queue(directory: Path, profile: Profile) -> World:
-    """A MinIO that keeps ten times as many, more than are uploaded while the host is away."""
+    """A MinIO that keeps ten times as many, more than are uploaded while the host is down."""
     return _with_queue(directory, profile, 10 * SMALL_QUEUE_EVENTS[profile.name])
 
 
@@ -94,7 +94,7 @@ def small_disk(directory: Path, profile: Profile) -> World:
 
 
 def overflow(world: World, profile: Profile) -> None:
-    """The host is away for longer than MinIO has room for events, and comes back."""
+    """The host is down for longer than MinIO has room for events, and comes back."""
     world.host.kill()
     enough = sure_door_dropped(world.store) + DROPPED_EVENTS
     eventually(lambda: sure_door_dropped(world.store) >= enough, "the queue never was full", FULL_SECONDS)
@@ -103,7 +103,7 @@ def overflow(world: World, profile: Profile) -> None:
 
 
 def stay_away(world: World, profile: Profile) -> None:
-    """The host is away, and comes back."""
+    """The host is down, and comes back."""
     world.host.kill()
     time.sleep(profile.outage_seconds)
     _come_back(world)

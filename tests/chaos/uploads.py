@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from itertools import count
-from types import TracebackType
 from typing import Self
 
 from tests.chaos.verdict import Upload
@@ -71,9 +70,7 @@ class Uploads:
             thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._going.set()
         for thread in self._threads:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from typer.testing import CliRunner
@@ -20,7 +19,7 @@ from infra.connect.documents import SURE_TARGET
 from infra.connect.minio import Doors
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import PartError, free_port
-from infra.local.stack import OURS, Host
+from infra.local.stack import OURS, HostProcess
 from infra.local.stores import Minio, MotoServer, Store
 from infra.subscriber import Subscriber
 from tests.chaos.uploads import Uploads
@@ -111,7 +110,7 @@ class World:
             "AWS_REGION": self.store.region,
         }
         deadline = f"{profile.deadline_seconds:g}"
-        self.host = Host(
+        self.host = HostProcess(
             directory / "host",
             host_port,
             {
@@ -151,9 +150,7 @@ class World:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.subscriber.stop()
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda part: part.stop(STOP_SECONDS), (self.host, self.store, self.broker)))

@@ -23,7 +23,7 @@ from infra.cli import app
 from infra.connect.minio import Doors
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
-from infra.local.stack import OURS, Host
+from infra.local.stack import OURS, HostProcess
 from infra.local.stores import Minio, MotoServer, Store, VersityGateway
 from infra.subscriber import Received, Subscriber, SubscriberTimeoutError
 from tests.fakes.proxy import TcpProxy
@@ -79,7 +79,7 @@ def id_of(message: Received) -> str:
     return dict(message.user_properties)["id"]
 
 
-class LiveHost(Host):
+class LiveHost(HostProcess):
     """`bucketbell host`, waited for until it answers at all: its broker may be meant to be out of reach."""
 
     def is_ready(self) -> bool:
@@ -140,7 +140,7 @@ class World:
             environment["PUBLIC_BASE_URL"] = self.doors.host_url
         # Versity GW sends no token: its host is on loopback, without one.
         environment |= {} if kind == "versitygw" else {"WEBHOOK_TOKENS": TOKEN}
-        self.host = (Host if ready else LiveHost)(directory / "host", port, {**environment, **(mqtt or {})})
+        self.host = (HostProcess if ready else LiveHost)(directory / "host", port, {**environment, **(mqtt or {})})
         self.ear = Subscriber(self.broker.url, ["#"], **(ears or {}))
         self.s3 = self.store.client()
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from infra.device.loop import Device
 from infra.device.names import Kind
-from infra.device.server import Server
-from infra.device.store import Store
+from infra.device.server import DownloadServer
+from infra.device.store import DeviceStore
 from infra.http_client import Web
 from infra.subscriber import Received
 from tests.fakes.slow_store import TOKEN
 from tests.timing import PATIENCE_SECONDS
+
+FILE, NEW = "assets/firmware.bin", os.urandom(300_001)
+"""The asset that the tests of one device begin with."""
 
 MAC = "a1-b2-c3-d4-e5-f6"
 TOPICS: dict[str, Kind] = {"t/updates/configs": "config", "t/updates/assets": "asset"}
@@ -47,8 +50,8 @@ class DeviceRig:
         self._web = Web(ca_file=ca_file)
         self._pause_seconds = pause_seconds
         self._retry_seconds = retry_seconds
-        self.store = Store(directory)
-        self.server = Server(self._web, server_url, TOKEN)
+        self.store = DeviceStore(directory)
+        self.server = DownloadServer(self._web, server_url, TOKEN)
         self.device = Device(
             MAC,
             TOPICS,
@@ -118,9 +121,7 @@ class DeviceRig:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.device.stop()
         if self._thread is not None:
             self._thread.join(PATIENCE_SECONDS)

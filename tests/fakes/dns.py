@@ -6,7 +6,6 @@ import secrets
 import socket
 import struct
 import threading
-from types import TracebackType
 from typing import Literal, Self
 
 PORT = 53  # resolv.conf knows no other
@@ -35,9 +34,7 @@ class FakeDns:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # A datagram wakes the thread: closing a socket under recvfrom does not.
         self._socket.sendto(b"", self._socket.getsockname())
         self._thread.join(STOP_SECONDS)

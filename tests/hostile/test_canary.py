@@ -182,7 +182,7 @@ def test_a_host_shows_no_secret_anywhere(
 
 
 def test_a_host_in_trouble_shows_no_secret_either(store: MotoServer, tmp_path: Path, mosquitto_binary: Path) -> None:
-    """The broker refuses the password, the database is away, and what handles requests raises what nobody foresaw."""
+    """The broker refuses the password, the database is down, and what handles requests raises what nobody foresaw."""
     del mosquitto_binary
     with Mosquitto(tmp_path / "mosquitto", users={"bell": "another one"}) as broker:
         variables = known(store, tmp_path, "mqtt_password", "database_url")

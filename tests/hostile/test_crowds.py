@@ -54,14 +54,6 @@ def descriptors_enough() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory, mosquitto_binary: Path) -> Iterator[Mosquitto]:
-    """A Mosquitto for this module."""
-    del mosquitto_binary
-    with Mosquitto(tmp_path_factory.mktemp("mosquitto")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory, broker: Mosquitto) -> Iterator[Host]:
     """A host with short deadlines, that has done each kind of work before anything is measured."""
     known = environment(broker.url, DEVICE_REQUESTS_PER_MINUTE="0", ADMIN_TOKENS=TOKEN)
@@ -302,7 +294,7 @@ def test_connections_that_are_reset_leave_nothing(host: Host, said: bytes) -> No
 
 
 def test_idle_connections_are_cheap_and_hinder_nobody(host: Host, broker: Mosquitto) -> None:
-    """While they are open, uploads ring, and a broker that was away is reached again; then they are closed."""
+    """While they are open, uploads ring, and a broker that was down is reached again; then they are closed."""
     before, open_before = resident_bytes(host), host.descriptors_at_rest()
     begun_at = time.monotonic()
     with Subscriber(broker.url, TOPICS) as listener, crowd(host, IDLE) as sockets:

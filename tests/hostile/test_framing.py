@@ -9,7 +9,6 @@ import random
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -34,14 +33,6 @@ SHORT = "from infra.host.web import protocol\nprotocol.BODY_SECONDS = protocol.H
 EVENT = b"POST /events HTTP/1.1"
 CHUNKED = b"Transfer-Encoding: chunked"
 SMUGGLED = request(b"GET /smuggled HTTP/1.1")
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory, mosquitto_binary: Path) -> Iterator[Mosquitto]:
-    """A Mosquitto for this module."""
-    del mosquitto_binary
-    with Mosquitto(tmp_path_factory.mktemp("mosquitto")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

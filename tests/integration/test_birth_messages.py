@@ -43,8 +43,9 @@ async def saying(
     broker: FakeBroker | Mosquitto, *notifications: Message, **changes: object
 ) -> AsyncIterator[HostPublisher]:
     """A publisher that says these on each connect."""
-    publisher = HostPublisher(broker_of(broker.url, **changes), PrometheusTelemetry())
-    publisher.birth_messages = lambda: notifications
+    publisher = HostPublisher(
+        broker_of(broker.url, **changes), PrometheusTelemetry(), birth_messages=lambda: notifications
+    )
     await publisher.start()
     try:
         yield publisher

@@ -41,13 +41,6 @@ def guarded(tmp_path: Path, mosquitto_binary: Path) -> Iterator[Mosquitto]:
         yield broker
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    """A host with a database of its own, and no broker yet."""
-    with administered(tmp_path) as one:
-        yield one
-
-
 def connected(host: Host) -> bool:
     """What the status says."""
     return bool(host.http.get(STATUS).json()["connected"])

@@ -1,4 +1,4 @@
-"""A database that is away, locked, full, read-only, not made, not ours: said in words, in time, without credentials."""
+"""A database that is down, locked, full, read-only, not made, not ours: said in words, in time, without credentials."""
 
 import os
 import signal

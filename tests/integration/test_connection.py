@@ -383,7 +383,7 @@ def _full_backlog() -> tuple[socket.socket, list[socket.socket]]:
 
 
 def test_an_unanswered_syn_keeps_the_deadline() -> None:
-    """A host that is away costs `timeout_seconds`, not the kernel's minutes."""
+    """A host that is down costs `timeout_seconds`, not the kernel's minutes."""
     listener, fillers = _full_backlog()
     begun_at = time.monotonic()
     with pytest.raises(BrokerConnectionError, match=r"no answer within 0\.3 s"):

@@ -197,7 +197,7 @@ def test_the_whole_way(mosquitto: Mosquitto, bucket: RealStore, tmp_path: Path) 
 
 
 def test_without_a_broker_it_still_catches_up(bucket: RealStore, tmp_path: Path) -> None:
-    """A broker that is away is told once, and does not keep the files from coming."""
+    """A broker that is down is told once, and does not keep the files from coming."""
     bucket.put(FILE, b"x" * 100)
     with (
         SlowStore(bucket) as server,

@@ -6,7 +6,6 @@ import json
 import os
 import ssl
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,28 +15,12 @@ from infra.device import fetch, loop
 from infra.device.jobs import ONCE_ATTEMPTS
 from infra.local.certificates import make_certificates
 from infra.local.process import free_port
-from tests.fakes.device_rig import DeviceRig
+from tests.fakes.device_rig import FILE, NEW, DeviceRig
 from tests.fakes.slow_store import Behaviour, SlowStore, listed
 from tests.hosts import eventually
 from tests.timing import PATIENCE_SECONDS
 
-OLD, NEW = os.urandom(300_000), os.urandom(300_001)
-FILE = "assets/firmware.bin"
-
-
-@pytest.fixture
-def world() -> Iterator[SlowStore]:
-    """Server and store, with one asset."""
-    with SlowStore() as fake:
-        fake.put(FILE, NEW)
-        yield fake
-
-
-@pytest.fixture
-def rig(world: SlowStore, tmp_path: Path) -> Iterator[DeviceRig]:
-    """A device that has caught up with nothing yet."""
-    with DeviceRig(tmp_path / "device", world.url) as device:
-        yield device
+OLD = os.urandom(300_000)
 
 
 def have_old(world: SlowStore, rig: DeviceRig) -> None:

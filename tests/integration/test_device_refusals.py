@@ -22,31 +22,14 @@ from infra.device.checks import Check, passes
 from infra.device.names import Name
 from infra.device.server import Ticket
 from infra.local.stores import LOCAL_CREDENTIALS, Minio, Store, VersityGateway
-from tests.fakes.device_rig import DeviceRig
+from tests.fakes.device_rig import FILE, NEW, DeviceRig
 from tests.fakes.real_store import RealStore
 from tests.fakes.slow_store import MODIFIED, Behaviour, SlowStore, listed
 from tests.timing import PATIENCE_SECONDS
 
-NEW = os.urandom(300_001)
-FILE = "assets/firmware.bin"
 LATER = MODIFIED + timedelta(hours=1)
 
 _buckets = itertools.count()
-
-
-@pytest.fixture
-def world() -> Iterator[SlowStore]:
-    """Server and store, with one asset."""
-    with SlowStore() as fake:
-        fake.put(FILE, NEW)
-        yield fake
-
-
-@pytest.fixture
-def rig(world: SlowStore, tmp_path: Path) -> Iterator[DeviceRig]:
-    """A device that has caught up with nothing yet."""
-    with DeviceRig(tmp_path / "device", world.url) as device:
-        yield device
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def outcomes(shown: Series, source: str) -> set[str]:
 
 
 def test_nothing_that_is_counted_is_new(tmp_path: Path, mosquitto: Mosquitto) -> None:
-    """Every event of every sender, bad ones, a bad token, a broker that is away: no series but those of the start."""
+    """Every event of every sender, bad ones, a bad token, a broker that is down: no series but those of the start."""
     with Host(tmp_path, environment(mosquitto.url, MQTT_PUBLISH_TIMEOUT_SECONDS="0.5")) as host:
         at_first = series(host)
         assert set(at_first.values()) == {0}
@@ -135,7 +135,7 @@ def test_the_brokers_certificate_is_watched_while_a_connection_lives_on(tmp_path
         assert "mqtt_certificate" not in host.http.get("/metrics").text
 
 
-def test_a_database_that_is_away_is_told(tmp_path: Path) -> None:
+def test_a_database_that_is_down_is_told(tmp_path: Path) -> None:
     """`database_up` is 1, 0 while the stored settings cannot be read, 1 again; it is not there without a database."""
     url = new_sqlite(tmp_path)
     with Host(tmp_path, environment(None)) as host:

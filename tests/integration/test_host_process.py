@@ -45,14 +45,6 @@ SHORT = "from infra.host.web import protocol\nprotocol.BODY_SECONDS = protocol.H
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory, mosquitto_binary: Path) -> Iterator[Mosquitto]:
-    """A Mosquitto that the tests of this module share."""
-    del mosquitto_binary
-    with Mosquitto(tmp_path_factory.mktemp("mosquitto")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, broker: Mosquitto) -> Iterator[Host]:
     """A host with two tokens on that broker, and with short deadlines for what is slow to arrive."""
     with Host(tmp_path_factory.mktemp("host"), environment(broker.url), patch=SHORT) as running:

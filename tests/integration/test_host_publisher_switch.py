@@ -146,8 +146,12 @@ async def test_greetings_follow_what_waits_on_each_connect_and_farewells_go_befo
         def said(payload: bytes) -> tuple[Message, ...]:
             return (Message(AVAILABILITY, payload, qos=1, retain=True),)
 
-        publisher = HostPublisher(broker_of(broker.url, availability_topic=AVAILABILITY), PrometheusTelemetry())
-        publisher.birth_messages, publisher.goodbye_messages = lambda: said(b"online"), lambda: said(b"offline")
+        publisher = HostPublisher(
+            broker_of(broker.url, availability_topic=AVAILABILITY),
+            PrometheusTelemetry(),
+            birth_messages=lambda: said(b"online"),
+            goodbye_messages=lambda: said(b"offline"),
+        )
         await publisher.start()
         flight = publisher.submit(message())
         assert (await flight.done).success

@@ -65,7 +65,7 @@ def rude_listener() -> Iterator[tuple[int, list[float]]]:
 
 
 def test_attempts_come_after_1_2_and_4_seconds_less_up_to_half_by_chance(tmp_path: Path) -> None:
-    """As a broker that is away sees them."""
+    """As a broker that is down sees them."""
     with rude_listener() as (port, came), stored(tmp_path, storing(new_sqlite(tmp_path)), port):
         eventually(lambda: len(came) >= 4)
     pauses = [after - before for before, after in pairwise(came[:4])]

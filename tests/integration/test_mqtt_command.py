@@ -15,7 +15,7 @@ import pytest
 
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
-from tests.admin import ADMIN, administered
+from tests.admin import ADMIN
 from tests.hosts import Host
 
 USER, PASSWORD = "camera", "s3cret-of-the-camera"
@@ -29,13 +29,6 @@ def guarded(tmp_path: Path, mosquitto_binary: Path) -> Iterator[Mosquitto]:
     del mosquitto_binary
     with Mosquitto(tmp_path / "guarded", users={USER: PASSWORD}) as broker:
         yield broker
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    """A host with a database of its own, and no broker yet."""
-    with administered(tmp_path) as one:
-        yield one
 
 
 def environment(url: str, **more: str) -> dict[str, str]:

@@ -235,7 +235,7 @@ def test_a_store_rings_and_hears_why_it_must_come_again(world: World) -> None:
         eventually(lambda: post(upload()).status_code == 200)
 
 
-def test_downloads_go_on_while_the_broker_is_away(world: World) -> None:
+def test_downloads_go_on_while_the_broker_is_down(world: World) -> None:
     """A proxy that asks for readiness asks for that of downloads: it leaves the host in."""
     world.s3.put_object(Bucket=BUCKET, Key="assets/x", Body=b"x")
     world.broker.stop()
@@ -370,7 +370,7 @@ def test_an_upload_is_passed_on_while_it_comes(
 
 
 def test_no_secret_is_logged(tmp_path: Path, world: World, files: Certificates) -> None:
-    """Neither a token in an address nor a presigned URL, also where host and store are away."""
+    """Neither a token in an address nor a presigned URL, also where host and store are down."""
     world.s3.put_object(Bucket=BUCKET, Key="assets/y", Body=b"y")
     signed = urlsplit(world.get("/assets/y").headers["location"])
     picture = RING.mint_for_object("events/front/e1.jpg")

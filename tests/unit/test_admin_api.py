@@ -23,7 +23,7 @@ from functions.admin import operations as module
 from functions.admin.api import MAX_BODY_BYTES, router
 from functions.admin.openapi import BASE, OPERATIONS, document
 from functions.admin.operations import Administration, CannotPublishError, TopicVerdict
-from functions.admin.probe import Verdict
+from functions.admin.probe import ProbeVerdict
 from functions.integration import NoLocalPublisher
 from functions.mqtt.broker import BrokerConfig
 from functions.settings import load
@@ -545,10 +545,10 @@ def test_elsewhere_the_status_is_what_was_recorded_and_a_live_probe(monkeypatch:
     """Labelled, with the settings in force, and not tried again within a few seconds."""
     tried: list[BrokerConfig] = []
 
-    def fake(target: BrokerConfig, *_: object, timeout_seconds: float) -> Verdict:
+    def fake(target: BrokerConfig, *_: object, timeout_seconds: float) -> ProbeVerdict:
         assert timeout_seconds < 5
         tried.append(target)
-        return Verdict("unreachable", "Nobody.", 0.1)
+        return ProbeVerdict("unreachable", "Nobody.", 0.1)
 
     monkeypatch.setattr(module, "probe", fake)
     rig = Rig(elsewhere=True)
@@ -591,9 +591,9 @@ def test_the_stored_password_goes_only_where_it_belongs(
     """Same host, port, TLS and user name: anything else could be used to fetch it."""
     seen: list[BrokerConfig] = []
 
-    def fake(target: BrokerConfig, _targets: Targets) -> Verdict:
+    def fake(target: BrokerConfig, _targets: Targets) -> ProbeVerdict:
         seen.append(target)
-        return Verdict("not_authorized", "No.", 0.1, 0x87)
+        return ProbeVerdict("not_authorized", "No.", 0.1, 0x87)
 
     monkeypatch.setattr(module, "probe", fake)
     in_force = {**GOOD, "username": "u"}
@@ -617,10 +617,10 @@ def test_a_test_asks_for_what_the_host_asks_for_and_says_what_is_left_out(monkey
     """The last will where discovery is on, retained messages, QoS; and what the broker in force last said to topics."""
     seen: list[BrokerConfig] = []
 
-    def fake(target: BrokerConfig, _targets: Targets) -> Verdict:
+    def fake(target: BrokerConfig, _targets: Targets) -> ProbeVerdict:
         seen.append(target)
         refused = "refused: Not authorized" if target.availability_topic else ""
-        return Verdict("ok", "Accepted.", 0.1, will_refused=refused, retain_available=False, maximum_qos=1)
+        return ProbeVerdict("ok", "Accepted.", 0.1, will_refused=refused, retain_available=False, maximum_qos=1)
 
     monkeypatch.setattr(module, "probe", fake)
     rig = Rig()
@@ -667,9 +667,9 @@ def test_a_live_probe_keeps_to_what_may_be_tested(monkeypatch: pytest.MonkeyPatc
     """The stored broker's, by the operator's list; the environment's broker is the operator's own."""
     seen: list[Targets | None] = []
 
-    def fake(_target: BrokerConfig, targets: Targets | None, **_: object) -> Verdict:
+    def fake(_target: BrokerConfig, targets: Targets | None, **_: object) -> ProbeVerdict:
         seen.append(targets)
-        return Verdict("forbidden", "No.", 0.1)
+        return ProbeVerdict("forbidden", "No.", 0.1)
 
     monkeypatch.setattr(module, "probe", fake)
     rig = Rig(elsewhere=True, MQTT_TEST_ALLOWED_HOSTS="10.0.0.0/8")

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -283,6 +284,22 @@ def test_a_module_is_one_idea_and_says_which(name: str) -> None:
     assert docstring, "has no docstring"
     assert docstring.splitlines()[0].endswith((".", ":")), "its first line is no sentence"
     assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_LINES, "is too long"
+
+
+def types(file: Path) -> set[str]:
+    """The names of a module's classes and aliases of types; not its type variables."""
+    found = {node.name for node in ast.walk(tree(file)) if isinstance(node, ast.ClassDef)}
+    for node in tree(file).body:
+        if isinstance(node, ast.Assign) and not ast.unparse(node.value).startswith("TypeVar("):
+            found |= {name for name in map(ast.unparse, node.targets) if re.fullmatch("_?[A-Z][a-z]+[A-Za-z]*", name)}
+    return found
+
+
+def test_no_two_types_share_a_name() -> None:
+    """Who reads one need not ask which of them is meant."""
+    named = Counter(name for file in (FUNCTIONS | INFRA).values() for name in types(file))
+    assert {"Host", "Message", "KeyPrefix"} <= set(named)
+    assert {name for name, count in named.items() if count > 1} == set()
 
 
 def loaded_by(statement: str, **variables: str) -> set[str]:

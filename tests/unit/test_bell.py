@@ -257,7 +257,7 @@ async def test_an_event_that_breaks_us_is_an_answer_like_any_other(monkeypatch: 
 
 @on_uvloop
 async def test_an_outage_stops_the_clock_and_nothing_is_given_up_in_it() -> None:
-    """A broker that is away says nothing about any event, however long; nor does it once a cause has lasted."""
+    """A broker that is down says nothing about any event, however long; nor does it once a cause has lasted."""
     case, upload = Case(), record()
     case.publisher.away = True
     assert [one.label for one in await _for_an_hour(case, upload, UNCONFIRMED)] == ["unconfirmed"] * 3

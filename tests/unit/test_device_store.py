@@ -10,7 +10,7 @@ import pytest
 
 from infra.device.checks import Check
 from infra.device.names import Name, safe
-from infra.device.store import Store, StoreError, Version, storing
+from infra.device.store import DeviceStore, StoreError, Version, storing
 from infra.device.trouble import FetchError
 
 NAME = Name("asset", "sub/firmware.bin")
@@ -18,7 +18,7 @@ VERSION = Version("etag-1", 6)
 SIZE = Check("size")
 
 
-def put(store: Store, name: Name, version: Version, body: bytes) -> None:
+def put(store: DeviceStore, name: Name, version: Version, body: bytes) -> None:
     """Bring one version into its place, as a download does."""
     with store.begin(name, version, SIZE) as part:
         part.append(body)
@@ -32,12 +32,12 @@ def held(directory: Path) -> bytes:
 
 def test_a_part_becomes_the_file_and_is_known(tmp_path: Path) -> None:
     """Folders are made on the way, nothing is left of the part, and the version is held, also by the next process."""
-    store = Store(tmp_path / "new" / "device")
+    store = DeviceStore(tmp_path / "new" / "device")
     assert store.held(NAME) is None
     put(store, NAME, VERSION, b"123456")
     store.close()
     store.close()
-    again = Store(tmp_path / "new" / "device")
+    again = DeviceStore(tmp_path / "new" / "device")
     assert held(again.directory) == b"123456"
     assert again.held(NAME) == VERSION
 
@@ -48,7 +48,7 @@ def test_a_part_becomes_the_file_and_is_known(tmp_path: Path) -> None:
 
 def test_a_file_that_somebody_changed_is_not_held(tmp_path: Path) -> None:
     """A removed, a shortened and a touched file are fetched again; so is one that became a link."""
-    store = Store(tmp_path)
+    store = DeviceStore(tmp_path)
     for spoil in (
         lambda file: file.unlink(),
         lambda file: file.write_bytes(b"1"),
@@ -64,7 +64,7 @@ def test_a_file_that_somebody_changed_is_not_held(tmp_path: Path) -> None:
 
 def test_a_part_is_resumed_only_for_its_own_version(tmp_path: Path) -> None:
     """Another ETag or size starts anew; so does a part that is longer than the file."""
-    store = Store(tmp_path)
+    store = DeviceStore(tmp_path)
     with store.begin(NAME, VERSION, Check("md5", "ab")) as part:
         part.append(b"123")
     resumed = store.resume(NAME, VERSION)
@@ -88,7 +88,7 @@ def test_a_part_is_resumed_only_for_its_own_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize("note", [b"", b"{", b"[]", b"{}", b'{"etag": "etag-1", "size": 6}', b"\xff"])
 def test_a_spoilt_note_is_no_note(tmp_path: Path, note: bytes) -> None:
     """Whatever a crash or a person leaves in the notes, the file is fetched again."""
-    store = Store(tmp_path)
+    store = DeviceStore(tmp_path)
     put(store, NAME, VERSION, b"123456")
     with store.begin(NAME, VERSION, SIZE) as part:
         part.append(b"123")
@@ -126,7 +126,7 @@ def test_killed_between_any_two_system_calls(tmp_path: Path, monkeypatch: pytest
     moments = 0
     while True:
         directory = tmp_path / str(moments)
-        store = Store(directory)
+        store = DeviceStore(directory)
         put(store, NAME, Version("old", 3), b"old")
         finished = False
         with monkeypatch.context() as patched, contextlib.suppress(Killed):
@@ -135,7 +135,7 @@ def test_killed_between_any_two_system_calls(tmp_path: Path, monkeypatch: pytest
             finished = True
         store.close()
         assert held(directory) in {b"old", b"new456"}
-        store = Store(directory)
+        store = DeviceStore(directory)
         if store.held(NAME) == Version("old", 3):
             assert held(directory) == b"old"
         if store.held(NAME) == VERSION:
@@ -159,7 +159,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     outside.mkdir()
     (outside / "firmware.bin").write_bytes(b"theirs")
     device = tmp_path / "device"
-    store = Store(device)
+    store = DeviceStore(device)
     (device / "assets").mkdir()
     (device / "assets" / "sub").symlink_to(outside)
     with pytest.raises(FetchError) as refused:
@@ -179,7 +179,7 @@ def test_a_linked_assets_or_state_folder_is_refused(tmp_path: Path) -> None:
     """Neither the first folder on the way nor our own may lead elsewhere."""
     outside = tmp_path / "outside"
     outside.mkdir()
-    store = Store(tmp_path / "device")
+    store = DeviceStore(tmp_path / "device")
     (tmp_path / "device" / "assets").symlink_to(outside)
     with pytest.raises(FetchError):
         put(store, NAME, VERSION, b"123456")
@@ -187,7 +187,7 @@ def test_a_linked_assets_or_state_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / ".bucketbell").symlink_to(outside)
     with pytest.raises(StoreError):
-        Store(tmp_path / "other")
+        DeviceStore(tmp_path / "other")
     assert list(outside.iterdir()) == []
 
 
@@ -196,7 +196,7 @@ def test_a_linked_assets_or_state_folder_is_refused(tmp_path: Path) -> None:
 )
 def test_a_file_and_a_folder_of_one_name_conflict(tmp_path: Path, first: str, second: str) -> None:
     """S3 may hold both; a folder cannot: the first stays, the second is told."""
-    store = Store(tmp_path)
+    store = DeviceStore(tmp_path)
     put(store, safe("asset", first), VERSION, b"123456")
     with pytest.raises(FetchError) as refused:
         put(store, safe("asset", second), VERSION, b"654321")
@@ -207,7 +207,7 @@ def test_a_file_and_a_folder_of_one_name_conflict(tmp_path: Path, first: str, se
 
 def test_names_like_our_own_notes_are_ordinary(tmp_path: Path) -> None:
     """An asset may be called as our notes are: it lies below `assets`."""
-    store = Store(tmp_path)
+    store = DeviceStore(tmp_path)
     digest = NAME.digest
     put(store, NAME, VERSION, b"123456")
     for filename in (f".bucketbell/{digest}.json", f"{digest}.part", f"{digest}.coming.json.new"):
@@ -219,14 +219,14 @@ def test_names_like_our_own_notes_are_ordinary(tmp_path: Path) -> None:
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     """A second device on the same folder is refused until the first has ended."""
-    store = Store(tmp_path)
+    store = DeviceStore(tmp_path)
     with pytest.raises(StoreError, match="in use"):
-        Store(tmp_path)
+        DeviceStore(tmp_path)
     store.close()
-    Store(tmp_path).close()
+    DeviceStore(tmp_path).close()
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="cannot be used"):
-        Store(tmp_path / "file")
+        DeviceStore(tmp_path / "file")
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 
 from infra.device.loop import Device
 from infra.device.names import Name
-from infra.device.server import Listed, Server, ServerManifest, Ticket
-from infra.device.store import Store, Version
+from infra.device.server import DownloadServer, Listed, ServerManifest, Ticket
+from infra.device.store import DeviceStore, Version
 from infra.device.trouble import FetchError
 from infra.http_client import Web
 
@@ -31,7 +31,7 @@ class Moment(float):
         return float(self) > other
 
 
-class Shelf(Server):
+class Shelf(DownloadServer):
     """Lists that many files, and has none of them any more."""
 
     def __init__(self, files: int) -> None:
@@ -50,7 +50,7 @@ class Shelf(Server):
 
 def comparisons(directory: Path, files: int) -> int:
     """How many times are compared while so many new files are worked off."""
-    store, shelf = Store(directory), Shelf(files)
+    store, shelf = DeviceStore(directory), Shelf(files)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "drop", lambda _name: None)  # its fsync says nothing here
         device = Device(

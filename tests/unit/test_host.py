@@ -150,6 +150,6 @@ def test_the_link_is_logged_at_each_change_and_each_cause_once(said: list[tuple[
     for status in (away, away, denied, away, denied, up, away, up):
         log(status)
     log(LinkStatus("mqtt://b", connected=False, since=0.0, reason="shut down"))
-    failed = ("WARNING", "mqtt connection failed; trying on")
+    failed = ("WARNING", "mqtt connection failed; trying again")
     connected, disconnected = ("INFO", "mqtt connected"), ("INFO", "mqtt disconnected")
     assert said == [failed, failed, connected, disconnected, failed, connected, disconnected]

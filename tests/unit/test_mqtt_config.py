@@ -41,7 +41,7 @@ def wrong_with(document: object) -> list[dict[str, str]]:
                 *("1.2.3", "256.1.1.1", "127.1", "2852039166", "0x7f.1", "a.0x7f", "1.2.3.4.", "01.2.3.4"),
                 *("::g", "[::1", "::1]", "[]", "[1.2.3.4]", "::1%", "::1%a b", "1::2::3"),
             ],
-            "is no valid host name or address",
+            "is not a valid host name or address",
             "e.g. broker.local",
         ),
         ("broker_host", [""], "is empty", "e.g. broker.local"),
@@ -107,7 +107,7 @@ def test_a_password_that_is_no_text_is_refused() -> None:
 def test_a_password_needs_a_username() -> None:
     """A password alone is a mistake; one that is only kept or cleared is not."""
     (found,) = wrong_with(LEAST | {"password": CANARY})
-    assert (found["field"], found["problem"]) == ("password", "stands without a username")
+    assert (found["field"], found["problem"]) == ("password", "needs a username")
     assert MqttConfigChange.model_validate(LEAST | {"password": None}).password is None
 
 
@@ -120,7 +120,7 @@ def test_unknown_fields_are_refused_and_named() -> None:
         "a\N{REPLACEMENT CHARACTER}b",
         "x" * 64 + "…",
     ]
-    assert {one["problem"] for one in found} == {"is no setting"}
+    assert {one["problem"] for one in found} == {"is not a setting"}
     assert "broker_host" in found[0]["expected"]
 
 

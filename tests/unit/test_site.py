@@ -38,7 +38,7 @@ def site(
     broker: BrokerConfig | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> HostSite:
-    """A host's site, not started: without a broker, or with one that is away."""
+    """A host's site, not started: without a broker, or with one that is down."""
     telemetry = PrometheusTelemetry()
     publisher = HostPublisher(broker, telemetry)
     bell = Bell(publisher, Routes(), telemetry, patience_seconds=1.0)
@@ -97,7 +97,7 @@ async def test_what_is_for_watching_answers_without_a_token() -> None:
         ({"BUCKET": "devices"}, "DEVICE_TOKEN_KEYS"),
     ],
 )
-def test_a_broker_that_is_away_takes_no_downloads_out_of_a_balancer(settings: dict[str, str], missing: str) -> None:
+def test_a_broker_that_is_down_takes_no_downloads_out_of_a_balancer(settings: dict[str, str], missing: str) -> None:
     """`?for=downloads` goes by the settings of downloads, or else of the administration, and names what is missing."""
     for broker in (None, BrokerConfig("127.0.0.1", 9)):
         where = site(TOKEN, broker=broker, settings=settings)

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings
 ACK_SECONDS = 5.0
 
 
-class Settings(BaseSettings):
+class Environment(BaseSettings):
     """The environment."""
 
     mqtt_url: str
@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     topic_prefix: str = "iotsupport"
 
 
-settings = Settings()  # type: ignore[call-arg] # from the environment, which mypy does not know
+settings = Environment()  # type: ignore[call-arg] # from the environment, which mypy does not know
 logger = Logger(service="usual")
 metrics = Metrics(namespace="usual", service="usual")
 

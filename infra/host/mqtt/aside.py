@@ -103,7 +103,7 @@ class Aside:
             del self._alone[topic]
 
     def keep_unheard(self, pending: PendingPublish) -> None:
-        """Keep what nobody was there to hear."""
+        """Keep a message that nobody heard."""
         self._unheard.setdefault(pending.message.topic, deque()).append(pending)
 
     def take_heard(self, topic: str) -> deque[PendingPublish]:

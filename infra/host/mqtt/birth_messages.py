@@ -1,4 +1,4 @@
-"""What the host says on the cameras' behalf when it connects, and what of it the broker does not want.
+"""What the host says for the cameras when it connects, and what of it the broker does not want.
 
 A broker may refuse such a message, or close the connection over it: the messages to devices must not pay for that. So
 a birth message travels alone, after what devices wait for; what is refused is left out, said, and tried again seldom.
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from functions.mqtt.message import Message
     from infra.host.mqtt.aside import PendingPublish
 
-ALONE_SECONDS = 1.0  # others wait no longer for a birth message, nor a birth message for a gap between them
+# `functions.mqtt.suspects` convicts by contrast too: one message, within seconds, because somebody waits for it. Nobody
+# waits for a birth message. So a whole label is judged here, also at QoS 0, where no answer comes, and a connection
+# lives for long without it first: devices lose fewer connections. In common is only that both count to three.
+ALONE_SECONDS = 1.0  # others wait no longer for a birth message, and it waits no longer for a gap between them
 IN_DOUBT_SECONDS = 1.0  # a connection that ends so soon after a birth message of QoS 0 may have ended over it
 CONTRAST_SECONDS = 10.0  # where a connection has ended over a birth message, the next one lives for so long without it
 STRIKES = 3
@@ -41,7 +44,7 @@ class BirthMessages:
     """Topics go by the names that metrics give them. Belongs to one event loop, as does every call."""
 
     def __init__(self) -> None:
-        """Begin with a broker of which nothing is known."""
+        """Begin with an unknown broker."""
         self.pending: PendingPublish | None = None
         """The birth message that is on its way."""
         self._due: deque[Iterator[Message]] = deque()
@@ -165,13 +168,13 @@ class BirthMessages:
     # What is left out.
 
     def leaves_out(self, label: str) -> str:
-        """Why messages to this topic are left out now, or "". Who asks can do without them: a refusal counts now."""
+        """Why messages to this topic are left out now, or "". The caller can do without them: a refusal counts now."""
         self._optional.add(label)
         left_out = self._left_out.get(label)
         return left_out.reason if left_out is not None else ""
 
     def leave_out(self, label: str, why: Outcome, now: float) -> None:
-        """Do without it for `RETRY_SECONDS`, and say so, once for each reason."""
+        """Leave it out for `RETRY_SECONDS`, and log that once for each reason."""
         self._left_out[label] = _LeftOut(now + RETRY_SECONDS, why.reason)
         self._verdicts[label] = why, datetime.now(UTC)
         if self._told.get(label) != why.reason:
@@ -181,7 +184,7 @@ class BirthMessages:
             logger.warning(words, extra={**details, "again_after_seconds": RETRY_SECONDS})
 
     def suspect_will(self, reason: str, now: float) -> None:
-        """Do without availability: with the last will we were not let in. Whether that is why, a `tick` soon asks."""
+        """Leave out availability: with the last will we were not let in. A `tick` soon asks whether that is why."""
         self._left_out.setdefault(WILL, _LeftOut(now, reason))
 
     def take_in(self, label: str) -> None:
@@ -192,7 +195,7 @@ class BirthMessages:
             logger.info("the broker takes it again", extra={"topic": label})
 
     def retry(self) -> None:
-        """Leave nothing out any more, but for the last will: somebody has asked."""
+        """Leave nothing out any more, except the last will: somebody has asked."""
         self._left_out = {label: left_out for label, left_out in self._left_out.items() if label == WILL}
 
     def _quit(self) -> None:

@@ -48,21 +48,24 @@ class HostPublisher:
         broker: BrokerConfig | None,
         telemetry: Telemetry,
         *,
+        birth_messages: Callable[[], Iterable[Message]] = tuple,
+        goodbye_messages: Callable[[], Sequence[Message]] = tuple,
+        addressed: Callable[[Message], Message] = lambda message: message,
+        on_connected: Callable[[], object] = lambda: None,
         on_change: Callable[[LinkStatus], None] = lambda _status: None,
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
-        """`on_change` hears of every connect, disconnect and failed attempt. Nothing is connected before `start`."""
+        """Nothing is connected before `start`.
+
+        `birth_messages` go out on each connect, after what waits for it; `goodbye_messages` before each DISCONNECT.
+        `addressed` is a message as it is sent now: settings may have changed since it was submitted. `on_connected`
+        hears of each connect, before anything is sent, and `on_change` of failed attempts and disconnects too.
+        """
         self.configured = broker is not None
         self.messages_published = 0
-        self.birth_messages: Callable[[], Iterable[Message]] = tuple
-        """What to say on each connect, after what waits for it."""
         self.births = BirthMessages()
-        self.goodbye_messages: Callable[[], Sequence[Message]] = tuple
-        """What to send before each DISCONNECT."""
-        self.on_connected: Callable[[], object] = lambda: None
-        """Hears of each connect, before anything is sent."""
-        self.addressed: Callable[[Message], Message] = lambda message: message
-        """A message as it is sent now: settings may have changed since it was submitted."""
+        self.birth_messages, self.goodbye_messages = birth_messages, goodbye_messages
+        self.addressed, self.on_connected = addressed, on_connected
         self._telemetry = telemetry
         self._queue_limit = queue_limit
         self.ack_seconds = broker.publish_timeout_seconds if broker else UNKNOWN_ACK_SECONDS

@@ -1,4 +1,4 @@
-"""What the broker keeps of our cameras: learned at each connect, and taken away where the settings do not want it."""
+"""What the broker keeps of our cameras: learned at each connect, and removed if the settings do not want it."""
 
 from __future__ import annotations
 
@@ -121,18 +121,18 @@ class Retained:
         return self._latest.take(sighting, datetime.now(UTC))
 
     def sent(self, message: Message) -> None:
-        """Note that the broker gets this one: what is retained is about cameras, or about us on their behalf."""
+        """Note that the broker gets this one: what is retained is about cameras, or about us for them."""
         if message.retain and message.payload:
             self._note(message.topic)
         elif message.retain:
             self._topics.pop(message.topic, None)
 
     def stays(self, message: Message) -> None:
-        """Note that the broker did not get this one, which was to take something away."""
+        """Note that the broker did not get this one, which was to remove something."""
         self._note(message.topic)
 
     def forget(self, camera_id: str) -> None:
-        """Take the camera's next event for its latest."""
+        """Count the camera's next event as its latest."""
         self._latest.forget(camera_id)
 
     def moved(self, config: MqttConfig | None) -> bool:
@@ -146,7 +146,7 @@ class Retained:
         return True
 
     def unwanted(self, config: MqttConfig, removed_ids: Collection[str]) -> tuple[Message, ...]:
-        """What takes away all that is kept, and is not wanted by these settings."""
+        """The messages that remove what is kept and these settings do not want."""
         prefixes = (_events(config),) * config.retain_messages
         prefixes += (_discoveries(config), f"{config.topic_prefix}/bucketbell/") * config.discovery_enabled
         gone = {topic for camera_id in removed_ids for topic in _both(config, camera_id)}
@@ -161,12 +161,12 @@ class Retained:
 
 
 def nothing_of(camera_id: str, config: MqttConfig) -> tuple[Message, ...]:
-    """What takes away all that the broker may keep of a camera under these settings: Home Assistant forgets it."""
+    """The messages that remove all that the broker may keep of a camera: Home Assistant forgets it."""
     return tuple(empty(topic, config.qos) for topic in _both(config, camera_id))
 
 
 def empty(topic: str, qos: int) -> Message:
-    """The message that takes away what a broker keeps (MQTT 5 §3.3.1.3)."""
+    """The message that removes what a broker keeps (MQTT 5 §3.3.1.3)."""
     place, _, last = topic.rpartition("/")
     place = place.rpartition("/")[0]
     labels = {"event": LABEL, "availability": f"{place}/replica/availability"}

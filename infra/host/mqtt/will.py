@@ -1,4 +1,4 @@
-"""Asks now and then whether the broker takes our last will after all: on a connection beside ours, which lives on."""
+"""Asks now and then whether the broker takes our last will after all: on a second connection, while ours goes on."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class WillTrial:
     """At most one at a time. Belongs to one event loop, as does every call."""
 
     def __init__(self, link: Link, births: Callable[[], BirthMessages]) -> None:
-        """`births` is what is known of the broker of the moment."""
+        """`births` is what is known of the present broker."""
         self._link = link
         self._births = births
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> bool:
-        """Ask, unless that is going on already: whether it has begun."""
+        """Begin to ask, unless that is going on already; return whether it has begun."""
         if self._task is not None and not self._task.done():
             return False
         self._task = asyncio.create_task(self._ask(), name="mqtt-will")
@@ -41,7 +41,7 @@ class WillTrial:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _ask(self) -> None:
-        """Connect anew where the broker takes it now."""
+        """Connect again if the broker takes it now."""
         broker, births = self._link.broker, self._births()
         if broker is None:
             return

@@ -14,7 +14,7 @@ from functions.devices.downloads import Downloads
 from functions.events.plan import Settled, plan_body
 from functions.web.messages import Problem, Reply, Request, as_json, malformed
 from infra.host.bell import Bell
-from infra.host.metrics import PrometheusTelemetry
+from infra.host.metrics import Expected, PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
 from infra.host.web.door import Answer, Door
 from infra.host.web.entrance import StoreGate, offered, take_token
@@ -46,11 +46,12 @@ class HostSite:
         routers: Sequence[LimitedRouter[Any]] = (),
         proxies: TrustedProxies | None = None,
         public_base_url: str | None = None,
+        expected: Callable[[], Expected] = lambda: ((), {}),
     ) -> None:
         """Without tokens in `stores` anybody who can connect may post: bind to loopback then.
 
         A page in a browser of that machine can connect: what shows that it comes from one is refused.
-        `proxies` are believed.
+        `proxies` are believed. `expected`: see `PrometheusTelemetry.exposition`.
         """
         self._bell = bell
         self._publisher = publisher
@@ -60,6 +61,7 @@ class HostSite:
         self._proxies = TrustedProxies() if proxies is None else proxies
         self._public_base_url = public_base_url
         self._downloads = downloads
+        self._expected = expected
         self._doors: dict[str, tuple[tuple[str, ...], Callable[[Request], Door]]] = {
             SURE_DOOR: (("POST",), self._open_sure),
             FAST_DOOR: (("POST",), self._open_fast),
@@ -145,7 +147,7 @@ class HostSite:
         answer(Reply(status, {}, as_json({"ready": ready, "mqtt": self._mqtt()})))
 
     def _ready_for_downloads(self) -> Reply:
-        """Whether devices and administrators belong here. A store or database that is away is away for all hosts."""
+        """Whether devices and administrators belong here. A store or database that is down is down for all hosts."""
         missing = self._downloads.missing if self._downloads.is_wanted else ""
         if missing:
             lacking = {"ready": False, "reason": f"Downloads are not configured: set {missing}."}
@@ -153,7 +155,7 @@ class HostSite:
         return Reply(HTTPStatus.OK, {}, as_json({"ready": True}))
 
     def _metrics(self, _request: Request, answer: Answer) -> None:
-        answer(Reply(HTTPStatus.OK, {}, self._telemetry.exposition(), CONTENT_TYPE_LATEST))
+        answer(Reply(HTTPStatus.OK, {}, self._telemetry.exposition(self._expected()), CONTENT_TYPE_LATEST))
 
     def _mqtt(self) -> dict[str, object]:
         status = self._publisher.status
