@@ -130,12 +130,13 @@ class Host:
         ready: bool = True,
         patch: str = "",
         ca_file: Path | None = None,
+        port: int = 0,
     ) -> None:
         """With `ready`, entering also waits for the broker; `patch` is Python that the process runs first.
 
         `ca_file` is trusted by a client of a host that speaks TLS.
         """
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"{'http' if ca_file is None else 'https'}://127.0.0.1:{self.port}"
         self.log_file = directory / f"host-{self.port}.log"
         script = Path(sys.executable).with_name("bucketbell")

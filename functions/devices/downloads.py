@@ -102,11 +102,22 @@ class Downloads:
             settings.events_prefix,
         )
 
+    @property
+    def missing(self) -> str:
+        """Which setting is missing, so that nothing can be downloaded; "" where none is."""
+        if self.objects is None:
+            return "BUCKET"
+        return "" if self.keyring.keys or self.admin_tokens else "DEVICE_TOKEN_KEYS or ADMIN_TOKENS"
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether any setting says that devices ask here; administrators may do so without."""
+        return self.objects is not None or bool(self.keyring.keys) or not self.admin_tokens
+
     def admit(self, request: Request) -> Principal:
         """Who asks, in exchange for a good token; a link to a thumbnail brings its own."""
-        if self.objects is None or not (self.keyring.keys or self.admin_tokens):
-            missing = "BUCKET" if self.objects is None else "DEVICE_TOKEN_KEYS or ADMIN_TOKENS"
-            detail = f"Downloads are not configured: set {missing}."
+        if self.objects is None or self.missing:
+            detail = f"Downloads are not configured: set {self.missing}."
             raise unavailable("not_configured", detail, retry_after_seconds=BROKEN_RETRY_SECONDS)
         in_link, bearer = request.token_in_link, request.token
         if not bearer:

@@ -276,6 +276,13 @@ class Client(paho.Client):
         since = min(self._last_bytes_received, self._last_msg_out, self._ping_t or math.inf)
         return since + (self.keepalive or math.inf)
 
+    @property
+    def certificate_expires_at(self) -> float | None:
+        """Until when the broker's certificate is valid (`time.time`); None without TLS."""
+        sock = self.socket()
+        certificate = sock.getpeercert() if isinstance(sock, ssl.SSLSocket) else None
+        return ssl.cert_time_to_seconds(str(certificate["notAfter"])) if certificate else None
+
     def discard(self) -> None:
         """Close without DISCONNECT; what the kernel still holds is dropped, not sent."""
         sock = self.socket()

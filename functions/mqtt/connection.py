@@ -85,7 +85,7 @@ class Ack(NamedTuple):
 class Connection:
     """One connection to a broker. `connected` after its CONNACK, `closed` at its end, `failure` says why.
 
-    `last_traffic_at` (`time.time`) is when the broker was last heard of.
+    `last_traffic_at` (`time.time`) is when the broker was last heard of; `certificate_expires_at` is None without TLS.
     """
 
     def __init__(
@@ -113,6 +113,7 @@ class Connection:
         self.maximum_qos = 2
         self.retain_available = True
         self.last_traffic_at = time.time()
+        self.certificate_expires_at: float | None = None
         self._client = Client(client_id, version5=broker.protocol == "5", listener=self)
         self._client.address = address
         self._client.targets = broker.targets
@@ -136,6 +137,7 @@ class Connection:
                 self._client.tls_set_context(client_context(broker))
             self._client.connect_timeout = timeout_seconds
             self._client.open(broker.host, broker.port, broker.keepalive_seconds)
+            self.certificate_expires_at = self._client.certificate_expires_at
             if self.closed:  # on writing CONNECT already
                 self.failure = self._lost()
         except TlsFileError as error:

@@ -18,6 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from functions.devices.downloads import Downloads
 from functions.events.plan import Settled, Step, settle, to_publish
 from functions.events.routes import Routes
 from functions.mqtt.broker import BrokerConfig
@@ -25,6 +26,7 @@ from functions.mqtt.message import CONTENT_TYPE, Message
 from functions.mqtt.outcome import Outcome, Status
 from functions.web.messages import Reply, Request
 from functions.web.router import Route, Router, unforeseen
+from functions.web.tokens import Keyring
 from infra.bench.rig import BUCKET
 from infra.host.bell import Bell
 from infra.host.metrics import PrometheusTelemetry
@@ -107,7 +109,14 @@ async def serve(side: str, port: int, mqtt_port: int, token: str) -> None:
     constant = Router("download", (Route(("GET",), "/assets/*", lambda *_: REDIRECT),), _admit, "", unforeseen)
     entrance = Entrance()
     devices = LimitedRouter(constant, Gate(entrance, _admit), requests_per_minute=REQUESTS_PER_MINUTE)
-    site = HostSite(bell, publisher, telemetry, stores=StoreGate([token], entrance), routers=[devices])
+    site = HostSite(
+        bell,
+        publisher,
+        telemetry,
+        stores=StoreGate([token], entrance),
+        downloads=Downloads(Keyring.parse([]), (), None),
+        routers=[devices],
+    )
     await Server(site).start("127.0.0.1", port)
     await asyncio.Event().wait()
 

@@ -23,7 +23,8 @@ def host(
     """Run the self-hosted process: it takes the store's events and publishes them by MQTT.
 
     `POST /events` answers when the broker has confirmed. `POST /events/fast` answers 202 at once.
-    `GET /healthz`: the process is alive. `GET /readyz`: it could publish now. `GET /metrics`: for Prometheus.
+    `GET /healthz`: the process is alive. `GET /readyz`: it could publish now; `?for=downloads`: it serves downloads.
+    `GET /metrics`: for Prometheus.
 
     With HOST_CERT_FILE and HOST_KEY_FILE it serves HTTPS. With SQS_QUEUE_URL it also polls that queue. Without
     MQTT_URL it takes events and publishes nothing. SIGTERM or Ctrl-C ends it within 3 seconds: it finishes what it

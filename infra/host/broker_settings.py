@@ -93,6 +93,8 @@ class Integration:
         self._prepare = prepare
         self._began_at = datetime.now(UTC)
         self._problem = ""
+        self.database_up: bool | None = None
+        """Whether the settings could be read the last time; None before that, and without a store."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -132,6 +134,7 @@ class Integration:
                 before = self._stored
                 read = await in_thread(store.load)
                 await self._leave_out_removed(store)
+                self.database_up = True
                 stored = still_known(read, before)
                 # What was stored through our own API meanwhile is newer than what was read.
                 if self._stored is before and (not ready or stored != before):
@@ -142,6 +145,7 @@ class Integration:
                 self._meet(await in_thread(lambda: self._exchange(store)))
                 self._trouble("" if stored == read else str(CredentialsUnreadableError()))
             except StoreUnavailableError as error:
+                self.database_up = False
                 if ready or self._stored is not None:
                     self._trouble(str(error))
                 else:

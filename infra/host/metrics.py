@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 
 from prometheus_client import (
@@ -10,10 +10,13 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 # A second series for every counter, that no dashboard reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left it unannotated
@@ -80,6 +83,16 @@ class PrometheusTelemetry:
         for reason in STRANGERS:
             self._strangers(reason)
         self._no_subscribers, self._events = cache(no_subscribers.labels), cache(events.labels)
+
+    def watch(
+        self, certificate: Callable[[], tuple[str, float] | None], database_up: Callable[[], bool | None]
+    ) -> None:
+        """Show what these say at each exposition, and nothing where they say None. Call once.
+
+        `certificate`: the broker, and until when its certificate is valid. `database_up`: whether the stored settings
+        could be read the last time.
+        """
+        self.registry.register(_Seen(certificate, database_up))
 
     def enabled(self, *, enabled: bool) -> None:
         """`mqtt_enabled`."""
@@ -163,3 +176,23 @@ class SweepTelemetry:
     def waiting(self, files: int) -> None:
         """`sweep_waiting`."""
         self._waiting.set(files)
+
+
+class _Seen(Collector):
+    """What is there only where it is known: a value in place of "unknown" would ring an alarm."""
+
+    def __init__(
+        self, certificate: Callable[[], tuple[str, float] | None], database_up: Callable[[], bool | None]
+    ) -> None:
+        self._certificate = certificate
+        self._database_up = database_up
+
+    def collect(self) -> Iterable[Metric]:
+        if (certificate := self._certificate()) is not None:
+            broker, expires_at = certificate
+            words = "When the broker's certificate ends, as Unix time."
+            family = GaugeMetricFamily("mqtt_certificate_expires_seconds", words, labels=["broker"])
+            family.add_metric([broker], expires_at)
+            yield family
+        if (up := self._database_up()) is not None:
+            yield GaugeMetricFamily("database_up", "1 while the stored settings can be read.", value=up)

@@ -97,6 +97,7 @@ class Host:
             )
         cameras = (LABEL,) if reader is not None else ()
         sources = DOORS | (QUEUE if settings.sqs_queue_url else {}) | (SWEPT if self._sweeper else {})
+        telemetry.watch(lambda: publisher.status.certificate, lambda: integration.database_up)
         tokens = [token.get_secret_value() for token in settings.webhook_tokens]
         entrance = Entrance((*tokens, *downloads.admin_tokens), downloads.keyring.needs_signature)
         per_minute = settings.device_requests_per_minute
@@ -119,6 +120,7 @@ class Host:
             publisher,
             telemetry,
             stores=StoreGate(tokens, entrance),
+            downloads=downloads,
             routers=(devices, administrators),
             proxies=TrustedProxies(settings.trusted_proxies),
             public_base_url=settings.public_base_url,

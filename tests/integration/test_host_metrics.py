@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
+from cryptography import x509
 from prometheus_client.parser import text_string_to_metric_families
 
+from infra.local.certificates import make_certificates, renew_server
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from infra.local.stores import MotoServer
-from tests.databases import new_sqlite
+from tests.databases import execute, new_sqlite
 from tests.hosts import TOPICS, Host, environment, eventually, upload
 from tests.stored import SHORT, Admin, readiness, storing
 
@@ -20,6 +23,7 @@ CAMERA, DISCOVERY, AVAILABILITY = (
     "homeassistant/device/+/config",
     "home/bucketbell/replica/availability",
 )
+LOOKS_OFTEN = "from infra.host.mqtt import certificate\ncertificate.LOOK_AGAIN_SECONDS = 0.2"
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -103,3 +107,43 @@ def test_stored_settings_show_what_they_bring(tmp_path: Path, mosquitto: Mosquit
         assert topics(series(host)) == set(TOPICS)
         Admin(host).put(mosquitto.port, discovery_enabled=True)
         assert topics(series(host)) == {*TOPICS, DISCOVERY, AVAILABILITY}
+
+
+def test_the_brokers_certificate_is_watched_while_a_connection_lives_on(tmp_path: Path, mosquitto_binary: Path) -> None:
+    """Its end as Unix time; a renewed one is seen although nobody reconnects. Without TLS there is no such metric."""
+    del mosquitto_binary
+    files = make_certificates(tmp_path / "certificates")
+
+    def expires_at() -> float:
+        return x509.load_pem_x509_certificate(files.server_cert.read_bytes()).not_valid_after_utc.timestamp()
+
+    first = expires_at()
+    with Mosquitto(tmp_path / "tls", certificates=files) as broker:
+        known = environment(broker.url, MQTT_CA_FILE=str(files.ca_file))
+        with Host(tmp_path, known, patch=LOOKS_OFTEN) as host:
+            assert host.metric("mqtt_certificate_expires_seconds", broker=broker.url) == first
+            renew_server(files, valid_for=timedelta(hours=30))
+            broker.reload()
+            eventually(lambda: host.metric("mqtt_certificate_expires_seconds", broker=broker.url) == expires_at())
+            assert expires_at() != first
+            assert host.metric("mqtt_reconnect_attempts_total") == 0
+            broker.stop()
+            eventually(lambda: host.metric("mqtt_connection_state") == 0)
+            assert host.metric("mqtt_certificate_expires_seconds", broker=broker.url) == expires_at()
+            host.stop()
+    with Mosquitto(tmp_path / "plain") as broker, Host(tmp_path, environment(broker.url)) as host:
+        assert "mqtt_certificate" not in host.http.get("/metrics").text
+
+
+def test_a_database_that_is_down_is_told(tmp_path: Path) -> None:
+    """`database_up` is 1, 0 while the stored settings cannot be read, 1 again; it is not there without a database."""
+    url = new_sqlite(tmp_path)
+    with Host(tmp_path, environment(None)) as host:
+        assert "database_up" not in host.http.get("/metrics").text
+    with Host(tmp_path, storing(url), ready=False, patch=SHORT) as host:
+        eventually(lambda: host.metric("database_up") == 1)
+        execute(url, "ALTER TABLE mqtt_config RENAME TO elsewhere")
+        eventually(lambda: host.metric("database_up") == 0)
+        assert "\ndatabase_up 0.0\n" in host.http.get("/metrics").text
+        execute(url, "ALTER TABLE elsewhere RENAME TO mqtt_config")
+        eventually(lambda: host.metric("database_up") == 1)

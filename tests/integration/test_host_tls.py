@@ -41,12 +41,12 @@ def pair(files: Certificates) -> dict[str, str]:
 
 
 @contextmanager
-def serving(directory: Path, files: Certificates, mqtt_url: str | None = None, **options: str) -> Iterator[Host]:
+def serving(directory: Path, files: Certificates, mqtt_url: str | None = None, patch: str = "") -> Iterator[Host]:
     """A host that speaks TLS."""
     key = base64.b64encode(bytes(32)).decode()
     downloads = {"BUCKET": "devices", "DEVICE_TOKEN_KEYS": f"k:{key}", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
     variables = environment(mqtt_url, ADMIN_TOKENS=ADMIN, **downloads, **pair(files))
-    with Host(directory, variables, ready=mqtt_url is not None, ca_file=files.ca_file, **options) as host:
+    with Host(directory, variables, ready=mqtt_url is not None, ca_file=files.ca_file, patch=patch) as host:
         yield host
 
 

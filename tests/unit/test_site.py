@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from functions.devices.api import router as devices_router
 from functions.devices.downloads import Downloads
 from functions.events.routes import Routes
+from functions.mqtt.broker import BrokerConfig
 from functions.settings import load
 from functions.web.messages import Problem, Reply, Request
 from functions.web.router import Route, Router, unforeseen
@@ -24,18 +26,25 @@ from infra.host.web.origin import TrustedProxies
 from infra.host.web.site import MAX_BODY_BYTES, HostSite
 from tests.hosts import TOKEN, event, on_uvloop
 
+KEY = f"k:{base64.b64encode(bytes(32)).decode()}"
+ADMIN = "an-administrators-token-0123456789"
 HOME, ABROAD = "192.0.2.1", "203.0.113.9"
 
 
 def site(
-    *tokens: str, routers: tuple[LimitedRouter[None], ...] = (), proxies: TrustedProxies | None = None
+    *tokens: str,
+    routers: tuple[LimitedRouter[None], ...] = (),
+    proxies: TrustedProxies | None = None,
+    broker: BrokerConfig | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> HostSite:
-    """A host's site without a broker."""
+    """A host's site, not started: without a broker, or with one that is down."""
     telemetry = PrometheusTelemetry()
-    publisher = HostPublisher(None, telemetry)
+    publisher = HostPublisher(broker, telemetry)
     bell = Bell(publisher, Routes(), telemetry, patience_seconds=1.0)
     stores = StoreGate(tokens, Entrance(tokens))
-    return HostSite(bell, publisher, telemetry, stores=stores, routers=routers, proxies=proxies)
+    downloads = Downloads.of(load(settings or {}).settings)
+    return HostSite(bell, publisher, telemetry, stores=stores, downloads=downloads, routers=routers, proxies=proxies)
 
 
 def ask(where: HostSite, request: Request) -> Reply:
@@ -74,6 +83,38 @@ async def test_what_is_for_watching_answers_without_a_token() -> None:
         assert json.loads(alive.body) == {"alive": True, "mqtt": {"configured": False}}
         assert json.loads(ready.body) == {"ready": True, "mqtt": {"configured": False}}
         assert metrics.content_type.startswith("text/plain")
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        ({"BUCKET": "devices", "DEVICE_TOKEN_KEYS": KEY}, ""),
+        ({"BUCKET": "devices", "ADMIN_TOKENS": ADMIN}, ""),
+        ({"ADMIN_TOKENS": ADMIN}, ""),
+        ({}, "BUCKET"),
+        ({"DEVICE_TOKEN_KEYS": KEY}, "BUCKET"),
+        ({"DEVICE_TOKEN_KEYS": KEY, "ADMIN_TOKENS": ADMIN}, "BUCKET"),
+        ({"BUCKET": "devices"}, "DEVICE_TOKEN_KEYS"),
+    ],
+)
+def test_a_broker_that_is_down_takes_no_downloads_out_of_a_balancer(settings: dict[str, str], missing: str) -> None:
+    """`?for=downloads` goes by the settings of downloads, or else of the administration, and names what is missing."""
+    for broker in (None, BrokerConfig("127.0.0.1", 9)):
+        where = site(TOKEN, broker=broker, settings=settings)
+        assert ask(where, Request("GET", "/readyz")).status == (503 if broker else 200)
+        for method in ("GET", "HEAD"):
+            reply = ask(where, Request(method, "/readyz", "for=downloads"))
+            assert reply.status == (503 if missing else 200)
+            assert json.loads(reply.body)["ready"] is not bool(missing)
+            assert missing in str(reply.body)
+
+
+@pytest.mark.parametrize("query", ["for=", "for=uploads", "for=Downloads", "for=downloads&for=downloads", "for=%ff"])
+def test_readiness_for_what_nobody_knows_is_no_question(query: str) -> None:
+    """400: a misspelt probe would be answered for something else, for years."""
+    reply = ask(site(TOKEN), Request("GET", "/readyz", query))
+    assert reply.status == 400
+    assert detail(reply)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from functions.mqtt.broker import BrokerConfig, new_client_id
 from functions.mqtt.connection import RETAIN_NOT_SUPPORTED, Ack, BrokerConnectionError, Connection
 from functions.mqtt.message import Message
 from functions.telemetry import Telemetry, logger
+from infra.host.mqtt.certificate import follow
 from infra.host.threads import in_thread
 
 LASTING_SECONDS = 10.0  # a connection that held for this long ends a row of failures
@@ -51,6 +52,15 @@ class LinkStatus:
     last_error: LinkError | None = None
     """The last one, also while the link is well again."""
     reconnect_attempts: int = 0
+    certificate_expires_at: float | None = None
+    """Until when the broker's certificate is valid, as last seen; None without TLS."""
+
+    @property
+    def certificate(self) -> tuple[str, float] | None:
+        """The broker, and until when its certificate is valid, where that is known."""
+        if self.broker is None or self.certificate_expires_at is None:
+            return None
+        return self.broker, self.certificate_expires_at
 
 
 class LinkUser(Protocol):
@@ -134,7 +144,9 @@ class Link:
         self._without_will = None
         self._client_id = new_client_id(broker.client_id_prefix) if broker else ""
         changed = BrokerConnectionError(CHANGED if broker else otherwise)
-        self.status = replace(self.status, broker=broker.url if broker else None, reconnect_attempts=0)
+        self.status = replace(
+            self.status, broker=broker.url if broker else None, reconnect_attempts=0, certificate_expires_at=None
+        )
         self._became(connected=False, failure=changed)
         self._user.link_lost(changed)
         if self.started:
@@ -201,7 +213,7 @@ class Link:
             try:
                 connection = await self._connect(broker)
                 connected_at = time.monotonic()
-                await self._until_lost(connection)
+                await self._until_lost(broker, connection)
                 lasted = time.monotonic() - connected_at >= LASTING_SECONDS
                 failure = connection.why("connection lost")
             except BrokerConnectionError as error:
@@ -281,12 +293,22 @@ class Link:
             raise BrokerConnectionError(f"{broker.url}: the name was not resolved in time")
         if connection.closed:
             raise connection.why("connection lost")
+        self._saw_certificate(connection.certificate_expires_at)
         return connection
 
-    async def _until_lost(self, connection: Connection) -> None:
-        while not connection.closed:
-            await self._changed.wait()
-            self._changed.clear()
+    async def _until_lost(self, broker: BrokerConfig, connection: Connection) -> None:
+        following = follow(broker, connection.certificate_expires_at, self._saw_certificate)
+        certificate = asyncio.create_task(following, name="mqtt-certificate")
+        try:
+            while not connection.closed:
+                await self._changed.wait()
+                self._changed.clear()
+        finally:
+            certificate.cancel()
+            await asyncio.gather(certificate, return_exceptions=True)
+
+    def _saw_certificate(self, expires_at: float | None) -> None:
+        self.status = replace(self.status, certificate_expires_at=expires_at)
 
     def _became(self, *, connected: bool, failure: BrokerConnectionError | None = None) -> None:
         self._telemetry.connection(connected=connected)

@@ -11,8 +11,9 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from functions.devices.downloads import Downloads
 from functions.events.plan import Settled, plan_body
-from functions.web.messages import Problem, Reply, Request, as_json
+from functions.web.messages import Problem, Reply, Request, as_json, malformed
 from infra.host.bell import Bell
 from infra.host.metrics import Expected, PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
@@ -21,6 +22,7 @@ from infra.host.web.entrance import StoreGate, offered, take_token
 from infra.host.web.limited_router import LimitedRouter
 from infra.host.web.origin import TrustedProxies, foreign_page
 
+DOWNLOADS = "downloads"
 SURE_DOOR, FAST_DOOR = "/events", "/events/fast"
 MAX_BODY_BYTES = 1 << 20
 RETRY_AFTER_SECONDS = 3  # MinIO's own pace
@@ -50,6 +52,7 @@ class HostSite:
         telemetry: PrometheusTelemetry,
         *,
         stores: StoreGate,
+        downloads: Downloads,
         routers: Sequence[LimitedRouter[Any]] = (),
         proxies: TrustedProxies | None = None,
         public_base_url: str | None = None,
@@ -67,6 +70,7 @@ class HostSite:
         self._routers = tuple(routers)
         self._proxies = TrustedProxies() if proxies is None else proxies
         self._public_base_url = public_base_url
+        self._downloads = downloads
         self._expected = expected
         self._doors: dict[str, tuple[tuple[str, ...], Callable[[Request], Door]]] = {
             SURE_DOOR: (("POST",), self._open_sure),
@@ -135,10 +139,25 @@ class HostSite:
     def _alive(self, _request: Request, answer: Answer) -> None:
         answer(Reply(HTTPStatus.OK, {}, as_json({"alive": True, "mqtt": self._mqtt()})))
 
-    def _ready(self, _request: Request, answer: Answer) -> None:
+    def _ready(self, request: Request, answer: Answer) -> None:
+        whom_for = request.parameters("for").get("for")
+        if whom_for == DOWNLOADS:
+            answer(self._ready_for_downloads())
+            return
+        if whom_for is not None:
+            detail = f"`for` can be `{DOWNLOADS}`; without it, this tells whether events can be published."
+            raise malformed("bad_for", detail)
         ready = self._publisher.ready or not self._publisher.configured
         status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
         answer(Reply(status, {}, as_json({"ready": ready, "mqtt": self._mqtt()})))
+
+    def _ready_for_downloads(self) -> Reply:
+        """Whether devices and administrators belong here. A store or database that is down is down for all hosts."""
+        missing = self._downloads.missing if self._downloads.is_wanted else ""
+        if missing:
+            lacking = {"ready": False, "reason": f"Downloads are not configured: set {missing}."}
+            return Reply(HTTPStatus.SERVICE_UNAVAILABLE, {}, as_json(lacking))
+        return Reply(HTTPStatus.OK, {}, as_json({"ready": True}))
 
     def _metrics(self, _request: Request, answer: Answer) -> None:
         answer(Reply(HTTPStatus.OK, {}, self._telemetry.exposition(self._expected()), CONTENT_TYPE_LATEST))
