@@ -45,7 +45,7 @@ BUCKETBELL = str(Path(sys.executable).with_name("bucketbell"))
 # What the person's own shell may say about brokers and stores is not about ours.
 OURS = (
     *("MQTT_", "TOPIC_", "BUCKET", "CONFIGS_", "ASSETS_", "WEBHOOK_", "SQS_", "AWS_", "S3_", "URL_TTL_"),
-    *("DEVICE_", "ADMIN_", "SECRET", "LOG_", "EVENTS_", "PUBLIC_", "DATABASE_", "ENCRYPTION_"),
+    *("DEVICE_", "ADMIN_", "SECRET", "LOG_", "EVENTS_", "PUBLIC_", "DATABASE_", "ENCRYPTION_", "SWEEP_"),
 )
 
 console = Console(highlight=False)

@@ -16,10 +16,11 @@ from tests.chaos import queue_faults as queue
 from tests.chaos import settings_faults as settings
 from tests.chaos import store_faults as store
 from tests.chaos import stranger_faults as strangers
+from tests.chaos import sweep_faults as sweep
 from tests.chaos.verdict import Verdict
 from tests.chaos.world import Profile, World
 
-Family = Literal["broker", "link", "credentials", "host", "store", "queue", "freeze", "control"]
+Family = Literal["broker", "link", "credentials", "host", "store", "sweep", "queue", "freeze", "control"]
 Expectation = Literal["nothing missing", "a loss"]
 
 FAMILIES: dict[Family, str] = {
@@ -28,6 +29,7 @@ FAMILIES: dict[Family, str] = {
     "credentials": "What the broker lets in",
     "host": "The host",
     "store": "The store",
+    "sweep": "The sweep: what no event tells",
     "queue": "The queue (SQS)",
     "freeze": "A frozen function",
     "control": "Control: the safety is switched off",
@@ -327,6 +329,47 @@ _ROWS = (
         "store",
         "the host wants a new token, and MinIO is told of it later",
         store.rotate_host_first,
+    ),
+    Scenario(
+        "no-rules",
+        "sweep",
+        "a bucket without any rule: the store tells nobody of an upload, and the host is killed and started again",
+        host.kill_host,
+        sweep.Silent,
+        check=store.found_by_sweep,
+    ),
+    Scenario(
+        "told-once",
+        "sweep",
+        "the host is away, and Versity Gateway tells of each upload once",
+        sweep.restart_host,
+        sweep.TellsOnce,
+        check=store.found_by_sweep,
+    ),
+    Scenario(
+        "state-lost",
+        "sweep",
+        "the host is killed, and the file that says what was announced has gone; no event tells of an upload",
+        sweep.lose_state,
+        sweep.with_state_in_a_file,
+        check=sweep.heard_again,
+    ),
+    Scenario(
+        "state-torn",
+        "sweep",
+        "half of what the host has saved in the bucket is left when it is started again; no event tells of an upload",
+        sweep.tear_state,
+        sweep.Silent,
+        check=sweep.heard_again,
+    ),
+    Scenario(
+        "sweeper-killed",
+        "sweep",
+        "two hosts with one PostgreSQL, a door each; the bucket's rules are gone for a while, and the host that "
+        "announces what no event told is killed",
+        sweep.kill_sweeper,
+        sweep.OneSweeps,
+        check=sweep.the_other_went_on,
     ),
     Scenario(
         "sqs-redelivers",
