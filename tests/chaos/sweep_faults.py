@@ -1,4 +1,4 @@
-"""What only the sweep puts right: a store that tells nobody, or once, and rules that are gone; and what ails the sweep."""
+"""What only the sweep puts right: a store that tells nobody, or once, or has no rules now; and what ails the sweep."""
 
 from __future__ import annotations
 
