@@ -37,7 +37,15 @@ class Silent(World):
         return Minio(directory / "minio")
 
     def _connect(self) -> None:
-        self.s3.create_bucket(Bucket=BUCKET)
+        eventually(self._has_made_bucket, "the store takes no bucket")
+
+    def _has_made_bucket(self) -> bool:
+        """MinIO says it is ready a moment before it is."""
+        try:
+            self.s3.create_bucket(Bucket=BUCKET)
+        except self.s3.exceptions.ClientError:
+            return False
+        return True
 
 
 class TellsOnce(Silent):
