@@ -56,7 +56,8 @@ P = ParamSpec("P")
 
 def record(key: str = MAC_KEY, **changes: object) -> dict[str, Any]:
     """One S3 record of MinIO's, of an upload that never was before; `changes` replace fields of its object."""
-    fields = {"key": quote_plus(key), "size": 16, "eTag": "4d22", "sequencer": f"18E9DDA5{next(_numbers):08X}"}
+    sequencer = f"{0x18E9DDA500000000 + next(_numbers) * 1_000_000:X}"  # when it was modified, in ns
+    fields = {"key": quote_plus(key), "size": 16, "eTag": "4d22", "sequencer": sequencer}
     return {
         "eventSource": "minio:s3",
         "eventTime": "2026-11-20T21:20:28.873Z",

@@ -15,6 +15,7 @@ Versity GW  `aws:s3`, `s3:` in front        as it is                            
 Amazon EventBridge's `detail` names the key as it is. Any other sender is read like AWS.
 """
 
+import re
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -85,6 +86,8 @@ _EVENTBRIDGE_TYPES = {
 }
 _UNESCAPED_SOURCES = frozenset({"aws.s3", "ceph:s3"})  # "aws.s3" is EventBridge's name for S3
 _OMITS_ZERO_SIZE = frozenset({"minio:s3", "rustfs:s3"})
+_SEQUENCED_BY_TIME = frozenset({"minio:s3", "rustfs:s3"})  # when the object was modified, in nanoseconds
+_NANOSECONDS = re.compile(r"1[0-9A-F]{15}", re.ASCII)  # from 2006 to 2043
 _JSON_TYPES = {
     type(None): "null",
     bool: "boolean",
@@ -114,6 +117,8 @@ class ObjectCreated:
     """"" when absent; "null" is S3's own name for the version of an unversioned object and stays."""
     sequencer: str = ""
     """"" when absent, and where each door has another for the same upload (Ceph's topics)."""
+    modified: int = 0
+    """The object's LastModified as a LIST shows it, in milliseconds since 1970; 0 where the sender does not tell."""
 
     @property
     def version(self) -> str:
@@ -125,9 +130,14 @@ class ObjectCreated:
         """16 bytes that are equal for one event however often, and at however many doors, it arrives.
 
         Made of bucket, key, version, etag, event time and sequencer. The time tells a re-upload from a repeat where
-        the sequencer cannot (Versity GW's restarts at 1). The event name is not in it.
+        the sequencer cannot (Versity GW's restarts at 1). The event name is not in it. Where `modified` is known it
+        stands for version, time and sequencer: a LIST tells it too.
         """
-        parts = (self.bucket, self.object_key, self.version, self.etag, self.event_time, self.sequencer)
+        parts: tuple[str, ...] = self.bucket, self.object_key, self.etag
+        if self.modified:
+            parts += (str(self.modified),)
+        else:
+            parts += self.version, self.event_time, self.sequencer
         # Lengths in front, so that "ab" + "c" is not "a" + "bc".
         text = "".join([f"{len(part)}:{part}" for part in parts])
         return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -190,6 +200,8 @@ def s3_record(record: dict[Any, Any], name: str) -> Record:
     size = _size(fields.get("size", 0 if source in _OMITS_ZERO_SIZE else None))
     if versity and size == 0 and event_name != "ObjectCreated:Put":
         size = None  # Versity GW says 0 for every copy and every multipart upload
+    sequencer = "" if source == "ceph:s3" else printable(fields.get("sequencer"))
+    is_time = source in _SEQUENCED_BY_TIME and _NANOSECONDS.fullmatch(sequencer)
     return ObjectCreated(
         bucket,
         key,
@@ -198,7 +210,8 @@ def s3_record(record: dict[Any, Any], name: str) -> Record:
         etag,
         size,
         printable(fields.get("versionId")),
-        "" if source == "ceph:s3" else printable(fields.get("sequencer")),
+        sequencer,
+        int(sequencer, 16) // 1_000_000 if is_time else 0,
     )
 
 

@@ -12,7 +12,10 @@ KEPT = 4
 """So many rings of a key are kept at least: whether an old version has come back is asked of them."""
 
 SAME_UPLOAD_MS = 5_000
-"""An event's time and the object's LastModified lie at most so far apart (AWS dates by the second, Ceph by the event)."""
+"""At most so far apart are an event's time and the object's LastModified: AWS dates by the second, for instance."""
+
+ROUNDED_MS = 1_000
+"""By so much may a LastModified be rounded down."""
 
 
 class Ring(NamedTuple):
@@ -58,8 +61,14 @@ def verdict(etag: str, modified: int, rings: Sequence[Ring]) -> tuple[Verdict, R
             continue
         apart = ring.modified - modified
         is_same = apart == 0 if ring.is_exact else abs(apart) <= SAME_UPLOAD_MS or ring.of_parts
-        if is_same or (index == 0 and not ring.is_exact and apart > 0):
-            return (Verdict.ROLLBACK if index else Verdict.KNOWN), ring
+        if not is_same and not (index == 0 and not ring.is_exact and apart > 0):
+            continue
+        others = [other.modified for other in rings if not other.has_bytes_of(etag)]
+        # Announced, replaced by something else that was announced, and then perhaps uploaded again: better twice.
+        if not ring.is_exact and any(ring.modified < other <= modified + ROUNDED_MS for other in others):
+            continue
+        is_newest = index == 0 or all(ring.modified > other for other in others)  # events may overtake each other
+        return (Verdict.KNOWN if is_newest else Verdict.ROLLBACK), ring
     return Verdict.NEW, None
 
 

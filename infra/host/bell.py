@@ -21,6 +21,7 @@ from infra.host.detections import HostReader, Reading
 from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.host.pending import Pending
+from infra.host.sweep.ledger import SWEEP, Ledger
 from infra.host.twins import Twins
 
 SEEN_LIMIT = 50_000
@@ -35,6 +36,7 @@ DOORS = {
     AGAIN: (*Status, *get_args(UnreadLabel)),
 }
 QUEUE = {"sqs": OUTCOMES}
+SWEPT = {SWEEP: (*OUTCOMES, GAVE_UP)}
 LOG_LINES_PER_KIND = 10
 LOG_WINDOW_SECONDS = 60.0
 MAX_LOG_KINDS = 1_000
@@ -90,10 +92,11 @@ class Bell:
         patience_seconds: float,
         retry_seconds: float = RETRY_SECONDS,
         reader: HostReader | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """`patience_seconds`: how long `ring` waits for the broker's word. `reader` is for routes with detections.
 
-        `retry_seconds`: for how long one cause may hold up a store's queue.
+        `retry_seconds`: for how long one cause may hold up a store's queue. `ledger`: where there is a sweep.
         """
         self.routes = routes
         self._publisher = publisher
@@ -101,6 +104,7 @@ class Bell:
         self._telemetry = telemetry
         self._patience_seconds = patience_seconds
         self._twins = Twins()
+        self._ledger = ledger
         self._seen = SeenEvents()
         self._refused = SeenEvents()
         self.holdups = Holdups(retry_seconds, is_outage=self._is_outage, try_again=self._try_again)
@@ -121,7 +125,7 @@ class Bell:
 
     def ring_then(self, steps: Sequence[Step], source: str, tell: Callable[[list[Settled]], None]) -> None:
         """As `ring`; `tell` is called with each step's fate as soon as that is known."""
-        steps = [self._twins.known(step) for step in steps]
+        steps = [self._known(step, source) for step in steps]
         arrivals = [self._begin(step, source) for step in steps]
         waiting = [arrival.pending.done for arrival in arrivals if isinstance(arrival, _Joined)]
         left = len(waiting)
@@ -157,7 +161,8 @@ class Bell:
 
     def ring_soon(self, steps: Sequence[Step], source: str) -> None:
         """Put what is to be published on its way, and return at once."""
-        for step in map(self._twins.known, steps):
+        for told in steps:
+            step = self._known(told, source)
             arrival = self._begin(step, source)
             if isinstance(arrival, Settled):
                 # Nobody will ask again at this door: what found no room is gone here.
@@ -169,12 +174,23 @@ class Bell:
             else:
                 self._account(Settled(step, REPEATED), source)
 
+    def has_rung(self, step: Step) -> bool:
+        """Whether it was announced, as far as is remembered."""
+        return not isinstance(step.action, Skip) and step.action.identity in self._seen
+
     def turn_away(self, source: str) -> None:
         """Count an event that came without a valid token, and say so once a minute: its store may well stay silent."""
         self._telemetry.event(source, UNAUTHORISED)
         if self._may_log((source, UNAUTHORISED, ""), 1):
             words = "a store came without a valid token: compare its token with WEBHOOK_TOKENS"
             logger.warning(words, extra={"door": source})
+
+    def _known(self, step: Step, source: str) -> Step:
+        """Return `step` under the identity by which its upload is known already, if it is."""
+        if self._ledger is None:
+            return self._twins.known(step)
+        # The sweep has compared times itself, with what was announced before this process began, too.
+        return step if source == SWEEP else self._ledger.known(self._twins.known(step))
 
     def _begin(self, step: Step, source: str) -> Settled | _Joined:
         record, action = step.record, step.action
@@ -186,15 +202,17 @@ class Bell:
             return Settled(step, REPEATED)
         if isinstance(action, Skip):
             self._seen.add(identity)
+            if self._ledger is not None and action.is_warning:
+                self._ledger.landed(step, is_settled=True)
             return settle_one(step, None)
         if (under_way := self._under_way.get(identity)) is not None:
             return _Joined(under_way, began=False)
-        pending = self._take_off(action)
+        pending = self._take_off(step, action, source)
         if isinstance(pending, Outcome):
             return self._put_off(step, pending, source)
         return _Joined(pending, began=True)
 
-    def _take_off(self, action: Upload | Detection) -> PendingPublish | Reading | Outcome:
+    def _take_off(self, step: Step, action: Upload | Detection, source: str) -> PendingPublish | Reading | Outcome:
         """Put one on its way; an outcome says why that cannot be."""
         try:
             pending = self._read(action) if isinstance(action, Detection) else self._publisher.submit(action.message)
@@ -204,7 +222,9 @@ class Bell:
             logger.exception("an event cannot be put on its way")
             return Outcome(Status.UNCONFIRMED, f"internal error: {type(error).__name__}")
         self._under_way[action.identity] = pending
-        pending.done.add_done_callback(lambda done: self._landed(action, done.result()))
+        if self._ledger is not None:
+            self._ledger.took_off(step, source)
+        pending.done.add_done_callback(lambda done: self._landed(step, action, done.result()))
         return pending
 
     def _read(self, detection: Detection) -> Reading:
@@ -212,8 +232,10 @@ class Bell:
             raise RuntimeError("routes with detections need a reader")
         return self._reader.submit(detection)
 
-    def _landed(self, action: Upload | Detection, outcome: Outcome | Unread) -> None:
+    def _landed(self, step: Step, action: Upload | Detection, outcome: Outcome | Unread) -> None:
         self._under_way.pop(action.identity, None)
+        if self._ledger is not None:
+            self._ledger.landed(step, is_settled=not outcome.is_transient)
         self.holdups.landed(action, outcome)
         if outcome.success:
             self._seen.add(action.identity)
@@ -236,9 +258,12 @@ class Bell:
         """Have its source bring it again. A store's queue not for ever: behind it waits whatever else is in there."""
         settled = settle_one(step, outcome)._replace(fate=Fate.RETRIABLE)
         # SQS goes on with what is behind, and has its own way with what comes back too often.
-        if source != "sure" or isinstance(step.action, Skip) or not self.holdups.gives_up(step, step.action, outcome):
+        asks_again = source in ("sure", SWEEP)
+        if not asks_again or isinstance(step.action, Skip) or not self.holdups.gives_up(step, step.action, outcome):
             return settled
         self._refused.add(step.action.identity)
+        if self._ledger is not None:
+            self._ledger.gave_up(step)
         return settled._replace(label=GAVE_UP, fate=Fate.PERMANENT)
 
     def _is_outage(self) -> bool:
@@ -249,7 +274,7 @@ class Bell:
         action = step.action
         if isinstance(action, Skip) or action.identity in self._under_way:
             return
-        pending = self._take_off(action)
+        pending = self._take_off(step, action, AGAIN)
         if not isinstance(pending, Outcome):
             pending.done.add_done_callback(lambda done: self._tried_again(step, done.result()))
 

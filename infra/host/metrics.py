@@ -21,6 +21,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left i
 _STATUSES = ("failure", "success")
 STRANGERS = ("no_token", "bad_token", "too_many", "foreign_page")
 BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SWEEP_BUCKETS_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 
 class PrometheusTelemetry:
@@ -121,3 +122,41 @@ class PrometheusTelemetry:
             for label in labels:
                 self._events(source, label)
         return generate_latest(self.registry)
+
+
+class SweepTelemetry:
+    """What the sweep counts, where there is one."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register into `registry`."""
+        self._list_calls = Counter("sweep_list_calls_total", "LIST requests of the sweep.", registry=registry)
+        self._seconds = Histogram(
+            "sweep_seconds", "How long a sweep of all prefixes took.", buckets=SWEEP_BUCKETS_SECONDS, registry=registry
+        )
+        self._rang = Counter(
+            "sweep_rang_total", "Messages of the sweep: files of which no event has come.", registry=registry
+        )
+        self._rollbacks = Counter(
+            "sweep_rollbacks_total", "Contents that came back: announced once, and not again.", registry=registry
+        )
+        self._waiting = Gauge("sweep_waiting", "Files beyond SWEEP_MAX_RINGS: they wait.", registry=registry)
+
+    def list_call(self) -> None:
+        """`sweep_list_calls_total`."""
+        self._list_calls.inc()
+
+    def swept(self, seconds: float) -> None:
+        """`sweep_seconds`."""
+        self._seconds.observe(seconds)
+
+    def rang(self) -> None:
+        """`sweep_rang_total`."""
+        self._rang.inc()
+
+    def rolled_back(self) -> None:
+        """`sweep_rollbacks_total`."""
+        self._rollbacks.inc()
+
+    def waiting(self, files: int) -> None:
+        """`sweep_waiting`."""
+        self._waiting.set(files)

@@ -58,10 +58,11 @@ class Twins:
                 self._told.popitem(last=False)
         if one.identity == action.identity:
             return step
-        return step._replace(action=_renamed(action, one.identity))
+        return step._replace(action=renamed(action, one.identity))
 
 
-def _renamed(action: Upload | Detection, identity: bytes) -> Upload | Detection:
+def renamed(action: Upload | Detection, identity: bytes) -> Upload | Detection:
+    """The same under another identity."""
     if isinstance(action, Detection):
         return replace(action, identity=identity, user_properties=_with_id(action.user_properties, identity))
     message = replace(action.message, user_properties=_with_id(action.message.user_properties, identity))

@@ -556,6 +556,26 @@ def test_uploading_the_same_bytes_again_is_another_event() -> None:
     assert created("minio-put").identity != created("minio-put-again").identity
 
 
+def test_where_the_sequencer_is_a_time_the_identity_is_what_a_list_tells_too() -> None:
+    """MinIO and RustFS number events by when the object was modified, which a LIST shows in milliseconds."""
+    event = created("minio-versioned-put")
+    assert event.modified == int(event.sequencer, 16) // 1_000_000
+    listed = ObjectCreated("devices", event.object_key, PUT, "another time", event.etag, modified=event.modified)
+    assert dataclasses.replace(listed, bucket=event.bucket).identity == event.identity
+    assert dataclasses.replace(listed, bucket=event.bucket, modified=event.modified + 1).identity != event.identity
+    assert created("rustfs-put-empty").modified
+    for source in ("aws:s3", "ceph:s3", "somebody:s3"):
+        other = only({"Records": [record_of(sequencer=event.sequencer) | {"eventSource": source}]})
+        assert getattr(other, "modified", None) == 0
+
+
+@pytest.mark.parametrize("sequencer", ["1", "0x8E9DDA56242EB12", "18e9dda56242eb12", "18E9DDA56242EB123", "", None, 7])
+def test_a_sequencer_that_is_no_time_leaves_the_identity_as_it_is(sequencer: object) -> None:
+    """Nothing is concluded from a number that MinIO does not send."""
+    record = record_of(sequencer=sequencer) | {"eventSource": "minio:s3"}
+    assert getattr(only({"Records": [record]}), "modified", None) == 0
+
+
 def test_a_restarted_sequencer_is_told_apart_by_time() -> None:
     """Versity GW counts from 1 again after a restart."""
     before, after = created("versity-put"), created("versity-put-after-restart")

@@ -1,0 +1,258 @@
+"""A bucket, a broker and doors in memory, with clocks of their own, for the sweep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
+
+from functions.events.dialects import ObjectCreated, s3_record
+from functions.events.plan import Step, plan
+from functions.events.routes import Routes
+from functions.mqtt.message import Message
+from functions.mqtt.outcome import Outcome, Status
+from functions.s3.clients import StorageError
+from functions.stored.ring import KEPT, Ring
+from infra.host.bell import Bell
+from infra.host.metrics import PrometheusTelemetry, SweepTelemetry
+from infra.host.mqtt.aside import PendingPublish
+from infra.host.mqtt.link import LinkStatus
+from infra.host.mqtt.publisher import HostPublisher
+from infra.host.sweep.judge import Listed
+from infra.host.sweep.ledger import Ledger
+from infra.host.sweep.listing import Page
+from infra.host.sweep.sweeper import Progress, Sweeper
+from infra.host.sweep.terms import Terms
+
+BUCKET = "devices"
+DELIVERED = Outcome(Status.DELIVERED)
+EPOCH_MS = 1_795_000_000_000
+DAY_MS = 24 * 3600 * 1000
+
+
+class Bucket:
+    """Lists in pages of `page_objects`. `now` is its clock in ms; `rounds_to` how it dates objects."""
+
+    def __init__(self, page_objects: int = 3, rounds_to: int = 1) -> None:
+        self.now = EPOCH_MS
+        self.objects: dict[str, Listed] = {}
+        self.page_objects = page_objects
+        self.rounds_to = rounds_to
+        self.calls = 0
+        self.rules = False
+        self.fails_at = 0
+        """This call of `page` fails, counted from now; 0: none."""
+        self.order: Any = str.encode
+
+    def put(self, key: str, etag: str, modified: int | None = None) -> Listed:
+        """Upload."""
+        at = self.now if modified is None else modified
+        self.objects[key] = Listed(key, etag, at // self.rounds_to * self.rounds_to, 1)
+        return self.objects[key]
+
+    def page(self, prefix: str, token: str = "", *, limit: int = 1000) -> Page:
+        """As `Lister.page`."""
+        self.calls += 1
+        self.fails_at -= 1
+        if self.fails_at == 0:
+            raise StorageError("InternalError", "500", status=500)
+        keys = sorted((key for key in self.objects if key.startswith(prefix)), key=self.order)
+        begin = int(token or 0)
+        end = begin + min(limit, self.page_objects)
+        page = [self.objects[key] for key in keys[begin:end]]
+        return Page(page, self.now // 1000 * 1000, str(end) if end < len(keys) else "")
+
+    def has_rules(self) -> bool:
+        """As `Lister.has_rules`."""
+        return self.rules
+
+
+class Publisher:
+    """Delivers at once, unless the link is down or `answer` says otherwise."""
+
+    configured = True
+
+    def __init__(self) -> None:
+        self.away = False
+        self.messages: list[Message] = []
+        self.answer = DELIVERED
+        self.held: list[PendingPublish] = []
+        self.holds = False
+
+    @property
+    def status(self) -> LinkStatus:
+        """As `HostPublisher.status`."""
+        return LinkStatus("mqtt://broker" if self.configured else None, connected=not self.away, since=0.0)
+
+    def withdraw_late(self) -> None:
+        """As `HostPublisher.withdraw_late`."""
+
+    def submit(self, message: Message) -> PendingPublish:
+        """As `HostPublisher.submit`."""
+        pending = PendingPublish(message, 0.0, 0.0)
+        if self.holds:
+            self.held.append(pending)
+            return pending
+        outcome = Outcome(Status.UNCONFIRMED, "away") if self.away else self.answer
+        if outcome.success:
+            self.messages.append(message)
+        pending.done.set_result(outcome)
+        return pending
+
+
+class MemoryRings:
+    """As the store of rings."""
+
+    def __init__(self, now: Any = None) -> None:  # noqa: ANN401 - a clock
+        self.rings: dict[str, list[tuple[float, Ring]]] = {}
+        self.prefixes: dict[str, Progress] = {}
+        self.leads = True
+        self.writes = 0
+        self.now = now or (lambda: time.time() * 1000)
+
+    def record(self, rings: Sequence[Ring]) -> None:
+        """As `RingStore.record`."""
+        for ring in rings:
+            self.writes += 1
+            mine = self.rings.setdefault(ring.object_key, [])
+            mine.insert(0, (self.now(), ring))
+            self.rings[ring.object_key] = [
+                (at, one) for index, (at, one) in enumerate(mine) if index < KEPT or self.now() - at < DAY_MS
+            ]
+
+    def of_keys(self, keys: Sequence[str]) -> Mapping[str, Sequence[Ring]]:
+        """As `RingStore.of_keys`."""
+        return {key: [ring for _, ring in self.rings[key]][:KEPT] for key in keys if key in self.rings}
+
+    def forget_gone(self, prefix: str, after: str, upto: str | None, keys: Collection[str]) -> int:
+        """As `RingStore.forget_gone`."""
+        gone = [
+            key
+            for key, rings in self.rings.items()
+            if key.startswith(prefix)
+            and after.encode() < key.encode()
+            and (upto is None or key.encode() <= upto.encode())
+            and key not in keys
+            and self.now() - rings[0][0] >= DAY_MS
+        ]
+        for key in gone:
+            self.writes += 1
+            del self.rings[key]
+        return len(gone)
+
+    def progress(self, prefix: str) -> Progress | None:
+        """As `RingStore.progress`."""
+        return self.prefixes.get(prefix)
+
+    def begin(self, prefix: str, t0: int, *, lost: bool) -> Progress:
+        """As `RingStore.begin`."""
+        self.prefixes[prefix] = Progress(t0, is_complete=False, is_lost=lost)
+        return self.prefixes[prefix]
+
+    def complete(self, prefix: str) -> None:
+        """As `RingStore.complete`."""
+        self.writes += 1
+        self.prefixes[prefix] = self.prefixes[prefix]._replace(is_complete=True)
+
+    def lead(self) -> bool:
+        """As `RingStore.lead`."""
+        return self.leads
+
+
+class MemoryRung:
+    """As the facade on the loop."""
+
+    def __init__(self, store: MemoryRings) -> None:
+        self.store = store
+        self.is_lost = False
+        self.waiting: list[Ring] = []
+
+    def rang(self, ring: Ring) -> None:
+        """As `Rung.rang`."""
+        self.waiting.append(ring)
+
+    async def flush(self) -> None:
+        """As `Rung.flush`."""
+        waiting, self.waiting = self.waiting, []
+        self.store.record(waiting)
+
+
+class SweptHost:
+    """One life of a host: bell, ledger and sweeper on a bucket, a publisher and a store of rings that outlive it."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        rings: MemoryRings,
+        publisher: Publisher | None = None,
+        **terms: Any,  # noqa: ANN401 - Terms' own
+    ) -> None:
+        self.bucket = bucket
+        self.publisher = publisher or Publisher()
+        self.seconds = 1000.0
+        self.telemetry = PrometheusTelemetry()
+        self.rung = MemoryRung(rings)
+        self.ledger = Ledger(self.rung.rang)
+        self.routes = Routes("configs/", "assets/", "iotsupport", BUCKET, terms.get("events_prefix"))
+        broker = cast("HostPublisher", self.publisher)
+        self.bell = Bell(broker, self.routes, self.telemetry, patience_seconds=5.0, ledger=self.ledger)
+        known = {"bucket": BUCKET, "prefixes": ("configs/", "assets/"), "rings_per_second": 10_000}
+        self.sweeper = Sweeper(
+            Terms(**{**known, **terms}),
+            lister=bucket,
+            rung=self.rung,
+            ledger=self.ledger,
+            bell=self.bell,
+            publisher=broker,
+            telemetry=SweepTelemetry(self.telemetry.registry),
+            now=lambda: self.seconds,
+        )
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, at the store and here."""
+        self.seconds += seconds
+        self.bucket.now += int(seconds * 1000)
+
+    async def event(self, event: dict[str, Any], source: str = "sure") -> list[str]:
+        """Have a door bring it; returns what became of it."""
+        return [one.label for one in await self.bell.ring(self.steps(event), source)]
+
+    def steps(self, event: dict[str, Any]) -> tuple[Step, ...]:
+        """What it asks for."""
+        return plan({"Records": [event]}, self.routes)
+
+    async def sweep(self) -> list[tuple[str, str]]:
+        """Sweep once; returns key and ETag of what was announced."""
+        before = len(self.publisher.messages)
+        await self.sweeper.sweep()
+        return [told(message) for message in self.publisher.messages[before:]]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A metric's value."""
+        return self.telemetry.registry.get_sample_value(name, labels) or 0.0
+
+
+def told(message: Message) -> tuple[str, str]:
+    """Key and ETag of what a message tells."""
+    properties = dict(message.user_properties)
+    return properties["subject"], properties.get("etag", "")
+
+
+def minio_event(listed: Listed, event_time: int | None = None) -> dict[str, Any]:
+    """The event of an upload, as MinIO tells it."""
+    at = listed.modified + 3 if event_time is None else event_time
+    return _event("minio:s3", "s3:ObjectCreated:Put", listed, at, f"{listed.modified * 1_000_000 + 456_789:X}")
+
+
+def ceph_event(listed: Listed, event_time: int, version: str = "") -> dict[str, Any]:
+    """The event of an upload by a sender that does not tell when the object was modified."""
+    return _event("ceph:s3", "ObjectCreated:Put", listed, event_time, version)
+
+
+def _event(source: str, name: str, listed: Listed, at: int, sequencer: str) -> dict[str, Any]:
+    fields = {"key": listed.object_key, "size": listed.size, "eTag": listed.etag, "sequencer": sequencer}
+    moment = listed._replace(modified=at).created(BUCKET).event_time
+    event = {"eventSource": source, "eventName": name, "eventTime": moment}
+    event["s3"] = {"bucket": {"name": BUCKET}, "object": fields}  # type: ignore[assignment]  # JSON
+    assert isinstance(s3_record(event, name), ObjectCreated)
+    return event
