@@ -136,9 +136,9 @@ class S3Front:
         self.lists += 1
         versions = "versions" in query
         found = [entry for entry in self._objects(bucket) if entry.key.startswith(query.get("prefix", ""))]
-        found.sort(key=lambda entry: self._place(entry.key))
+        found.sort(key=lambda entry: self.place(entry.key))
         after = query.get("continuation-token") or query.get("start-after") or query.get("key-marker") or ""
-        begin = sum(self._place(entry.key) <= self._place(after) for entry in found) if after else 0
+        begin = sum(self.place(entry.key) <= self.place(after) for entry in found) if after else 0
         size = min(self.page_objects, int(query.get("max-keys", PAGE_OBJECTS)))
         number = 1 + math.ceil(begin / self.page_objects)
         self.on_page(number)
@@ -147,7 +147,8 @@ class S3Front:
         spell = quote if query.get("encoding-type") == "url" else escape
         return _page(found[begin : begin + size], spell, more=begin + size < len(found), versions=versions)
 
-    def _place(self, key: str) -> tuple[bytes, ...]:
+    def place(self, key: str) -> tuple[bytes, ...]:
+        """What a LIST is sorted by."""
         return tuple(key.encode().split(b"/")) if self.habits.by_directory else (key.encode(),)
 
     def _objects(self, bucket: str) -> list[Listed]:
