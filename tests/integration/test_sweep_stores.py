@@ -222,7 +222,7 @@ def test_keys_in_another_order_are_not_forgotten(bucket: Bucket, front: S3Front)
         bucket.put(name)
     with bucket.swept() as host:
         host.stop()
-    execute(f"sqlite:///{bucket.state}", "UPDATE rings SET rang_at = rang_at - 172800000")  # two days
+    execute(f"sqlite:///{bucket.state}", "UPDATE sweep_rings SET rang_at = rang_at - 172800000")  # two days
     with bucket.swept() as host:
         bucket.silent(host)
         for name in IN_ORDER:
