@@ -1,4 +1,4 @@
-"""The tables in SQLite or PostgreSQL: the only importer of SQLAlchemy.
+"""The tables in SQLite or PostgreSQL, and transactions on them.
 
 Each transaction has a connection of its own, and nothing is pooled: transactions are rare, and a Lambda function would
 find a pooled connection dead after a freeze.
@@ -7,20 +7,16 @@ find a pooled connection dead after a freeze.
 from __future__ import annotations
 
 import os
-import socket
 import sqlite3
 import stat
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from datetime import UTC, datetime
-from math import ceil
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import (
-    URL,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -45,12 +41,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.pool import ConnectionPoolEntry
 
-from functions.stored.errors import StoreUnavailableError
+from functions.stored import postgresql as server
+from functions.stored.errors import StoreDamagedError, StoreUnavailableError
+from functions.stored.postgresql import DEADLINE_SECONDS, SessionLock
 
-DEADLINE_SECONDS = 3.0
-GRACE_SECONDS = 0.5  # for the server to say itself that the time is over
 MIGRATION_LOCK = 0x6275636B65746265  # ours by agreement with ourselves: what "bucketbell" begins with
 VERSION_TABLE = "bucketbell_version"  # not Alembic's usual one: that may be another program's
 MAX_STATUSES = 100
@@ -58,13 +53,11 @@ MAX_REMOVED = 1000
 MAX_SAID_CHARACTERS = 300
 POSTGRESQL_PORT = 5432
 
-MIGRATE = "its tables are missing or of another release: run `bucketbell migrate`"
-
 # SQLite, by the primary part of the error's name; https://sqlite.org/rescode.html
 _SQLITE_SAYS = {
-    "SQLITE_BUSY": "another process holds it locked: try again",
-    "SQLITE_LOCKED": "another process holds it locked: try again",
-    "SQLITE_PROTOCOL": "another process holds it locked: try again",
+    "SQLITE_BUSY": server.LOCKED,
+    "SQLITE_LOCKED": server.LOCKED,
+    "SQLITE_PROTOCOL": server.LOCKED,
     "SQLITE_FULL": "the disk is full: make room",
     "SQLITE_IOERR": "the disk reports errors, or is full: look at its health and at the room on it",
     "SQLITE_READONLY": "it is read-only for this process: look at the owner and the mode of file and directory",
@@ -73,25 +66,11 @@ _SQLITE_SAYS = {
     "mode of file and directory",
     "SQLITE_CORRUPT": "the file is damaged: bring back a copy",
     "SQLITE_NOTADB": "the file is no SQLite database: name another in DATABASE_URL",
-    "SQLITE_ERROR": MIGRATE,  # an error in our SQL, which is fixed: the tables are not those that it names
-    "SQLITE_SCHEMA": MIGRATE,
+    "SQLITE_ERROR": server.MIGRATE,  # an error in our SQL, which is fixed: the tables are not those that it names
+    "SQLITE_SCHEMA": server.MIGRATE,
 }
 
-# PostgreSQL, by SQLSTATE or its class; https://www.postgresql.org/docs/current/errcodes-appendix.html
-_POSTGRESQL_SAYS = {
-    "42P01": MIGRATE,  # undefined table
-    "42703": MIGRATE,  # undefined column
-    "3F000": MIGRATE,  # no such schema
-    "42501": "its user may not use the tables: grant that, or name another user in DATABASE_URL",
-    "25006": "it is read-only: name the primary server in DATABASE_URL",
-    "53100": "its disk is full: make room there",
-    "53300": "it has no connection left: raise its limit, or try again",
-    "55P03": "another process holds it locked: try again",
-    "40P01": "another process holds it locked: try again",
-    "40001": "another process holds it locked: try again",
-    "57014": "it took too long: try again",
-    "57": "it is stopping or starting: try again",
-}
+_DAMAGED = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
 
 
 class Moment(TypeDecorator[datetime]):
@@ -238,27 +217,34 @@ class Database:
     A transaction has `deadline_seconds`; connecting has at most `DEADLINE_SECONDS`, for each address of the server.
     """
 
-    def __init__(self, url: str, *, deadline_seconds: float = DEADLINE_SECONDS) -> None:
-        address = make_url(url)
-        self._file = Path(str(address.database)) if address.get_backend_name() == "sqlite" else None
-        if self._file is not None:
-            self.name = f"the database {self._file}"
-            self._engine = _sqlite_engine(self._file, deadline_seconds)
+    def __init__(
+        self, url: str | Path, *, deadline_seconds: float = DEADLINE_SECONDS, keeps_connections: bool = False
+    ) -> None:
+        """A path is that of a SQLite file. `keeps_connections`, to a server: for whom uses it again and again."""
+        address = make_url(url if isinstance(url, str) else "sqlite://")
+        self._address, self._deadline_seconds = address, deadline_seconds
+        self.file = None
+        """SQLite's; None on PostgreSQL."""
+        if address.get_backend_name() == "sqlite":
+            self.file = Path(str(address.database)) if isinstance(url, str) else url
+            self.name = f"the database {self.file}"
+            self._engine = _sqlite_engine(self.file, deadline_seconds)
         else:
-            place = f"{address.host} port {address.port or POSTGRESQL_PORT}" if address.host else "the local socket"
+            port = address.port or POSTGRESQL_PORT
+            place = f"{address.host} port {port}" if address.host else "the local socket"
             self.name = f"the database {address.database} at {place}"
-            self._engine = _postgresql_engine(address, deadline_seconds)
+            self._engine = server.open_engine(address, deadline_seconds, keeps=keeps_connections)
 
     @contextmanager
     def reading(self) -> Iterator[Rows]:
         """Give the rows. Raises `StoreUnavailableError`."""
-        with self._transaction("BEGIN") as connection:
+        with self.transaction() as connection:
             yield Rows(connection, writing=False)
 
     @contextmanager
     def writing(self) -> Iterator[Rows]:
         """Give the rows; all is written at the end, or nothing. Raises `StoreUnavailableError`."""
-        with self._transaction("BEGIN IMMEDIATE") as connection:
+        with self.transaction(writing=True) as connection:
             yield Rows(connection, writing=True)
 
     @contextmanager
@@ -267,40 +253,71 @@ class Database:
 
         All is changed at the end, or nothing. Raises `StoreUnavailableError`.
         """
-        if self._file is not None:
-            self._make(self._file)
+        if self.file is not None:
+            self._make(self.file)
         with self._transaction("BEGIN EXCLUSIVE") as connection:
-            if self._file is None:
+            if self.file is None:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
             yield connection
 
+    def transaction(self, *, writing: bool = False) -> AbstractContextManager[Connection]:
+        """Give a connection, for what `Rows` does not know; as `reading` and `writing`."""
+        return self._transaction("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+    def session_lock(self, number: int) -> SessionLock | None:
+        """A lock that one process has at a time; None for SQLite, which one host has to itself."""
+        return SessionLock(self._address, number, self._deadline_seconds) if self.file is None else None
+
+    def copy_to(self, file: Path) -> None:
+        """Write what the SQLite file holds into a new one, without its gaps. Raises `StoreUnavailableError`."""
+        if self.file is None:
+            raise ValueError("only a file can be copied")
+        with self.explained(), closing(_opened(self.file, self._deadline_seconds)) as connection:
+            connection.execute("VACUUM INTO ?", (str(file),))
+
+    def dispose(self) -> None:
+        """Close the connections that are kept."""
+        self._engine.dispose()
+
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[Connection]:
+        with (
+            self.explained(),
+            self._engine.connect().execution_options(begin=begin) as connection,
+            connection.begin(),
+        ):
+            yield connection
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turns what the driver raises inside the `with` into `StoreUnavailableError`."""
         try:
-            with self._engine.connect().execution_options(begin=begin) as connection, connection.begin():
-                yield connection
-        except SQLAlchemyError as error:
-            failure = StoreUnavailableError(f"{self.name} cannot be used: {self._explained(error)}")
+            yield
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            failure = self._failure(error)
             try:
                 raise failure from None
             finally:
                 # `from None` merely hides it, and psycopg's errors hold what was connected with.
                 failure.__context__ = None
 
-    def _explained(self, error: SQLAlchemyError) -> str:
-        """Return in words what is wrong and what to do."""
-        cause = error.orig if isinstance(error, DBAPIError) else None
-        if self._file is not None:
+    def _failure(self, error: SQLAlchemyError | sqlite3.Error) -> StoreUnavailableError:
+        """Say in words what is wrong and what to do."""
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        kind = None
+        if self.file is not None:
             kind = "_".join(str(getattr(cause, "sqlite_errorname", "")).split("_")[:2])
             known = _SQLITE_SAYS.get(kind)
         else:
             state = getattr(cause, "sqlstate", None) or ""
-            known = _POSTGRESQL_SAYS.get(state) or _POSTGRESQL_SAYS.get(state[:2])
+            known = server.SAYS.get(state) or server.SAYS.get(state[:2])
             if known is None and not state:
                 # libpq has no code for what goes wrong with a connection; its words name no password.
-                said = " ".join(str(cause or type(error).__name__).split())[:MAX_SAID_CHARACTERS]
+                said = str(cause) if isinstance(error, DBAPIError) else type(error).__name__
+                said = " ".join(said.split())[:MAX_SAID_CHARACTERS]
                 known = f"it does not answer, or not to us: start it, or look at DATABASE_URL ({said})"
-        return known or f"unexpected {type(cause or error).__name__}"
+        failure = StoreDamagedError if kind in _DAMAGED else StoreUnavailableError
+        return failure(f"{self.name} cannot be used: {known or f'unexpected {type(cause).__name__}'}")
 
     def _make(self, file: Path) -> None:
         """Make the SQLite file, for its owner alone; SQLite gives its journal the same mode.
@@ -320,13 +337,15 @@ class Database:
 
 def _opened(file: Path, deadline_seconds: float) -> sqlite3.Connection:
     # Never made by the way: an empty file in a wrong place is a riddle.
-    return sqlite3.connect(
+    connection = sqlite3.connect(
         f"file:{quote(str(file))}?mode=rw",
         uri=True,
         timeout=deadline_seconds,
         isolation_level=None,  # BEGIN is ours to say
         check_same_thread=False,
     )
+    connection.execute("PRAGMA temp_store = MEMORY")  # the file's directory may be the only one that can be written
+    return connection
 
 
 def _sqlite_engine(file: Path, deadline_seconds: float) -> Engine:
@@ -335,50 +354,12 @@ def _sqlite_engine(file: Path, deadline_seconds: float) -> Engine:
     )
 
     def begin(connection: Connection) -> None:
+        how = connection.get_execution_options().get("begin", "BEGIN")
+        if how != "BEGIN":
+            # Or a power cut could bring the journal's name back, and with it the state before what was written last.
+            connection.exec_driver_sql("PRAGMA synchronous = EXTRA")
         # The driver's own BEGIN comes late and takes no write lock: two editors would both read, and one be refused.
-        connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+        connection.exec_driver_sql(how)
 
     event.listen(engine, "begin", begin)
     return engine
-
-
-def _postgresql_engine(address: URL, deadline_seconds: float) -> Engine:
-    engine = create_engine(
-        address.set(drivername="postgresql+psycopg"),
-        poolclass=NullPool,
-        hide_parameters=True,
-        connect_args={
-            "connect_timeout": ceil(min(deadline_seconds, DEADLINE_SECONDS)),
-            "application_name": "bucketbell",
-        },
-    )
-
-    def begin(connection: Connection) -> None:
-        # Not as options of the connection: PgBouncer and RDS Proxy refuse those.
-        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {deadline_seconds * 1000:.0f}")
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {deadline_seconds * 500:.0f}")  # time is left to work
-
-    def watch(driver: Any, record: ConnectionPoolEntry) -> None:  # noqa: ANN401 - psycopg's, which only SQLAlchemy imports
-        # A server that hangs keeps no time-outs: cutting the line is what ends a blocking wait for it.
-        line = socket.socket(fileno=os.dup(driver.fileno()))
-        timer = threading.Timer(deadline_seconds + GRACE_SECONDS, _cut, (line,))
-        timer.daemon = True
-        timer.start()
-        record.info["watch"] = (timer, line)
-
-    def unwatch(driver: Any, record: ConnectionPoolEntry) -> None:  # noqa: ANN401 - as above
-        del driver
-        timer, line = record.info.pop("watch")
-        timer.cancel()
-        line.close()
-
-    event.listen(engine, "begin", begin)
-    event.listen(engine, "connect", watch, insert=True)  # before SQLAlchemy's own first questions
-    event.listen(engine, "close", unwatch)
-    return engine
-
-
-def _cut(line: socket.socket) -> None:
-    with suppress(OSError):  # closed in the same moment
-        line.shutdown(socket.SHUT_RDWR)
-    line.close()  # here too: SQLAlchemy drops a connection that failed its first questions without closing it

@@ -7,6 +7,10 @@ class StoreUnavailableError(Exception):
     """The database cannot be used now. The message says why and what to do, and holds no credentials."""
 
 
+class StoreDamagedError(StoreUnavailableError):
+    """The database's file is damaged: waiting does not help."""
+
+
 class VersionConflictError(Exception):
     """Somebody else stored settings in between."""
 

@@ -21,9 +21,10 @@ from psycopg import sql
 from pydantic import SecretStr
 from sqlalchemy import Pool, event
 
-from functions.stored.database import GRACE_SECONDS, Database
+from functions.stored.database import Database
 from functions.stored.errors import StoreUnavailableError
 from functions.stored.model import MqttConfigChange
+from functions.stored.postgresql import GRACE_SECONDS
 from functions.stored.store import ConfigStore
 from infra.local.postgres import Postgres
 from infra.local.process import free_port

@@ -72,7 +72,12 @@ DRIVERS = {
     # the entries: the type of Lambda's context
     "aws_lambda_powertools": {"functions.telemetry", *(ENTRIES - {ALIAS}), "infra.bench.usual.handler"},
     "jwt": {"functions.web.tokens"},
-    "sqlalchemy": {"functions.stored.database", *MIGRATIONS},
+    "sqlalchemy": {
+        "functions.stored.database",
+        "functions.stored.postgresql",
+        "functions.stored.rings",
+        *MIGRATIONS,
+    },
     "alembic": {"infra.migrations.runner", "infra.migrations.env", *MIGRATIONS},
     # tokens: the type of one kind of key; certificates: throw-away ones for TLS on this machine
     "cryptography": {"functions.stored.encryption", "functions.web.tokens", "infra.local.certificates"},
