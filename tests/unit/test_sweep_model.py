@@ -88,7 +88,8 @@ class World:
     async def listen(self, ringing: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - whatever may ring
         """What rang; devices fetch what is there then."""
         begin = len(self.host.publisher.messages)
-        await ringing
+        with contextlib.suppress(StorageError):  # a sweep of which a page failed
+            await ringing
         rang = [told(message) for message in self.host.publisher.messages[begin:]]
         for key, _ in rang:
             if key in self.bucket.objects:
@@ -158,8 +159,7 @@ async def live(world: World, history: list[tuple[Any, ...]]) -> None:
         elif what == "fail":
             world.bucket.fails_at = how[0]
             if not world.host.publisher.away:
-                with contextlib.suppress(StorageError):
-                    await world.sweep()
+                await world.sweep()
             world.bucket.fails_at = 0
         elif what == "link":
             world.host.publisher.away = not how[0]

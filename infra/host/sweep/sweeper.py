@@ -170,7 +170,8 @@ class Sweeper:
     async def sweep(self) -> bool:
         """Go through all prefixes once, and announce what is missing; False: another host does.
 
-        Raises StorageError and StoreUnavailableError: then nothing of what was not seen is judged.
+        Raises StorageError and StoreUnavailableError: then nothing of what was not seen is judged. What was seen, on
+        the pages before and below the other prefixes, is announced all the same.
         """
         await self._until(lambda: self._publisher.configured and self._publisher.status.broker is not None)
         if not await in_thread(self._rung.store.lead, "sweep"):
@@ -179,10 +180,14 @@ class Sweeper:
         progress = await in_thread(self._begin, "sweep")
         if self._has_rules is None:
             self._has_rules = await in_thread(self._lister.has_rules, "sweep")
+        failure: StorageError | None = None
         for prefix, begun in progress.items():
             if prefix == self._terms.events_prefix and self._rounds and self._ledger.door_has_spoken:
                 continue
-            await self._go_through(prefix, begun, round_)
+            try:
+                await self._go_through(prefix, begun, round_)
+            except StorageError as error:  # other pages, and what is below the other prefix, need not wait for it
+                failure = failure or error
         self._rounds += 1
         self._telemetry.waiting(round_.newest.left_out)
         if round_.newest.left_out:
@@ -195,6 +200,8 @@ class Sweeper:
         for at in range(0, len(candidates), self._batch_size):
             if not await self._announce(candidates[at : at + self._batch_size], round_):
                 break
+        if failure is not None:
+            raise failure
         self._tell(round_)
         return True
 
