@@ -174,6 +174,10 @@ class Latest:
             self._times.popitem(last=False)
         return known is None or at >= known
 
+    def of(self, camera_id: str) -> datetime | None:
+        """When that was; None: it is not known."""
+        return self._times.get(camera_id)
+
     def forget(self, camera_id: str) -> None:
         """Take the camera's next event for its latest."""
         self._times.pop(camera_id, None)

@@ -101,13 +101,23 @@ def open_engine(address: URL, deadline_seconds: float, *, keeps: bool = False) -
             raise DisconnectionError
         record.info["watch"] = Watch(driver, deadline_seconds + GRACE_SECONDS)
 
+    is_over = False
+
+    def end(engine: Engine) -> None:
+        nonlocal is_over
+        is_over = True
+        del engine
+
     def give_back(driver: Any, record: ConnectionPoolEntry) -> None:  # noqa: ANN401 - as above
         record.info["used_at"] = time.monotonic()
         _unwatch(driver, record)
+        if is_over and driver is not None:
+            driver.close()  # it was in use when the others were closed
 
     event.listen(engine, "begin", begin)
     event.listen(engine, "checkout", take)
     event.listen(engine, "checkin", give_back)
+    event.listen(engine, "engine_disposed", end)
     return engine
 
 

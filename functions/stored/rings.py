@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     Column,
@@ -23,17 +25,17 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    any_,
+    cast,
     delete,
     func,
-    insert,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
 from functions.stored.database import METADATA, Database
-from functions.stored.errors import StoreUnavailableError
+from functions.stored.errors import StoreDamagedError, StoreUnavailableError
 from functions.stored.ring import KEPT, Ring
 
 KEPT_MS = 24 * 3600 * 1000
@@ -130,12 +132,14 @@ class RingStore:
         self._sweeps = sweeps
         self._now = now
         self._lock = database.session_lock(self._number)
+        self.changes = 0
+        """Grows with each change that this process has made."""
 
     def record(self, rings: Sequence[Ring]) -> None:
         """Note what was announced, in this order. Of each key the last `KEPT` contents stay."""
         rings = [ring for ring in rings if len(_raw(ring.object_key)) <= MAX_KEY_BYTES]
         for index in range(0, len(rings), AT_ONCE):
-            with self.database.transaction(writing=True) as connection:
+            with self._writing() as connection:
                 self._record(connection, rings[index : index + AT_ONCE])
 
     def of_keys(self, keys: Sequence[str]) -> dict[str, list[Ring]]:
@@ -153,7 +157,9 @@ class RingStore:
         table = IDENTITIES.c
         with self.database.transaction() as connection:
             found = connection.execute(
-                select(table.identity).where(table.scope == self._number, table.identity.in_(identities))
+                select(table.identity).where(
+                    table.scope == self._number, _among(table.identity, identities, connection)
+                )
             )
             return {bytes(identity) for identity in found.scalars()}
 
@@ -170,8 +176,8 @@ class RingStore:
                 found = connection.execute(self._question(_raw(prefix), last, upto)).all()
             gone = [key for key, rang_at in found if rang_at < before and bytes(key) not in there]
             if gone:
-                with self.database.transaction(writing=True) as connection:
-                    connection.execute(delete(RINGS).where(self._of(gone)))
+                with self._writing() as connection:
+                    connection.execute(delete(RINGS).where(self._of(gone, connection)))
                 forgotten += len(gone)
             if len(found) < MAX_FOUND:
                 return forgotten
@@ -192,17 +198,26 @@ class RingStore:
         """Note that the first sweep of this prefix begins; return what counts, which another host may have noted."""
         scope = {"scope": self._number, "bucket": self.scope.bucket, "endpoint": self.scope.endpoint}
         row = {"scope": self._number, "prefix": _raw(prefix), "t0": t0, "is_complete": False, "is_lost": lost}
-        with self.database.transaction(writing=True) as connection:
-            _insert_new(connection, SCOPES, [scope])
-            _insert_new(connection, PREFIXES, [row])
+        with self._writing() as connection:
+            _insert(connection, SCOPES, [scope])
+            _insert(connection, PREFIXES, [row])
         return self.prefixes()[prefix]
 
     def complete(self, prefix: str) -> None:
         """Note that all of this prefix was listed once."""
         table = PREFIXES.c
         mine = and_(table.scope == self._number, table.prefix == _raw(prefix))
-        with self.database.transaction(writing=True) as connection:
+        with self._writing() as connection:
             connection.execute(update(PREFIXES).where(mine).values(is_complete=True))
+
+    def check(self) -> None:
+        """Look at all of a SQLite file. Raises `StoreDamagedError`."""
+        if self.database.file is None:
+            return
+        with self.database.transaction() as connection:
+            said = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        if said != "ok":
+            raise StoreDamagedError(f"{self.database.name} is damaged: {said}")
 
     def scopes(self) -> list[Scope]:
         """Return whose rings there are, besides ours."""
@@ -224,6 +239,12 @@ class RingStore:
             self._lock.release()
         self.database.dispose()
 
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with self.database.transaction(writing=True) as connection:
+            yield connection
+        self.changes += 1
+
     def _record(self, connection: Connection, rings: Sequence[Ring]) -> None:
         now = self._milliseconds()
         identities = sorted(
@@ -231,7 +252,7 @@ class RingStore:
         )  # or two hosts could wait for each other
         if identities:
             new = [{"scope": self._number, "identity": identity, "rang_at": now} for identity in identities]
-            _insert_new(connection, IDENTITIES, new)
+            _insert(connection, IDENTITIES, new)
         self._forget_identities(connection, before=now - KEPT_MS)
         if not self._sweeps and not self._is_swept(connection):
             return
@@ -246,10 +267,10 @@ class RingStore:
             elif row.number:
                 surplus.append(row.number)
         if surplus:
-            connection.execute(delete(RINGS).where(RINGS.c.id.in_(surplus)))
+            connection.execute(delete(RINGS).where(_among(RINGS.c.id, surplus, connection)))
         # Oldest first: their numbers are the order in which they came.
         rows = [row.ring for key in keys for row in reversed(kept[key]) if not row.number]
-        connection.execute(insert(RINGS), [self._columns(ring, keys[ring.object_key], now) for ring in rows])
+        _insert(connection, RINGS, [self._columns(ring, keys[ring.object_key], now) for ring in rows])
 
     def _columns(self, ring: Ring, key: bytes, now: int) -> dict[str, Any]:
         return {
@@ -266,7 +287,7 @@ class RingStore:
         """The rows of these keys, of each the newest first."""
         table = RINGS.c
         columns = (table.id, table.object_key, table.etag, table.modified, table.is_exact, table.identity)
-        question = select(*columns).where(self._of(keys)).order_by(table.object_key, table.id.desc())
+        question = select(*columns).where(self._of(keys, connection)).order_by(table.object_key, table.id.desc())
         try:
             return [
                 _Row(number, Ring(_text(key), _text(etag), int(modified), is_exact, bytes(identity)))
@@ -277,8 +298,8 @@ class RingStore:
                 f"a row of {RINGS.name} was changed by hand and is not valid: delete it there"
             ) from None
 
-    def _of(self, keys: Sequence[bytes]) -> ColumnElement[bool]:
-        return and_(RINGS.c.scope == self._number, RINGS.c.object_key.in_(keys))
+    def _of(self, keys: Sequence[bytes], connection: Connection) -> ColumnElement[bool]:
+        return and_(RINGS.c.scope == self._number, _among(RINGS.c.object_key, keys, connection))
 
     def _question(self, prefix: bytes, after: bytes, upto: str | None) -> Any:  # noqa: ANN401 - a SELECT of two columns
         table = RINGS.c
@@ -297,10 +318,10 @@ class RingStore:
 
     def _forget_identities(self, connection: Connection, *, before: int) -> None:
         table = IDENTITIES.c
-        old = select(table.scope, table.identity).where(table.scope == self._number, table.rang_at < before)
-        found = [tuple(row) for row in connection.execute(old.limit(MAX_FORGOTTEN))]
-        if found:
-            connection.execute(delete(IDENTITIES).where(tuple_(table.scope, table.identity).in_(found)))
+        mine = table.scope == self._number
+        old = select(table.identity).where(mine, table.rang_at < before).limit(MAX_FORGOTTEN)
+        if found := [bytes(identity) for identity in connection.execute(old).scalars()]:
+            connection.execute(delete(IDENTITIES).where(mine, _among(table.identity, found, connection)))
 
     def _milliseconds(self) -> int:
         return int(self._now() * 1000)
@@ -313,9 +334,22 @@ class _Row(NamedTuple):
     ring: Ring
 
 
-def _insert_new(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    connection.execute(dialect.insert(table).on_conflict_do_nothing(), rows)
+def _insert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Insert those whose primary key is not there yet, in this order."""
+    if connection.dialect.name == "sqlite":
+        connection.execute(sqlite.insert(table).on_conflict_do_nothing(), rows)
+        return
+    # One array for each column: thousands of parameters take many times as long.
+    names = list(rows[0])
+    columns = (cast([row[name] for row in rows], ARRAY(table.c[name].type)) for name in names)
+    new = select(*func.unnest(*columns).table_valued(*names).render_derived().c)
+    connection.execute(postgresql.insert(table).from_select(names, new).on_conflict_do_nothing())
+
+
+def _among(column: Column[Any], values: Sequence[object], connection: Connection) -> ColumnElement[bool]:
+    if connection.dialect.name == "sqlite":
+        return column.in_(values)
+    return column == any_(cast(values, ARRAY(column.type)))  # as above
 
 
 def _raw(text: str) -> bytes:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
 from functions.events.dialects import IgnoredReason
@@ -36,6 +37,8 @@ DOORS = {
     AGAIN: (*Status, *get_args(UnreadLabel)),
 }
 QUEUE = {"sqs": OUTCOMES}
+ASKING = ("sure", "sqs")
+"""Who can wait for a moment: for a word whether another host has announced it."""
 SWEPT = {SWEEP: (*OUTCOMES, GAVE_UP)}
 LOG_LINES_PER_KIND = 10
 LOG_WINDOW_SECONDS = 60.0
@@ -93,10 +96,12 @@ class Bell:
         retry_seconds: float = RETRY_SECONDS,
         reader: HostReader | None = None,
         ledger: Ledger | None = None,
+        ask: Callable[[bytes], Pending[bool]] | None = None,
     ) -> None:
         """`patience_seconds`: how long `ring` waits for the broker's word. `reader` is for routes with detections.
 
-        `retry_seconds`: for how long one cause may hold up a store's queue. `ledger`: where there is a sweep.
+        `retry_seconds`: for how long one cause may hold up a store's queue. `ledger`: where what rings is recorded.
+        `ask`: whether another host has announced this event, where there are others.
         """
         self.routes = routes
         self._publisher = publisher
@@ -105,6 +110,7 @@ class Bell:
         self._patience_seconds = patience_seconds
         self._twins = Twins()
         self._ledger = ledger
+        self._ask = ask
         self._seen = SeenEvents()
         self._refused = SeenEvents()
         self.holdups = Holdups(retry_seconds, is_outage=self._is_outage, try_again=self._try_again)
@@ -126,6 +132,13 @@ class Bell:
     def ring_then(self, steps: Sequence[Step], source: str, tell: Callable[[list[Settled]], None]) -> None:
         """As `ring`; `tell` is called with each step's fate as soon as that is known."""
         steps = [self._known(step, source) for step in steps]
+        unknown = self._unknown(steps) if self._ask is not None and source in ASKING else None
+        if unknown:
+            self._ask_others(unknown, lambda: self._ring_then(steps, source, tell))
+        else:
+            self._ring_then(steps, source, tell)
+
+    def _ring_then(self, steps: Sequence[Step], source: str, tell: Callable[[list[Settled]], None]) -> None:
         arrivals = [self._begin(step, source) for step in steps]
         waiting = [arrival.pending.done for arrival in arrivals if isinstance(arrival, _Joined)]
         left = len(waiting)
@@ -191,6 +204,27 @@ class Bell:
             return self._twins.known(step)
         # The sweep has compared times itself, with what was announced before this process began, too.
         return step if source == SWEEP else self._ledger.known(self._twins.known(step))
+
+    def _unknown(self, steps: Sequence[Step]) -> set[bytes]:
+        """What we know nothing of; another host may."""
+        identities = {step.action.identity for step in steps if not isinstance(step.action, Skip)}
+        tables = self._seen, self._refused, self._under_way
+        return {identity for identity in identities if all(identity not in table for table in tables)}
+
+    def _ask_others(self, identities: Collection[bytes], go_on: Callable[[], None]) -> None:
+        left = len(identities)
+
+        def hear(identity: bytes, has_rung: Pending[bool]) -> None:
+            nonlocal left
+            if has_rung.result():
+                self._seen.add(identity)
+            left -= 1
+            if left == 0:
+                go_on()
+
+        if self._ask is not None:
+            for identity in identities:
+                self._ask(identity).add_done_callback(partial(hear, identity))
 
     def _begin(self, step: Step, source: str) -> Settled | _Joined:
         record, action = step.record, step.action

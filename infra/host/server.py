@@ -25,15 +25,21 @@ from functions.stored.errors import StoreUnavailableError
 from functions.stored.store import ConfigStore
 from functions.telemetry import logger
 from functions.web.tokens import KeyringError
-from infra.host.bell import DOORS, QUEUE, Bell
+from infra.host.bell import DOORS, QUEUE, SWEPT, Bell
 from infra.host.broker_settings import Integration
 from infra.host.detections import HostReader
 from infra.host.heap import settle, share_one_heap
 from infra.host.logs import LinkLog, configure_logging
-from infra.host.metrics import PrometheusTelemetry
+from infra.host.metrics import PrometheusTelemetry, SweepTelemetry
 from infra.host.mqtt.publisher import HostPublisher
 from infra.host.poller import LONG_POLL_SECONDS, Poller
 from infra.host.slices import ask_for_short_slices
+from infra.host.sweep.ledger import Ledger
+from infra.host.sweep.listing import Lister
+from infra.host.sweep.record import Rung
+from infra.host.sweep.state import State
+from infra.host.sweep.sweeper import Sweeper
+from infra.host.sweep.terms import Terms
 from infra.host.web import swagger
 from infra.host.web.entrance import SHORT_SECRET_CHARACTERS, Entrance, Gate, StoreGate
 from infra.host.web.limited_router import LimitedRouter
@@ -57,6 +63,9 @@ class Host:
         publisher = HostPublisher(BrokerConfig.of(settings), telemetry, on_change=LinkLog())
         integration = Integration(settings, publisher, store, port=port, prepare=lambda: _migrate(settings))
         reader = _reader(settings, downloads, publisher, integration)
+        state = _state(settings)
+        rung = None if state is None else Rung(state)
+        ledger = None if rung is None else Ledger(rung.rang)
         bell = Bell(
             publisher,
             Routes.of(settings),
@@ -64,9 +73,25 @@ class Host:
             patience_seconds=settings.mqtt_publish_timeout_seconds,
             retry_seconds=settings.event_retry_seconds,
             reader=reader,
+            ledger=ledger,
+            ask=rung.ask if rung is not None and rung.is_shared else None,
         )
+        self._state, self._rung, self._sweeper = state, rung, None
+        if state is not None and rung is not None and ledger is not None and settings.sweep_seconds:
+            terms = Terms.of(settings)
+            self._sweeper = Sweeper(
+                terms,
+                lister=Lister(settings, terms.bucket),
+                state=state,
+                rung=rung,
+                ledger=ledger,
+                bell=bell,
+                publisher=publisher,
+                telemetry=SweepTelemetry(telemetry.registry),
+                kept=integration.announcer.retained.latest,
+            )
         cameras = (LABEL,) if reader is not None else ()
-        sources = DOORS | (QUEUE if settings.sqs_queue_url else {})
+        sources = DOORS | (QUEUE if settings.sqs_queue_url else {}) | (SWEPT if self._sweeper else {})
         announcer = integration.announcer
         telemetry.expected = lambda: (
             ((*bell.routes.topics, *cameras, *announcer.labels), sources) if publisher.status.broker else ((), {})
@@ -128,6 +153,10 @@ class Host:
 
         await self._integration.start()
         at_the_end(self._integration.stop)
+        if self._state is not None and self._rung is not None:
+            stack.callback(self._state.close)
+            await self._rung.start()
+            at_the_end(self._rung.stop)
         await self.publisher.start()
         at_the_end(self.publisher.stop)
         stack.callback(self._administrators.close)
@@ -143,6 +172,9 @@ class Host:
             poller = Poller(client, settings.sqs_queue_url, self._bell)
             await poller.start()
             at_the_end(poller.stop)
+        if self._sweeper is not None:
+            await self._sweeper.start()
+            at_the_end(self._sweeper.stop)
         if settings.bucket and (settings.device_token_keys or settings.admin_tokens or self._reader is not None):
             self._devices.warm_up(self._warm_up)
 
@@ -172,6 +204,13 @@ def _store(settings: Settings) -> ConfigStore | None:
         return ConfigStore.of(settings)
     except StoreUnavailableError as error:
         raise SettingsError((("DATABASE_URL", str(error).removeprefix("DATABASE_URL ")),)) from None
+
+
+def _state(settings: Settings) -> State | None:
+    try:
+        return State.of(settings)
+    except StoreUnavailableError as error:
+        raise SettingsError((("SWEEP_STATE_FILE", str(error)),)) from None
 
 
 def _migrate(settings: Settings) -> None:

@@ -21,11 +21,11 @@ NEWEST_REVISION = max(file.name.partition("_")[0] for file in MIGRATIONS.glob("v
 FIRST_REVISION, FIRST_TABLES = "0001", ("mqtt_config", "mqtt_process_status")
 
 
-def upgrade(url: str, revision: str = "head") -> bool:
+def upgrade(url: str | Path, revision: str = "head") -> bool:
     """Run the steps that this database has not had; return whether there were any.
 
-    Of several processes at once one runs them, and the others wait for it. All steps are done or none.
-    Raises `StoreUnavailableError`.
+    Of several processes at once one runs them, and the others wait for it. All steps are done or none. A path is
+    that of a SQLite file. Raises `StoreUnavailableError`.
     """
     if revision == "head" and _is_newest(url):
         return False  # as nearly always: a host need not keep ten megabytes of Alembic in memory
@@ -34,14 +34,14 @@ def upgrade(url: str, revision: str = "head") -> bool:
     return _run(command.upgrade, url, revision)
 
 
-def downgrade(url: str, revision: str) -> bool:
+def downgrade(url: str | Path, revision: str) -> bool:
     """Undo the steps behind `revision` ("base": all of them), with what their tables hold. Otherwise as `upgrade`."""
     from alembic import command  # noqa: PLC0415 - see `upgrade`
 
     return _run(command.downgrade, url, revision)
 
 
-def _is_newest(url: str) -> bool:
+def _is_newest(url: str | Path) -> bool:
     with Database(url, deadline_seconds=MIGRATION_DEADLINE_SECONDS).migrating() as connection:
         if not connection.dialect.has_table(connection, VERSION_TABLE):
             return False
@@ -49,7 +49,7 @@ def _is_newest(url: str) -> bool:
         return list(revisions.scalars()) == [NEWEST_REVISION]
 
 
-def _run(step: Callable[[Config, str], None], url: str, revision: str) -> bool:
+def _run(step: Callable[[Config, str], None], url: str | Path, revision: str) -> bool:
     from alembic import command  # noqa: PLC0415 - see `upgrade`
     from alembic.config import Config  # noqa: PLC0415 - see `upgrade`
     from alembic.migration import MigrationContext  # noqa: PLC0415 - see `upgrade`

@@ -9,11 +9,11 @@ from infra.local.stores import Minio
 SESSION_SECONDS = 3600
 
 
-def restricted(store: Minio, *denied: str) -> dict[str, str]:
-    """Environment variables of whoever may do all but read objects whose `bucket/key` fits one of `denied`."""
+def restricted(store: Minio, *denied: str, action: str = "s3:GetObject") -> dict[str, str]:
+    """Environment variables of whoever may do all but `action` to objects whose `bucket/key` fits one of `denied`."""
     statements = [
         {"Effect": "Allow", "Action": ["s3:*"], "Resource": ["arn:aws:s3:::*"]},
-        {"Effect": "Deny", "Action": ["s3:GetObject"], "Resource": [f"arn:aws:s3:::{one}" for one in denied]},
+        {"Effect": "Deny", "Action": [action], "Resource": [f"arn:aws:s3:::{one}" for one in denied]},
     ]
     given = store.client("sts").assume_role(
         RoleArn="arn:aws:iam::123456789012:role/any",  # MinIO reads neither

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 from functions.events.dialects import ObjectCreated, s3_record
@@ -13,6 +13,7 @@ from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status
 from functions.s3.clients import StorageError
 from functions.stored.ring import KEPT, Ring
+from functions.stored.rings import Progress
 from infra.host.bell import Bell
 from infra.host.metrics import PrometheusTelemetry, SweepTelemetry
 from infra.host.mqtt.aside import PendingPublish
@@ -20,9 +21,12 @@ from infra.host.mqtt.link import LinkStatus
 from infra.host.mqtt.publisher import HostPublisher
 from infra.host.sweep.judge import Listed
 from infra.host.sweep.ledger import Ledger
-from infra.host.sweep.listing import Page
-from infra.host.sweep.sweeper import Progress, Sweeper
+from infra.host.sweep.listing import Lister, Page
+from infra.host.sweep.record import Rung
+from infra.host.sweep.state import State
+from infra.host.sweep.sweeper import Sweeper
 from infra.host.sweep.terms import Terms
+from tests.hosts import until
 
 BUCKET = "devices"
 DELIVERED = Outcome(Status.DELIVERED)
@@ -101,34 +105,45 @@ class Publisher:
 
 
 class MemoryRings:
-    """As the store of rings."""
+    """As `RingStore`, and the `State` that it is in."""
 
     def __init__(self, now: Any = None) -> None:  # noqa: ANN401 - a clock
-        self.rings: dict[str, list[tuple[float, Ring]]] = {}
+        self.by_key: dict[str, list[tuple[float, Ring]]] = {}
         self.prefixes: dict[str, Progress] = {}
+        self.on_look: Callable[[], object] = lambda: None
+        """Called in the thread, before and after a look at what was announced."""
         self.leads = True
+        self.is_lost = False
         self.writes = 0
         self.now = now or (lambda: time.time() * 1000)
+
+    @property
+    def rings(self) -> MemoryRings:
+        """As `State.rings`."""
+        return self
 
     def record(self, rings: Sequence[Ring]) -> None:
         """As `RingStore.record`."""
         for ring in rings:
             self.writes += 1
-            mine = self.rings.setdefault(ring.object_key, [])
+            mine = self.by_key.setdefault(ring.object_key, [])
             mine.insert(0, (self.now(), ring))
-            self.rings[ring.object_key] = [
+            self.by_key[ring.object_key] = [
                 (at, one) for index, (at, one) in enumerate(mine) if index < KEPT or self.now() - at < DAY_MS
             ]
 
     def of_keys(self, keys: Sequence[str]) -> Mapping[str, Sequence[Ring]]:
         """As `RingStore.of_keys`."""
-        return {key: [ring for _, ring in self.rings[key]][:KEPT] for key in keys if key in self.rings}
+        self.on_look()
+        found = {key: [ring for _, ring in self.by_key[key]][:KEPT] for key in keys if key in self.by_key}
+        self.on_look()
+        return found
 
     def forget_gone(self, prefix: str, after: str, upto: str | None, keys: Collection[str]) -> int:
         """As `RingStore.forget_gone`."""
         gone = [
             key
-            for key, rings in self.rings.items()
+            for key, rings in self.by_key.items()
             if key.startswith(prefix)
             and after.encode() < key.encode()
             and (upto is None or key.encode() <= upto.encode())
@@ -137,16 +152,19 @@ class MemoryRings:
         ]
         for key in gone:
             self.writes += 1
-            del self.rings[key]
+            del self.by_key[key]
         return len(gone)
 
     def progress(self, prefix: str) -> Progress | None:
         """As `RingStore.progress`."""
         return self.prefixes.get(prefix)
 
-    def begin(self, prefix: str, t0: int, *, lost: bool) -> Progress:
-        """As `RingStore.begin`."""
-        self.prefixes[prefix] = Progress(t0, is_complete=False, is_lost=lost)
+    def open(self) -> None:
+        """As `State.open`."""
+
+    def begin(self, prefix: str, t0: int) -> Progress:
+        """As `State.begin`."""
+        self.prefixes[prefix] = Progress(t0, is_complete=False, is_lost=self.is_lost)
         return self.prefixes[prefix]
 
     def complete(self, prefix: str) -> None:
@@ -160,21 +178,24 @@ class MemoryRings:
 
 
 class MemoryRung:
-    """As the facade on the loop."""
+    """As `Rung`."""
 
     def __init__(self, store: MemoryRings) -> None:
         self.store = store
-        self.is_lost = False
+        self.fails = False
         self.waiting: list[Ring] = []
 
     def rang(self, ring: Ring) -> None:
         """As `Rung.rang`."""
         self.waiting.append(ring)
 
-    async def flush(self) -> None:
+    async def flush(self) -> bool:
         """As `Rung.flush`."""
+        if self.fails:
+            return False
         waiting, self.waiting = self.waiting, []
         self.store.record(waiting)
+        return True
 
 
 class SweptHost:
@@ -199,8 +220,9 @@ class SweptHost:
         known = {"bucket": BUCKET, "prefixes": ("configs/", "assets/"), "rings_per_second": 10_000}
         self.sweeper = Sweeper(
             Terms(**{**known, **terms}),
-            lister=bucket,
-            rung=self.rung,
+            lister=cast("Lister", bucket),
+            state=cast("State", rings),
+            rung=cast("Rung", self.rung),
             ledger=self.ledger,
             bell=self.bell,
             publisher=broker,
@@ -225,11 +247,17 @@ class SweptHost:
         """Sweep once; returns key and ETag of what was announced."""
         before = len(self.publisher.messages)
         await self.sweeper.sweep()
+        await self.rung.flush()
         return [told(message) for message in self.publisher.messages[before:]]
 
     def metric(self, name: str, **labels: str) -> float:
         """A metric's value."""
         return self.telemetry.registry.get_sample_value(name, labels) or 0.0
+
+
+def time_of(message: Message) -> str:
+    """When it was uploaded, as a message says."""
+    return dict(message.user_properties)["time"]
 
 
 def told(message: Message) -> tuple[str, str]:
@@ -256,3 +284,30 @@ def _event(source: str, name: str, listed: Listed, at: int, sequencer: str) -> d
     event["s3"] = {"bucket": {"name": BUCKET}, "object": fields}  # type: ignore[assignment]  # JSON
     assert isinstance(s3_record(event, name), ObjectCreated)
     return event
+
+
+def new_host(**terms: Any) -> SweptHost:  # noqa: ANN401 - Terms' own
+    """A host that never swept; bucket and rings have one clock."""
+    bucket = Bucket()
+    return SweptHost(bucket, MemoryRings(lambda: bucket.now), **terms)
+
+
+async def swept_once(**terms: Any) -> SweptHost:  # noqa: ANN401 - Terms' own
+    """A host whose first sweep is over."""
+    host = new_host(**terms)
+    host.bucket.put("assets/old", "old")
+    host.pass_time(60)
+    assert await host.sweep() == []
+    return host
+
+
+def again(host: SweptHost, **terms: Any) -> SweptHost:  # noqa: ANN401 - Terms' own
+    """The host after a restart."""
+    rings = host.rung.store
+    rings.record(host.rung.waiting)
+    return SweptHost(host.bucket, rings, host.publisher, **terms)
+
+
+async def until_swept(host: SweptHost, rounds: int) -> None:
+    """Wait for so many rounds."""
+    await until(lambda: host.metric("sweep_seconds_count") >= rounds)

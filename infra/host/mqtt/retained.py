@@ -120,6 +120,11 @@ class Retained:
         """Note an event that is being sent: whether it is its camera's latest."""
         return self._latest.take(sighting, datetime.now(UTC))
 
+    def latest(self, camera_id: str) -> int:
+        """When the camera's latest event was that we know of, in ms since 1970; 0: none is known."""
+        at = self._latest.of(camera_id)
+        return 0 if at is None else int(at.timestamp() * 1000)
+
     def sent(self, message: Message) -> None:
         """Note that the broker gets this one: what is retained is about cameras, or about us on their behalf."""
         if message.retain and message.payload:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from functions.events.plan import Fate, Settled, Step
 from functions.events.routes import Detection, Skip
@@ -21,14 +21,17 @@ from functions.telemetry import logger
 from infra.host.bell import REPEATED
 from infra.host.sweep.judge import Compared, Listed, Newest, Young, compare, in_order
 from infra.host.sweep.ledger import SWEEP, Ledger
-from infra.host.sweep.listing import Page
 from infra.host.sweep.terms import Round, Terms
 from infra.host.threads import in_thread
 
 if TYPE_CHECKING:
+    from functions.stored.rings import Progress
     from infra.host.bell import Bell
     from infra.host.metrics import SweepTelemetry
     from infra.host.mqtt.publisher import HostPublisher
+    from infra.host.sweep.listing import Lister, Page
+    from infra.host.sweep.record import Rung
+    from infra.host.sweep.state import State
 
 GRACE_SECONDS = 10.0  # where the store tells of uploads itself, as a rule within seconds
 WAIT_SECONDS = 0.5  # between two looks at whether the broker is there
@@ -41,62 +44,6 @@ BATCH = 500  # announced at once, at most: the queue to the broker is everybody'
 T = TypeVar("T")
 
 
-class Progress(NamedTuple):
-    """How far the first sweep of a prefix is."""
-
-    t0: int
-    is_complete: bool
-    is_lost: bool
-
-
-class Rings(Protocol):
-    """What was announced of one bucket. Every call blocks, and raises StoreUnavailableError."""
-
-    def record(self, rings: Sequence[Ring]) -> None:
-        """Append these."""
-
-    def of_keys(self, keys: Sequence[str]) -> Mapping[str, Sequence[Ring]]:
-        """What was announced of each key, newest first."""
-
-    def forget_gone(self, prefix: str, after: str, upto: str | None, keys: Collection[str]) -> int:
-        """Forget what is not there any more."""
-
-    def progress(self, prefix: str) -> Progress | None:
-        """None: it was never begun."""
-
-    def begin(self, prefix: str, t0: int, *, lost: bool) -> Progress:
-        """Begin the first sweep."""
-
-    def complete(self, prefix: str) -> None:
-        """End it."""
-
-    def lead(self) -> bool:
-        """Whether this process sweeps, and no other."""
-
-
-class Rung(Protocol):
-    """Records what rings, a moment later."""
-
-    store: Any
-    is_lost: bool
-
-    def rang(self, ring: Ring) -> None:
-        """Record this soon."""
-
-    async def flush(self) -> None:
-        """Record all of it now."""
-
-
-class Lists(Protocol):
-    """Lists the bucket."""
-
-    def page(self, prefix: str, token: str = "", *, limit: int = 1000) -> Page:
-        """A page."""
-
-    def has_rules(self) -> bool:
-        """Whether the store tells anybody of uploads."""
-
-
 class Sweeper:
     """One for each host. Belongs to the event loop."""
 
@@ -104,7 +51,8 @@ class Sweeper:
         self,
         terms: Terms,
         *,
-        lister: Lists,
+        lister: Lister,
+        state: State,
         rung: Rung,
         ledger: Ledger,
         bell: Bell,
@@ -116,6 +64,7 @@ class Sweeper:
         """`kept` tells when a camera's event was that the broker keeps, in ms since 1970; `now` is monotonic."""
         self._terms = terms
         self._lister = lister
+        self._state = state
         self._rung = rung
         self._ledger = ledger
         self._bell = bell
@@ -174,7 +123,8 @@ class Sweeper:
         the pages before and below the other prefixes, is announced all the same.
         """
         await self._until(lambda: self._publisher.configured and self._publisher.status.broker is not None)
-        if not await in_thread(self._rung.store.lead, "sweep"):
+        await in_thread(self._state.open, "sweep")
+        if not await in_thread(self._state.rings.lead, "sweep"):
             return False
         round_ = Round(Newest(self._terms.max_rings), self._now())
         progress = await in_thread(self._begin, "sweep")
@@ -207,16 +157,15 @@ class Sweeper:
 
     def _begin(self) -> dict[str, Progress]:
         """Each prefix with its beginning. All that are new begin with the store's time now, before any LIST of them."""
-        store: Rings = self._rung.store
         prefixes = self._terms.prefixes
         if self._terms.events_prefix is not None:
             prefixes += (self._terms.events_prefix,)
-        known = {prefix: store.progress(prefix) for prefix in prefixes}
+        known = {prefix: self._state.rings.progress(prefix) for prefix in prefixes}
         if None in known.values():
             self._telemetry.list_call()
             store_time = self._lister.page(prefixes[0], limit=1).store_time
             return {
-                prefix: store.begin(prefix, store_time, lost=self._rung.is_lost) if progress is None else progress
+                prefix: self._state.begin(prefix, store_time) if progress is None else progress
                 for prefix, progress in known.items()
             }
         return {prefix: progress for prefix, progress in known.items() if progress is not None}
@@ -226,13 +175,13 @@ class Sweeper:
         begins = progress.t0
         token, after, was_in_order, is_in_order = "", "", self._in_order.get(prefix, False), True
         if is_events:
-            await in_thread(partial(self._rung.store.forget_gone, prefix, prefix, None, ()), "sweep")
+            await in_thread(partial(self._state.rings.forget_gone, prefix, prefix, None, ()), "sweep")
         while True:
             await self._until(lambda: not self._publisher.away)
             self._ledger.listen()
             self._telemetry.list_call()
             page, spent = await in_thread(partial(_timed, partial(self._lister.page, prefix, token)), "sweep")
-            await self._rung.flush()
+            await self._flush()
             begins = min(begins, page.store_time)  # the store's clock was set back
             horizon = begins - self._terms.catch_up_seconds * 1000 if progress.is_lost else begins
             keys = [listed.object_key for listed in page.objects]
@@ -249,7 +198,7 @@ class Sweeper:
             await asyncio.sleep(POLITENESS * (spent + more))
         self._in_order[prefix] = is_in_order
         if not progress.is_complete:
-            await in_thread(partial(self._rung.store.complete, prefix), "sweep")
+            await in_thread(partial(self._state.rings.complete, prefix), "sweep")
             round_.lost = round_.lost or progress.is_lost
 
     def _take(self, page: Page, compared: Compared, round_: Round) -> None:
@@ -270,23 +219,28 @@ class Sweeper:
             round_.told_at = now
             logger.info("the sweep goes on", extra=round_.figures(now))
 
+    async def _flush(self) -> None:
+        """What rang, and is not noted yet, would ring again."""
+        if not await self._rung.flush():
+            raise StoreUnavailableError("what was announced cannot be noted")
+
     # In a thread.
 
     def _judge(
         self, prefix: str, page: Page, horizon: int, progress: Progress, gone: tuple[str, str | None] | None
     ) -> Compared:
-        store = self._rung.store
+        rings = self._state.rings
         compared = compare(
             page.objects,
-            store.of_keys([listed.object_key for listed in page.objects]) if page.objects else {},
+            rings.of_keys([listed.object_key for listed in page.objects]) if page.objects else {},
             is_wanted=self._is_wanted,
             counts_before=None if progress.is_complete else horizon,
             is_young=lambda listed: self._is_young(listed, page.store_time),
         )
         if compared.counted:
-            store.record(compared.counted)
+            rings.record(compared.counted)
         if gone is not None:
-            store.forget_gone(prefix, *gone, {listed.object_key for listed in page.objects})
+            rings.forget_gone(prefix, *gone, {listed.object_key for listed in page.objects})
         return compared
 
     def _judge_events(
@@ -295,7 +249,7 @@ class Sweeper:
         """An event is news for a moment, and until its camera has another. Of what is older nothing is kept."""
         since = max(horizon, page.store_time - self._terms.events_max_age_seconds * 1000)
         objects = [listed for listed in page.objects if listed.modified >= since and self._is_news(listed)]
-        rings = self._rung.store.of_keys([listed.object_key for listed in objects]) if objects else {}
+        rings = self._state.rings.of_keys([listed.object_key for listed in objects]) if objects else {}
         compared = compare(objects, rings, is_young=lambda listed: self._is_young(listed, page.store_time))
         compared.rollbacks.clear()
         return compared
@@ -331,8 +285,10 @@ class Sweeper:
     async def _announce(self, batch: Sequence[Listed], round_: Round) -> bool:
         """Announce these, paced, but for what a door has announced since; False where the broker is away."""
         self._ledger.listen()
-        await self._rung.flush()
-        rings = await in_thread(lambda: self._rung.store.of_keys([listed.object_key for listed in batch]), "sweep")
+        await self._flush()
+        known_rings = await in_thread(
+            lambda: self._state.rings.of_keys([listed.object_key for listed in batch]), "sweep"
+        )
         began_at, begun = time.monotonic(), 0
         results: list[asyncio.Future[list[Settled]]] = []
         for listed in batch:
@@ -341,7 +297,7 @@ class Sweeper:
                 await asyncio.sleep(early_seconds)
             if self._publisher.away:
                 break
-            known = (*rings.get(listed.object_key, ()), *self._ledger.given_up(listed.object_key))
+            known = (*known_rings.get(listed.object_key, ()), *self._ledger.given_up(listed.object_key))
             if self._ledger.is_busy(listed.object_key) or _knows(listed, known):
                 continue
             step = self._step(listed)

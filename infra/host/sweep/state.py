@@ -1,0 +1,292 @@
+"""Where the sweep's state is at home (the database, a file of its own, or the bucket), and what if it is lost there."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from enum import Enum, auto
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from functions.s3.clients import StorageError, configured_endpoint
+from functions.stored.errors import StoreDamagedError, StoreUnavailableError
+from functions.telemetry import logger
+from infra.host.sweep.marker import KEY, Marker, MarkerDamagedError, NewerMarkerError, Swept
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from functions.settings import Settings
+    from functions.stored.ring import Ring
+    from functions.stored.rings import Progress, RingStore
+
+SAVE_SECONDS = 300.0
+AWS = "AWS"  # the endpoint where none is set: its name says the region, which may be found out later
+LOOKED_AT_BYTES = 4096
+DAMAGED = ".damaged"
+JOURNAL = "-journal"
+
+
+class Home(Enum):
+    """Where the state is when the host is not running."""
+
+    DATABASE = auto()
+    FILE = auto()
+    BUCKET = auto()
+
+
+class State:
+    """The rings of one host, and how they come and go. Every method blocks, is thread-safe, and may be called again.
+
+    Methods raise `StoreUnavailableError`. After one, `open` looks at everything anew.
+    """
+
+    def __init__(self, home: Home, place: str | Path, rings: RingStore, marker: Marker | None) -> None:
+        """Nothing is opened yet. Without a `marker` nobody is told what was swept, since nothing is."""
+        self.rings = rings
+        self._home = home
+        self._place = place
+        self._marker = marker
+        self._turn = threading.RLock()
+        self._is_open = self._is_looked = self._is_compared = False
+        self._swept: Swept = {}
+        self._is_unreadable = False
+        self._is_marked = True
+        self._saved_at = -SAVE_SECONDS
+        self._saved_changes = 0
+        self._problem = ""
+
+    @classmethod
+    def of(cls, settings: Settings) -> State | None:
+        """The state where there is something to keep: a sweep, or what hosts with one server tell each other.
+
+        Raises `StoreUnavailableError` where there is no directory for it.
+        """
+        sweeps = bool(settings.sweep_seconds and settings.bucket)
+        url = settings.database_url.get_secret_value() if settings.database_url is not None else None
+        if not sweeps and (url is None or url.startswith("sqlite")):
+            return None
+        from functions.stored.database import Database  # noqa: PLC0415 - SQLAlchemy is for hosts that need it
+        from functions.stored.rings import RingStore, Scope  # noqa: PLC0415 - as above
+
+        place: str | Path
+        if url is not None:
+            home, place = Home.DATABASE, url
+        elif settings.sweep_state_file is not None:
+            home, place = Home.FILE, settings.sweep_state_file.absolute()
+        else:
+            home, place = Home.BUCKET, _temporary() / "state.db"
+        scope = Scope(settings.bucket or "", (configured_endpoint("s3", settings) or AWS).rstrip("/"))
+        rings = RingStore(Database(place, keeps_connections=True), scope, sweeps=sweeps)
+        return cls(home, place, rings, Marker(settings, scope.bucket) if sweeps else None)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other hosts may write there too."""
+        return self.rings.database.file is None
+
+    def open(self) -> None:
+        """Make the state usable, if it is not: fetched, whole, and of this release. Done again after `doubt`."""
+        with self._turn:
+            self._open_rings()
+            if self._is_compared or self._marker is None:
+                return
+            if not self._is_looked:
+                self._look_at_marker()
+            begun = self.rings.prefixes()
+            self._look_at_scopes(is_new=not begun)
+            self._is_compared = True
+            self._mark({prefix: progress.t0 for prefix, progress in begun.items()})
+
+    def doubt(self) -> None:
+        """Something went wrong with the database: have `open` look at it."""
+        self._is_open = False
+
+    def begin(self, prefix: str, t0: int) -> Progress:
+        """Note that the first sweep of this prefix begins, and say whether there was one before whose state is lost."""
+        with self._turn:
+            self.open()
+            is_lost = self._is_unreadable or prefix in self._ours()
+            progress = self.rings.begin(prefix, t0, lost=is_lost)
+            if progress.is_lost:
+                words = "the sweep's state is lost: what is young is announced again"
+                logger.warning(words, extra={"prefix": prefix, "scope": str(self.rings.scope)})
+            self._mark({prefix: progress.t0})
+            return progress
+
+    def record(self, rings: Sequence[Ring]) -> None:
+        """Note what was announced."""
+        try:
+            self._open_rings()
+            self.rings.record(rings)
+        except StoreUnavailableError:
+            self.doubt()
+            raise
+        self.save()
+
+    def known(self, identities: Sequence[bytes]) -> set[bytes]:
+        """Return those of these events that were announced, by whichever host."""
+        self._open_rings()
+        return self.rings.known(identities)
+
+    def save(self, *, last: bool = False) -> None:
+        """Bring to the bucket what belongs there, if it changed; not more often than every `SAVE_SECONDS`.
+
+        To be called now and then. Trouble is said, and the next time it is tried again.
+        """
+        with self._turn:
+            is_changed = self._home is Home.BUCKET and self.rings.changes != self._saved_changes
+            if not self._is_open or not (is_changed or not self._is_marked):
+                return
+            if last or time.monotonic() - self._saved_at >= SAVE_SECONDS:
+                self._put()
+
+    def save_last(self) -> None:
+        """As `save`, now: the process ends."""
+        self.save(last=True)
+
+    def close(self) -> None:
+        """Let go of everything; what is not saved is lost. Idempotent."""
+        with self._turn:
+            self._is_open = False
+            self.rings.close()
+            if self._home is Home.BUCKET:
+                shutil.rmtree(self._file.parent, ignore_errors=True)
+
+    # The tables.
+
+    @property
+    def _file(self) -> Path:
+        if not isinstance(self._place, Path):
+            raise TypeError("the tables of a database are no file of ours")
+        return self._place
+
+    def _open_rings(self) -> None:
+        if self._is_open:
+            return
+        with self._turn:
+            if self._home is not Home.DATABASE and not self._file.exists():
+                self._look_at_marker(self._file)
+            try:
+                self._upgrade()
+            except StoreDamagedError as error:
+                if self._home is Home.DATABASE:  # it holds settings too, and is not ours alone
+                    raise
+                self._set_aside(error)
+                self._upgrade()
+            self._is_open = True
+
+    def _upgrade(self) -> None:
+        from infra.migrations.runner import upgrade  # noqa: PLC0415 - Alembic is for hosts with a database only
+
+        try:
+            upgrade(self._place)
+            if self._home is not Home.DATABASE:
+                self.rings.check()
+        except StoreDamagedError:
+            raise
+        except StoreUnavailableError as error:
+            raise StoreUnavailableError(f"the sweep's state cannot be used: {error}") from None
+
+    def _set_aside(self, error: StoreDamagedError) -> None:
+        file = self._file
+        with file.open("rb") as content:
+            is_text = b"\0" not in content.read(LOOKED_AT_BYTES)
+        if is_text and self._home is Home.FILE:  # nobody's letter is moved because a variable names it
+            raise StoreUnavailableError(f"SWEEP_STATE_FILE names {file}, which is no SQLite database: name another")
+        aside, kept = file.with_name(file.name + DAMAGED), ""
+        if self._home is Home.BUCKET and self._marker is not None:
+            kept = self._marker.set_aside()
+        for ending in ("", JOURNAL):  # SQLite would roll a journal that is left back into the next file
+            with suppress(FileNotFoundError):
+                Path(f"{file}{ending}").replace(f"{aside}{ending}")
+        logger.error(
+            "the sweep's state is damaged, and begun anew", extra={"kept": kept or str(aside), "reason": str(error)}
+        )
+
+    def _look_at_scopes(self, *, is_new: bool) -> None:
+        if not is_new or self._ours():
+            return
+        others = {str(scope) for scope in self.rings.scopes()} | self._swept.keys()
+        if others:
+            words = "the sweep's state is of another bucket or endpoint: this one begins anew"
+            logger.warning(words, extra={"scope": str(self.rings.scope), "others": ", ".join(sorted(others))})
+
+    # The object in the bucket.
+
+    def _ours(self) -> dict[str, int]:
+        """The prefixes that were swept, as the bucket says."""
+        return self._swept.get(str(self.rings.scope), {})
+
+    def _look_at_marker(self, into: Path | None = None) -> None:
+        """Learn what was swept; where there is a state of ours, have it in the file."""
+        if self._marker is None:
+            return
+        part = None if into is None else into.with_name(into.name + ".part")
+        try:
+            self._swept = self._marker.fetch(part) or {}
+            if into is not None and part is not None and part.exists():
+                part.replace(into)
+                self._saved_changes = self.rings.changes
+        except MarkerDamagedError as error:
+            self._is_unreadable = True
+            kept = self._marker.set_aside()
+            words = "the sweep's state in the bucket is damaged, and begun anew"
+            logger.error(words, extra={"kept": kept, "reason": str(error)})
+        except NewerMarkerError:
+            raise StoreUnavailableError(f"{KEY} in the bucket is of a newer release: run that one") from None
+        except StorageError as error:
+            raise StoreUnavailableError(f"{KEY} in the bucket cannot be read: {error}") from None
+        except OSError as error:
+            raise StoreUnavailableError(
+                f"{into} cannot be made: {error.strerror}. Make its directory, writable for this process, or make room"
+            ) from None
+        finally:
+            if part is not None:
+                part.unlink(missing_ok=True)
+        self._is_looked = True
+
+    def _mark(self, begun: dict[str, int]) -> None:
+        """Have the bucket say that these prefixes were swept."""
+        ours = self._ours()
+        if begun.keys() <= ours.keys():
+            return
+        scope = str(self.rings.scope)
+        self._swept.pop(scope, None)  # the newest is the last
+        self._swept[scope] = begun | ours
+        self._is_marked = False
+        self._put()
+
+    def _put(self) -> None:
+        if self._marker is None:
+            return
+        copy = None
+        self._saved_at = time.monotonic()
+        changes = self.rings.changes
+        try:
+            if self._home is Home.BUCKET:
+                copy = self._file.with_name("copy.db")
+                copy.unlink(missing_ok=True)
+                self.rings.database.copy_to(copy)
+            self._marker.put(self._swept, copy)
+        except (StorageError, StoreUnavailableError, OSError) as error:
+            if not self._problem:
+                words = f"the sweep's state cannot be brought to {KEY} in the bucket; it is tried again"
+                logger.warning(words, extra={"reason": str(error)})
+            self._problem = str(error)
+            return
+        finally:
+            if copy is not None:
+                copy.unlink(missing_ok=True)
+        self._is_marked, self._saved_changes, self._problem = True, changes, ""
+
+
+def _temporary() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="bucketbell-sweep-"))
+    except OSError as error:
+        said = error.strerror
+    raise StoreUnavailableError(f"there is no directory for the sweep's state ({said}): set SWEEP_STATE_FILE")
