@@ -49,7 +49,7 @@ _GONE = frozenset(
 _NO_SUCH_VERSION = frozenset({"NoSuchVersion", "InvalidArgument"})  # the second: a version id that S3 cannot read
 _SHOWN = {"response-content-disposition": "inline", "response-content-type": "image/jpeg"}
 _NO_VERSIONS = frozenset({400, 403, 404, 405, 501})
-"""A store without ListObjectVersions, or a policy without s3:ListBucketVersions; ListObjectsV2 then tells the rest."""
+"""A store without versions, or a policy without s3:GetBucketVersioning or s3:ListBucketVersions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Objects:
         self._lock = RLock()
         self._tools: tuple[S3Client, ObjectReader, Signer] | None = None
         self._regions: list[str] = []  # which the store itself has named, none of them twice
-        self._lists_versions = True
+        self._lists_versions: bool | None = None  # nobody has asked yet
 
     @property
     def client(self) -> S3Client:
@@ -174,22 +174,35 @@ class Objects:
     def list_page(self, prefix: str, *, start_after: str = "", limit: int = MAX_PAGE_OBJECTS) -> Page:
         """The objects below `prefix` after the key `start_after`, by one LIST of at most `limit` entries.
 
-        Older versions and delete markers are entries too, so a page can hold fewer objects, or none.
+        Older versions and delete markers are entries too, so a page can hold fewer objects, or none. Whether the bucket
+        has versions is asked before the first page, once.
         """
-        if self._lists_versions:
+        if self._has_versions() if self._lists_versions is None else self._lists_versions:
             try:
                 with _complete():
                     page = self._list_versions(prefix, start_after, limit)
             except StorageError as error:
-                if error.code != BAD_REQUEST and (error.status not in _NO_VERSIONS or error.code == "NoSuchBucket"):
+                if not _lacks_versions(error):
                     raise
                 page = None
             if page is not None:
+                self._lists_versions = True
                 return page
         with _complete():
             page = self._list_objects(prefix, start_after, limit)
         self._lists_versions = False
         return page
+
+    def _has_versions(self) -> bool:
+        """Whether the bucket has or had versions: without, some stores (SeaweedFS) list them with wrong ETags."""
+        s3 = self.client
+        try:
+            with storage_errors():
+                return "Status" in s3.get_bucket_versioning(Bucket=self._bucket)
+        except StorageError as error:
+            if not _lacks_versions(error):
+                raise
+            return False
 
     def _open(self) -> tuple[S3Client, ObjectReader, Signer]:
         with self._lock:  # boto3 makes clients on one thread at a time only
@@ -262,6 +275,11 @@ class Objects:
             found = s3.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=limit, StartAfter=start_after)
         objects = tuple(_told(entry["Key"], entry, entry["Size"]) for entry in found.get("Contents", []))
         return Page(objects, objects[-1].object_key if found.get("IsTruncated") and objects else "")
+
+
+def _lacks_versions(error: StorageError) -> bool:
+    """Whether the store has no versions, or does not let us see them: ListObjectsV2 tells the rest."""
+    return error.code == BAD_REQUEST or (error.status in _NO_VERSIONS and error.code != "NoSuchBucket")
 
 
 def _told(key: str, found: Mapping[str, Any], size: int) -> ObjectInfo:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,13 +16,14 @@ from infra.commands.common import ENV_FILE, http_url
 from infra.commands.common import endpoint_url as parsed_endpoint_url
 from infra.connect import documents
 from infra.connect.apply import Clients, Plan, Wish, carry_out, look
-from infra.connect.errors import ConnectError, explain
+from infra.connect.errors import ConnectError, explain, explained, no_events
 from infra.connect.minio import DEFAULT_QUEUE_DIRECTORY, TOKEN_PLACEHOLDER, Doors
+from infra.connect.report import Report
+from infra.connect.sweep import Events, Proposal, propose
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
 
-EXIT_PROBLEM = 1
 # With storage.CONNECT_TIMEOUT_SECONDS before it: a store that does not answer is given up within 5 s.
 LOOK_TIMEOUT_SECONDS = 3.0
 WRITE_TIMEOUT_SECONDS = 20.0  # AWS tries each destination before it answers
@@ -118,10 +116,13 @@ def connect(
     environment needs. On **AWS** and other stores with SQS it uses one queue, and prints the SQS_QUEUE_URL for the
     host. With `--queue-url` the queue may belong to a stack on AWS: then its function takes the messages, and a host
     should not.
+
+    It also proposes SWEEP_SECONDS for this store, and says how many LIST calls that takes a month. A store without
+    events needs nothing else.
     """
     if queue and queue_url:
         raise typer.BadParameter("use --queue or --queue-url, not both")
-    report = _Report(as_json=as_json, dry_run=dry_run)
+    report = Report(as_json=as_json, dry_run=dry_run)
     try:
         settings = load(env_file=ENV_FILE, given={"BUCKET": bucket} if bucket else None).settings
     except SettingsError as error:
@@ -144,25 +145,52 @@ def connect(
     )
     report.about(settings, doors, endpoint_url)
     try:
-        try:
-            region = storage.region(settings)
-            clients = partial(_clients, settings, endpoint_url)
-            plan, found = _look(clients, wish, region.name)
-            if found != region.name:
-                report.say(
-                    f"The bucket is in {found}, not in {region.name} ({region.origin}): set S3_REGION={found}, for the "
-                    "host too."
-                )
-            report.planned(plan)
-            if plan.changes_anything and not dry_run:
-                report.began()
-                writers = clients(found, WRITE_TIMEOUT_SECONDS, attempts=storage.MAX_ATTEMPTS)
-                plan = carry_out(writers, plan, report.say)
-        except storage.StorageError as error:
-            raise explain(error, "s3:*", bucket) from None
+        plan = _set_up(settings, endpoint_url, wish, report, dry_run=dry_run)
     except ConnectError as error:
         report.fail(error)
     report.done(plan)
+
+
+def _set_up(settings: Settings, endpoint_url: str | None, wish: Wish, report: Report, *, dry_run: bool) -> Plan:
+    """Plan the change and make it; raises ConnectError, also where something is left for a person to do."""
+    clients = partial(_clients, settings, endpoint_url)
+    try:
+        region = storage.region(settings)
+        try:
+            plan, found = _look(clients, wish, region.name)
+        except ConnectError as error:
+            if error.code == "UnsupportedStore" and not wish.remove:
+                report.sweep = _proposal(
+                    clients(region.name, LOOK_TIMEOUT_SECONDS, attempts=1), wish, settings, "tried"
+                )
+            raise
+        if found != region.name:
+            report.say(
+                f"The bucket is in {found}, not in {region.name} ({region.origin}): set S3_REGION={found}, for the "
+                "host too."
+            )
+        if plan.store != "none":
+            report.planned(plan)
+        if plan.changes_anything and not dry_run:
+            report.began()
+            writers = clients(found, WRITE_TIMEOUT_SECONDS, attempts=storage.MAX_ATTEMPTS)
+            plan = carry_out(writers, plan, report.say)
+        if not wish.remove and not (plan.bucket_missing and dry_run):
+            readers = clients(found, LOOK_TIMEOUT_SECONDS, attempts=1)
+            report.sweep = _proposal(readers, wish, settings, _EVENTS[plan.store])
+    except storage.StorageError as error:
+        raise explain(error, "s3:*", wish.bucket) from None
+    if plan.store == "none" and not wish.remove and not settings.sweep_seconds:
+        raise no_events()
+    return plan
+
+
+_EVENTS: dict[str, Events] = {"minio": "kept", "sqs": "queue", "none": "none"}
+
+
+def _proposal(clients: Clients, wish: Wish, settings: Settings, events: Events) -> Proposal:
+    with explained("s3:ListBucket", wish.bucket):
+        return propose(clients.s3, wish.bucket, wish.prefixes, events, settings.sweep_seconds)
 
 
 def _look(clients: Callable[..., Clients], wish: Wish, region: str) -> tuple[Plan, str]:
@@ -205,124 +233,3 @@ def _clients(
         region_name=region,
     )
     return Clients(s3, sqs, region)
-
-
-class _Report:
-    """Says what happens, to people or as one JSON document."""
-
-    def __init__(self, *, as_json: bool, dry_run: bool) -> None:
-        self._as_json = as_json
-        self._dry_run = dry_run
-        self._doors: Doors | None = None
-        self._remarks: list[str] = []
-        self._document: dict[str, Any] = {"dry_run": dry_run, "changed": False, "error": None}
-
-    def about(self, settings: Settings, doors: Doors, endpoint_url: str | None) -> None:
-        """Remember what is asked for, and what of it is worth a remark on MinIO."""
-        self._doors = doors
-        endpoint = endpoint_url or storage.configured_endpoint("s3", settings)
-        if endpoint and storage.is_loopback(doors.host_url) and not storage.is_loopback(endpoint):
-            self._remarks.append(f"{doors.host_url} means MinIO's own machine there: is the host on it? (--host-url)")
-        if not storage.is_loopback(doors.host_url) and doors.token is None:
-            self._remarks.append("Set WEBHOOK_TOKENS first: without it the host listens on loopback only.")
-
-    def say(self, text: str) -> None:
-        """Tell people; where stdout is for scripts, on stderr."""
-        typer.echo(text, err=self._as_json)
-
-    def planned(self, plan: Plan) -> None:
-        """Show what there is to change."""
-        change = documents.difference(plan.before, plan.after)
-        self._document |= {"store": plan.store, "bucket": plan.wish.bucket, "steps": plan.steps}
-        self._document["rules"] = {"added": change.added, "removed": change.removed, "kept": change.kept}
-        if not plan.changes_anything:
-            self.say(f"Nothing to change: the bucket {plan.wish.bucket} is as it should be.")
-            return
-        self.say(f"{'It would' if self._dry_run else 'To do'}:")
-        for step in plan.steps:
-            self.say(f"  {step}")
-        if change.added or change.removed:
-            self.say(f"  change the rules of the bucket {plan.wish.bucket}:")
-            for line in change.lines:
-                self.say(f"  {line}")
-
-    def began(self) -> None:
-        """Until `done`, part of the plan may be true already."""
-        self._document["changed"] = None
-
-    def done(self, plan: Plan) -> None:
-        """Say how it ended and what is left to do on MinIO or the host."""
-        if plan.changes_anything:
-            self.say("Nothing was changed (--dry-run)." if self._dry_run else "Done.")
-            self._document["changed"] = not self._dry_run
-        if plan.wish.remove:
-            self._after_removal(plan)
-        elif plan.store == "minio":
-            self._minio_lines()
-        elif plan.queue:
-            self._host_lines(plan)
-        self._finish()
-
-    def fail(self, error: ConnectError) -> NoReturn:
-        """Say what is wrong and what to do, and exit with EXIT_PROBLEM."""
-        typer.echo(f"{error.message}\n{error.advice}", err=True)
-        self._document["error"] = {"code": error.code, "message": error.message, "advice": error.advice}
-        if error.code == "UnsupportedStore" and self._doors:
-            self._by_hand(self._doors)
-        if error.code == "UnknownTarget":
-            self._minio_lines()
-        self._finish()
-        raise typer.Exit(EXIT_PROBLEM)
-
-    def _minio_lines(self) -> None:
-        assert self._doors is not None  # noqa: S101 - `about` comes before anything that knows of MinIO
-        lines = self._doors.environment()
-        self.say("\nMinIO's environment needs these lines (/etc/default/minio, compose, …) before it starts:\n")
-        for name, value in lines.items():
-            self.say(f"{name}={value if value == TOKEN_PLACEHOLDER else shlex.quote(value)}")
-        if TOKEN_PLACEHOLDER in lines.values():
-            self.say(f"\n({TOKEN_PLACEHOLDER}: a secret; --show-token prints it.)")
-        self.say("\nShould they ever go, run `bucketbell connect --remove` first: the rules name their targets.")
-        # A placeholder is no value: a script must not take it for one.
-        self._document["minio_environment"] = {
-            name: None if value == TOKEN_PLACEHOLDER else value for name, value in lines.items()
-        }
-        for remark in self._remarks:
-            self.say(remark)
-        self._document["remarks"] = self._remarks
-
-    def _host_lines(self, plan: Plan) -> None:
-        assert plan.queue is not None  # noqa: S101 - SQS always has one
-        if plan.queue.url:
-            self.say(
-                f"\nThe host's environment needs this line:\n\nSQS_QUEUE_URL={plan.queue.url}\n\n"
-                "(not where a Lambda function takes this queue's messages: the two would share them)\n"
-            )
-        self._document["host_environment"] = {"SQS_QUEUE_URL": plan.queue.url}
-        for remark in plan.queue.remarks:
-            self.say(remark)
-        self._document["remarks"] = plan.queue.remarks
-
-    def _after_removal(self, plan: Plan) -> None:
-        if plan.store == "minio":
-            self.say("MinIO's BUCKETBELL… lines may go too, once no other bucket's rules name these targets.")
-        elif names := documents.our_queue_names(plan.before):
-            self.say(f"Left as they are, with what is in them: {', '.join(names)} and the dead-letter queue.")
-
-    def _by_hand(self, doors: Doors) -> None:
-        url = replace(doors, token=None).host_url + "/events"
-        typer.echo(f"  let it POST its S3 event JSON to {url}, for created objects under the prefixes;", err=True)
-        if doors.token is None:
-            typer.echo("  no token: the host then listens on loopback only;", err=True)
-        else:
-            typer.echo(f"  with the header `Authorization: Bearer {doors.token}`;", err=True)
-        typer.echo(
-            f"  Versity Gateway: start it with `--event-webhook-url {url}`; it sends no token, so the host must "
-            "be on its loopback without WEBHOOK_TOKENS.",
-            err=True,
-        )
-        self._document["webhook_url"] = url
-
-    def _finish(self) -> None:
-        if self._as_json:
-            typer.echo(json.dumps(self._document, indent=2))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, cast
 from xml.etree import ElementTree as ET
 
 from functions.s3.clients import StorageError, storage_errors
 from infra.connect import documents, queues
 from infra.connect.documents import Document
-from infra.connect.errors import ConnectError, explained, unsupported
+from infra.connect.errors import ConnectError, explain, explained, unsupported
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -24,6 +25,12 @@ MINIO_POLL_SECONDS = 0.2
 PROPAGATION_POLL_SECONDS = 3.0
 
 Store = Literal["minio", "sqs"]
+
+VERSITY = "versitygw"
+"""It knows no notification rules, and yet posts events: its command line says where."""
+_SEAWEED = "seaweedfs"  # its webhooks have a form of their own, which the host does not read
+
+_NO_RULES = frozenset({HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
 
 _BEFORE_PARSE = "before-parse.s3.GetBucketNotificationConfiguration"
 _ROOT = "NotificationConfiguration"
@@ -51,10 +58,11 @@ class Plan:
     """What there is and what it becomes; nothing has been changed yet.
 
     `queue` is where the events go, None on MinIO; `policies` are the queues whose policy changes, with the new one.
+    `store` is `none` where it sends no events.
     """
 
     wish: Wish
-    store: Store
+    store: Store | Literal["none"]
     bucket_missing: bool
     before: Document
     after: Document
@@ -90,8 +98,16 @@ class Clients:
 
 def look(clients: Clients, wish: Wish) -> Plan:
     """Read what is there and plan the change. Writes nothing. Raises ConnectError."""
-    with explained("s3:GetBucketNotification", wish.bucket):
+    try:
         before, server, missing = _read(clients.s3, wish.bucket)
+    except StorageError as error:
+        if error.code != "NotImplemented" and error.status not in _NO_RULES:
+            raise explain(error, "s3:GetBucketNotification", wish.bucket) from None
+        if error.server and error.server.lower().startswith(VERSITY):
+            raise unsupported(VERSITY) from None
+        return Plan(wish, "none", bucket_missing=False, before={}, after={})
+    if server.startswith(_SEAWEED):
+        return Plan(wish, "none", missing, before={}, after={})
     if missing and (wish.remove or not wish.create):
         advice = "Correct --bucket." if wish.remove else "Add --create to make it, or correct --bucket."
         raise ConnectError("NoSuchBucket", f"There is no bucket {wish.bucket}.", advice)
@@ -99,7 +115,7 @@ def look(clients: Clients, wish: Wish) -> Plan:
         return Plan(wish, "minio", missing, before, _changed(before, wish, None))
     if wish.remove:
         return _plan_removal(clients, wish, before)
-    found = _find_queue(clients, wish, certain=wish.store == "sqs" or "amazon" in server)
+    found = _find_queue(clients, wish, server)
     if found.url is None and not wish.create:
         raise ConnectError(
             "NoSuchQueue",
@@ -190,14 +206,15 @@ def _unknown_elements(response: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name not in documents.KNOWN_ELEMENTS] if names[0] == _ROOT else []
 
 
-def _find_queue(clients: Clients, wish: Wish, *, certain: bool) -> queues.Queue:
+def _find_queue(clients: Clients, wish: Wish, server: str) -> queues.Queue:
+    certain = wish.store == "sqs" or "amazon" in server
     with explained("sqs:GetQueueUrl, sqs:GetQueueAttributes", wish.queue_url or wish.queue_name):
         try:
             return queues.find(clients.sqs(), name=wish.queue_name, url=wish.queue_url)
         except StorageError as error:
             if certain or error.code in queues.NO_SUCH_QUEUE:
                 raise
-            raise unsupported() from None
+            raise unsupported(server) from None
 
 
 def _plan_removal(clients: Clients, wish: Wish, before: Document) -> Plan:
@@ -219,7 +236,7 @@ def _new_policies(found: queues.Queue, bucket: str) -> tuple[tuple[queues.Queue,
     return () if policy is None else ((found, policy),)
 
 
-def _create_bucket(clients: Clients, bucket: str, store: Store) -> None:
+def _create_bucket(clients: Clients, bucket: str, store: str) -> None:
     with storage_errors():
         # AWS wants the region named unless it is its first one; MinIO takes none but its own.
         if store == "minio" or clients.region == "us-east-1":

@@ -13,22 +13,37 @@ _WRONG_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "
 
 
 class ConnectError(Exception):
-    """The bucket could not be set up: `code` for scripts, the message, and `advice`: what to do next."""
+    """The bucket could not be set up: `code` for scripts, the message, and `advice`: what to do next.
 
-    def __init__(self, code: str, message: str, advice: str) -> None:
+    `server` is the store's own name, in lower case, where it matters.
+    """
+
+    def __init__(self, code: str, message: str, advice: str, *, server: str = "") -> None:
         """Keep the parts as data."""
+        self.server = server
         self.code = code
         self.message = message
         self.advice = advice
         super().__init__(f"{message} {advice}")
 
 
-def unsupported() -> ConnectError:
+def unsupported(server: str = "") -> ConnectError:
     """The store is neither MinIO nor has SQS."""
     return ConnectError(
         "UnsupportedStore",
         "This store is not MinIO and does not answer as SQS does: connect cannot set up its notifications.",
         "Set them up by hand, with the store's own means:",
+        server=server,
+    )
+
+
+def no_events() -> ConnectError:
+    """The store has no notifications at all, and SWEEP_SECONDS is not set."""
+    return ConnectError(
+        "NoEvents",
+        "This store sends no events: there is nothing to set up in it. The host can find new files itself, by listing "
+        "the bucket again and again (the sweep).",
+        "Put these lines into the host's environment, and restart it:",
     )
 
 
@@ -57,6 +72,8 @@ def explain(error: StorageError, actions: str, name: str) -> ConnectError:
     elif error.status == HTTPStatus.FORBIDDEN:
         message = f"These credentials may not use {actions} on {name}: {error.message}"
         advice = "Allow that, or use others (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)."
+    elif error.code == "NoSuchBucket":
+        message, advice = f"There is no bucket {name}.", "Make it, or correct --bucket."
     elif error.code in NO_SUCH_QUEUE:
         message, advice = f"There is no queue {name}.", "Correct --queue-url."
     elif error.status is not None:

@@ -1,4 +1,4 @@
-"""Pure: which proof a store gives that a file is whole, and whether a file passes.
+"""Pure: which proof a store gives that a file is whole, and what a file comes to.
 
 An ETag is the MD5 of the content only for an object uploaded in one piece and not encrypted by KMS or with the
 client's key (S3, "Checking object integrity"): 32 hex digits, no dash, and no such header. A multipart object's
@@ -50,18 +50,17 @@ def choose(etag: str, headers: Mapping[str, str]) -> Check:
     return Check("md5", etag.lower()) if plain and _PLAIN_MD5.fullmatch(etag) else Check("size")
 
 
-def passes(check: Check, file: FileIO) -> bool:
-    """Whether the file from its beginning comes to the value; True where only the size can be compared."""
+def digest(check: Check, file: FileIO) -> str:
+    """What the file from its beginning comes to, to be compared with the check's value."""
     file.seek(0)
     if check.by == "size":
-        return True
+        return check.value
     if check.by == "crc32":
         crc = 0
         while chunk := file.read(CHUNK_BYTES):
             crc = zlib.crc32(chunk, crc)
-        return f"{crc:08x}" == check.value
-    digest = hashlib.file_digest(file, lambda: hashlib.new(check.by, usedforsecurity=False))
-    return digest.hexdigest() == check.value
+        return f"{crc:08x}"
+    return hashlib.file_digest(file, lambda: hashlib.new(check.by, usedforsecurity=False)).hexdigest()
 
 
 def checksum_headers(url: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
-from infra.device.checks import By, checksum_headers, choose, passes
+from infra.device.checks import By, checksum_headers, choose, digest
 from infra.device.names import Name
 from infra.device.refusals import MAX_ERROR_BYTES, refusal
 from infra.device.server import Ticket
@@ -56,12 +56,14 @@ def fetch(web: Web, store: Store, name: Name, ticket: Ticket, progress: Progress
     if part is None:
         raise FetchError("cannot_store", "what was downloaded is not there any more")
     with part:
-        whole = part.length == version.size and _passes(store, part)
+        found = _digest(store, part)
         verified_at = time.monotonic()
-        if not whole:
+        if (part.length, found) != (version.size, part.check.value):
             store.drop(name)
             raise FetchError(
-                "corrupt", f"{part.length:,} bytes came that are not what the store says ({part.check.by})"
+                "corrupt",
+                f"{part.length:,} bytes came that are not what the store says ({part.check.by})",
+                digest=found,
             )
         store.put_in_place(part)
     return Fetched(
@@ -73,9 +75,9 @@ def fetch(web: Web, store: Store, name: Name, ticket: Ticket, progress: Progress
     )
 
 
-def _passes(store: Store, part: Part) -> bool:
+def _digest(store: Store, part: Part) -> str:
     try:
-        return passes(part.check, part.file)
+        return digest(part.check, part.file)
     except OSError as error:  # the disk does not give back what it took: to other sectors with it
         store.drop(part.name)
         raise FetchError("corrupt", f"what was downloaded cannot be read: {error.strerror}") from None

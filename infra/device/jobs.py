@@ -32,11 +32,23 @@ _KEEPS_TICKET: set[Reason] = {
 }
 _LINE: set[Reason] = {"cut", "timed_out"}
 # A person has to change something, or the whole file is fetched for nothing: waiting grows beyond a minute.
-_NEEDS_A_PERSON: set[Reason] = {"archived", "clock_skew", "forbidden", "misdirected", "refused", "unauthorized"}
+_NEEDS_A_PERSON: set[Reason] = {
+    "archived",
+    "clock_skew",
+    "forbidden",
+    "misdirected",
+    "refused",
+    "stale_etag",
+    "unauthorized",
+}
 _SELDOM = _NEEDS_A_PERSON | {"corrupt", "replaced"}
 _PERMANENT: set[Reason] = {"conflict"}
 _PERMANENT_ONCE = _NEEDS_A_PERSON | {"disk_full", "cannot_store"}
 MAX_STALE_ENTRIES = 64
+STALE_ETAG = (
+    "the store's ETag or checksum is of other bytes: the same bytes came twice and do not match it. Was a file copied "
+    "over this one in the store's folder? Upload it through S3"
+)
 
 
 @dataclass(slots=True)
@@ -63,10 +75,30 @@ class Job:
     """How many bytes of the ticket's version were ever there at once."""
     moved: bool = False
     """Whether the latest attempt went further than all before it."""
+    corrupt: tuple[Version, str | None, str] | None = None
+    """What came corrupt last: its version, when that was last modified, and the digest of what came."""
+    is_stale: bool = False
+    """Whether that came twice."""
 
     def anew(self, now: float) -> Job:
         """The job for what was announced while this one was running."""
         return Job(self.name, now, now, self.etag)
+
+    def expect(self, ticket: Ticket) -> None:
+        """Raise FetchError (`stale_etag`) for what need not be downloaded once more: it would be corrupt again."""
+        if self.corrupt is not None and self.corrupt[:2] != (ticket.version, ticket.last_modified):
+            self.corrupt, self.is_stale = None, False
+        if self.is_stale:
+            raise FetchError("stale_etag", STALE_ETAG)
+
+    def came_corrupt(self, ticket: Ticket, digest: str) -> None:
+        """Take note; raises FetchError (`stale_etag`) where the very same bytes came before.
+
+        Accidents differ. What comes twice is what the store has.
+        """
+        came = (ticket.version, ticket.last_modified, digest)
+        self.is_stale, self.corrupt = bool(digest) and came == self.corrupt, came
+        self.expect(ticket)
 
     def failed(self, trouble: FetchError, uniform: Callable[[float, float], float], *, once: bool) -> float | None:
         """Count a failure; returns for how many seconds to leave the job alone, None to give it up.

@@ -295,6 +295,7 @@ class Device:
         if self._store.held(name) == version:
             self._report("skipped", reason="unchanged", **about)
             return
+        job.expect(ticket)
         self._report("downloading", **about)
 
         def progress(length: int, resumed_bytes: int) -> None:
@@ -306,7 +307,12 @@ class Device:
                 job.furthest, job.moved = length, True
             self._report("progress", **about, length=length)
 
-        fetched = fetch(self._web, self._store, name, ticket, progress, fresh=fresh)
+        try:
+            fetched = fetch(self._web, self._store, name, ticket, progress, fresh=fresh)
+        except FetchError as trouble:
+            if trouble.reason == "corrupt":
+                job.came_corrupt(ticket, trouble.digest)
+            raise
         self._report(
             "verified",
             **about,

@@ -21,6 +21,7 @@ Reason = Literal[
     "rate_limited",
     "refused",  # the store refuses this file for another reason
     "replaced",  # the object is another one than the URL was asked for
+    "stale_etag",  # the same bytes came twice, and they are not those of the store's ETag or checksum
     "stopped",
     "timed_out",
     "unauthorized",  # the token is not accepted
@@ -32,15 +33,22 @@ Reason = Literal[
 class FetchError(Exception):
     """A file could not be had; `reason` decides what happens next.
 
-    `after_seconds` is what was asked to wait (`Retry-After`), `code` the store's own word for the cause. The message
-    never holds a URL: a presigned one is as good as a password.
+    `after_seconds` is what was asked to wait (`Retry-After`), `code` the store's own word for the cause, `digest` what
+    came of a file that is corrupt. The message never holds a URL: a presigned one is as good as a password.
     """
 
     def __init__(
-        self, reason: Reason, detail: str, *, after_seconds: float | None = None, code: str | None = None
+        self,
+        reason: Reason,
+        detail: str,
+        *,
+        after_seconds: float | None = None,
+        code: str | None = None,
+        digest: str = "",
     ) -> None:
         """Keep what the loop decides by; `detail` is for a person."""
         super().__init__(detail)
         self.reason: Reason = reason
         self.after_seconds = after_seconds
         self.code = code
+        self.digest = digest

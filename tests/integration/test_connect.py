@@ -14,6 +14,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import typer
@@ -94,7 +95,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the command on a store, away from any `.env`, with an environment of its own."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
-        if name.startswith(("AWS_", "BUCKET", "WEBHOOK_", "CONFIGS_", "ASSETS_")):
+        if name.startswith(("AWS_", "BUCKET", "WEBHOOK_", "CONFIGS_", "ASSETS_", "SWEEP_")):
             monkeypatch.delenv(name)
 
     def run(store: Store, *arguments: str, expect: int = 0, **variables: str) -> Result:
@@ -139,7 +140,8 @@ def test_minio_is_set_up_by_connects_own_words(
     minio.environment = {**FOREIGN_TARGET, **lines}
     minio.restart()
     accepted = run(minio, *options)
-    assert lines_of(accepted) == lines
+    assert {name: value for name, value in lines_of(accepted).items() if name in lines} == lines
+    assert lines_of(accepted)["SWEEP_SECONDS"] == "300"
     ours = rules(minio)["QueueConfigurations"]
     assert [rule["Id"] for rule in ours] == OUR_IDS
     assert all(set(rule["Events"]) == EVENTS for rule in ours)
@@ -423,8 +425,11 @@ def test_a_store_with_neither_is_told_so(tmp_path: Path, run: Run) -> None:
         store.client().create_bucket(Bucket="firmware")
         result = run(store, expect=1)
     assert "not MinIO" in result.stderr
-    assert "--event-webhook-url http://127.0.0.1:8080/events" in result.stderr
+    assert (
+        "VGW_EVENT_WEBHOOK_URL=http://bucketbell:<the first of WEBHOOK_TOKENS>@127.0.0.1:8080/events" in result.stderr
+    )
     assert TOKEN not in result.output
+    assert lines_of(result)["SWEEP_SECONDS"] == "60"
 
 
 @contextmanager
@@ -484,3 +489,135 @@ def test_rules_of_every_kind_are_written_back(run: Run, tmp_path: Path) -> None:
     with store_with(inner, tmp_path) as (store, writes):
         assert "Nothing to change" in run(store, "--store", "minio").stdout
     assert writes == []
+
+
+KEYS_ON_A_PAGE = 1000
+
+
+@contextmanager
+def store_that_lists(
+    pages: int,
+    directory: Path,
+    *,
+    refusal: tuple[int, str] = (501, "NotImplemented"),
+    server: str = "",
+    lists: int = 200,
+) -> Iterator[tuple[Store, list[str]]]:
+    """A store that refuses everything but LIST: so many pages below each prefix; and what else was asked of it."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+            asked.append(f"LIST {query['prefix']}" if "list-type" in query else f"{self.command} {self.path}")
+            if "list-type" not in query:
+                self._answer(refusal[0], f"<Error><Code>{refusal[1]}</Code><Message>No.</Message></Error>")
+                return
+            number = int(query.get("start-after", "").rpartition("/")[2] or 0)
+            keys = range(number, min(number + KEYS_ON_A_PAGE, pages * KEYS_ON_A_PAGE))
+            told = "".join(f"<Contents><Key>{query['prefix']}{key + 1}</Key></Contents>" for key in keys)
+            more = str(number + KEYS_ON_A_PAGE < pages * KEYS_ON_A_PAGE).lower()
+            self._answer(lists, f"<ListBucketResult><IsTruncated>{more}</IsTruncated>{told}</ListBucketResult>")
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def do_PUT(self) -> None:
+            self.do_GET()
+
+        def version_string(self) -> str:
+            return server
+
+        def _answer(self, status: int, body: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield MotoServer(directory, port=http.server_port), asked  # never started: it stands for the address
+        finally:
+            http.shutdown()
+            thread.join(5)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "server"),
+    [
+        ((501, "NotImplemented"), ""),
+        ((405, "MethodNotAllowed"), ""),
+        ((400, "NotImplemented"), ""),
+        ((501, "NotImplemented"), "SeaweedFS 30GB 4.53"),
+    ],
+)
+def test_a_store_without_events_needs_the_sweep_and_nothing_else(
+    refusal: tuple[int, str], server: str, run: Run, tmp_path: Path
+) -> None:
+    """It says so, and what to set: something is left to do until it is set. Nothing is written to the store."""
+    with store_that_lists(0, tmp_path, refusal=refusal, server=server) as (store, asked):
+        todo = run(store, expect=1)
+        assert "This store sends no events: there is nothing to set up in it" in todo.stderr
+        assert lines_of(todo) == {"BUCKET": "firmware", "AWS_ENDPOINT_URL": store.endpoint_url, "SWEEP_SECONDS": "2"}
+        assert "A sweep takes 2 LIST calls, at most 2,592,000 a month" in todo.stderr
+        document = json.loads(run(store, "--json", expect=1).stdout)
+        assert document["error"]["code"] == "NoEvents"
+        assert document["sweep"]["host_environment"] == lines_of(todo)
+
+        done = run(store, SWEEP_SECONDS="20", BUCKET="firmware")
+        assert "nothing to set up in it" in done.stdout
+        assert "SWEEP_SECONDS=20 is set here" in done.stdout
+        assert "at most 259,200 a month" in done.stdout
+        assert "nothing to remove" in run(store, "--remove").stdout
+        assert {one.partition("?")[2] or one for one in asked} == {"notification", "LIST configs/", "LIST assets/"}
+
+
+@pytest.mark.parametrize(
+    ("pages", "seconds", "words"),
+    [
+        (1, 5, "Files there now: 3,000. A sweep takes 3 LIST calls, at most 1,555,200 a month."),
+        (
+            1000,
+            10,
+            "Files there now: more than 30,000. A sweep takes more than 30 LIST calls, more than 7,776,000 a month.",
+        ),
+    ],
+)
+def test_many_files_are_counted_up_to_a_bound(pages: int, seconds: int, words: str, run: Run, tmp_path: Path) -> None:
+    """Ten pages of each prefix; the more there are, the longer the pause. Cameras' events are swept here too."""
+    with store_that_lists(pages, tmp_path) as (store, asked):
+        result = run(store, expect=1, EVENTS_PREFIX="events/")
+        assert words in result.stderr
+        assert lines_of(result)["SWEEP_SECONDS"] == str(seconds)
+        lists = [one for one in asked if one.startswith("LIST")]
+        assert {one: lists.count(one) for one in lists} == dict.fromkeys(
+            ("LIST configs/", "LIST assets/", "LIST events/"), min(pages, 10)
+        )
+
+
+def test_a_store_without_events_that_refuses_to_list_cannot_be_used(run: Run, tmp_path: Path) -> None:
+    """There is no other way to hear of a file: the store's answer is shown."""
+    with store_that_lists(0, tmp_path, lists=403) as (store, _):
+        assert "These credentials may not use s3:ListBucket on firmware" in run(store, expect=1).stderr
+
+
+def test_what_the_sweep_costs_is_told_for_each_store(minio: Minio, moto: MotoServer, run: Run) -> None:
+    """MinIO and a queue keep events: the sweep is for what they lose. Cameras' events are left to the doors."""
+    for store, seconds, calls in ((minio, 300, "17,280"), (moto, 3600, "1,440")):
+        assert "SWEEP_SECONDS" not in run(store, "--create", "--dry-run").output  # there is no bucket to count yet
+        s3 = store.client()
+        s3.create_bucket(Bucket="firmware")
+        for number in range(3):
+            s3.put_object(Bucket="firmware", Key=f"assets/{number}", Body=b"x")
+        result = run(store, "--create", "--dry-run", EVENTS_PREFIX="events/")
+        assert lines_of(result)["SWEEP_SECONDS"] == str(seconds)
+        words = f"Files there now: 3. A sweep takes 2 LIST calls, at most {calls} a month. On a store of your own"
+        assert words in result.stdout
+        document = json.loads(run(store, "--create", "--dry-run", "--json", SWEEP_SECONDS="60").stdout)
+        assert document["sweep"] | {"objects": 3, "set_seconds": 60, "list_calls_a_month": 86_400} == document["sweep"]
+        assert "SWEEP_SECONDS" not in run(store, "--remove", "--dry-run").output

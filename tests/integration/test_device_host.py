@@ -112,6 +112,26 @@ def test_files_copied_into_a_stores_folder_are_handed_out(versitygw: VersityGate
         assert device.content(config) == b'{"interval": 55}'
 
 
+def test_a_file_copied_over_an_object_is_named_as_what_it_is(versitygw: VersityGateway, tmp_path: Path) -> None:
+    """Versity Gateway keeps the ETag of the object that was there: the device says so, and keeps what it had."""
+    asset, first, second = "assets/over.bin", b"uploaded", b"copied over it"
+    s3 = versitygw.client()
+    s3.create_bucket(Bucket="stale")
+    etag = s3.put_object(Bucket="stale", Key=asset, Body=first)["ETag"]
+    with Host(tmp_path, knowing(versitygw, "stale"), ready=False) as host:
+        device = device_of(tmp_path, host)
+        assert device.run() == 0
+        (versitygw.data / "stale" / asset).write_bytes(second)
+        assert s3.head_object(Bucket="stale", Key=asset)["ETag"] == etag
+        assert device.run() == 1
+        assert [said["reason"] for said in device.named("failed")] == ["corrupt", "stale_etag"]
+        assert "Upload it through S3" in device.named("failed")[-1]["detail"]
+        assert device.content(asset) == first
+        s3.put_object(Bucket="stale", Key=asset, Body=second)
+        assert device.run() == 0
+        assert device.content(asset) == second
+
+
 @pytest.mark.parametrize("status", [200, 304])
 def test_the_manifest_says_how_much_it_lists(moto: MotoServer, tmp_path: Path, status: int) -> None:
     """In a header, also where nothing has changed: the host grants requests by it."""

@@ -18,7 +18,7 @@ import pytest
 from botocore.compat import get_current_datetime
 from botocore.config import Config
 
-from infra.device.checks import Check, passes
+from infra.device.checks import Check, digest
 from infra.device.names import Name
 from infra.device.server import Ticket
 from infra.local.stores import LOCAL_CREDENTIALS, Minio, Store, VersityGateway
@@ -307,7 +307,7 @@ def test_an_etag_made_weak_on_the_way_is_the_same(world: SlowStore, rig: DeviceR
 
 def test_a_file_that_comes_corrupt_is_not_fetched_each_minute(world: SlowStore, rig: DeviceRig) -> None:
     """The pauses grow beyond a minute: a large file over a slow line costs money."""
-    world.script = [Behaviour(body=NEW[:-1] + bytes([NEW[-1] ^ 1]))] * 12
+    world.script = [Behaviour(body=NEW[:-1] + bytes([NEW[-1] ^ accident])) for accident in range(1, 13)]
     rig.start()
     rig.wait_for("failed", 12)
     assert set(rig.reasons()) == {"corrupt"}
@@ -316,19 +316,45 @@ def test_a_file_that_comes_corrupt_is_not_fetched_each_minute(world: SlowStore, 
     rig.wait_for("verified")
 
 
+def test_an_etag_of_other_bytes_is_named_and_not_downloaded_again(world: SlowStore, rig: DeviceRig) -> None:
+    """What comes twice is what the store has: from then on only the server is asked, until the object changes."""
+    had = world.put(FILE, NEW)
+    world.put(FILE, NEW[::-1], etag=had.etag)
+    rig.start()
+    rig.wait_for("failed", 6)
+    assert set(rig.reasons()[:6]) == {"corrupt", "stale_etag"}
+    assert rig.reasons()[:2] == ["corrupt", "stale_etag"]
+    assert "the store's ETag or checksum is of other bytes" in rig.named("failed")[1]["detail"]
+    assert len(world.downloads()) == 2
+    waits = [high for low, high in rig.spreads if low > 0]
+    assert waits[:6] == [0.5, 2, 8, 32, 128, 512]
+    world.put(FILE, NEW, etag=had.etag, modified=LATER)
+    rig.wait_for("verified")
+    assert rig.content(FILE) == NEW
+
+
+def test_once_gives_an_etag_of_other_bytes_up(world: SlowStore, rig: DeviceRig) -> None:
+    """After the second download; what came is not put in place."""
+    world.put(FILE, NEW[::-1], etag=world.put(FILE, NEW).etag)
+    assert not rig.once()
+    assert rig.reasons() == ["corrupt", "stale_etag"]
+    assert rig.named("failed")[-1]["retry_in_ms"] is None
+    assert not (rig.directory / FILE).exists()
+
+
 def test_a_disk_that_cannot_be_read_is_told_and_lived_with(
     world: SlowStore, rig: DeviceRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A read error while verifying ends neither the process nor the file: it is fetched to other sectors."""
     bad = [True, True]
 
-    def failing(check: Check, file: FileIO) -> bool:
+    def failing(check: Check, file: FileIO) -> str:
         if bad:
             bad.pop()
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return passes(check, file)
+        return digest(check, file)
 
-    monkeypatch.setattr("infra.device.fetch.passes", failing)
+    monkeypatch.setattr("infra.device.fetch.digest", failing)
     assert rig.once()
     assert rig.content(FILE) == NEW
     assert rig.reasons() == ["corrupt"] * 2

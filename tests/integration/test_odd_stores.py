@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -35,8 +36,14 @@ def listing(root: str, entry: str, elements: dict[str, str]) -> bytes:
 
 
 @contextmanager
-def store(elements: dict[str, str], headers: dict[str, str], *, versions: bool = True) -> Iterator[Downloads]:
-    """A store that lists one object with these elements, and answers HEAD with these headers."""
+def store(
+    elements: dict[str, str], headers: dict[str, str], *, versions: bool | None = True, asked: list[str] | None = None
+) -> Iterator[Downloads]:
+    """A store that lists one object with these elements, and answers HEAD with these headers.
+
+    `versions`: whether the bucket has them, None for a store that knows no such thing. `asked` gets what was asked.
+    """
+    calls = [] if asked is None else asked
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -45,12 +52,19 @@ def store(elements: dict[str, str], headers: dict[str, str], *, versions: bool =
             self.answer(200 if "assets" in self.path else 404, b"", headers)
 
         def do_GET(self) -> None:
-            if "versions" not in self.path:
+            query = urlsplit(self.path).query.split("&")
+            calls.append(next((word for word in ("versioning", "versions") if word in query), "list"))
+            if calls[-1] == "list":
                 self.answer(200, listing("ListBucketResult", "Contents", elements), {})
-            elif versions:
-                self.answer(200, listing("ListVersionsResult", "Version", elements), {})
-            else:
+            elif calls[-1] == "versions":
+                # Of a bucket without versions SeaweedFS lists them all the same, with wrong ETags.
+                told = elements if versions else elements | {"ETag": '"0cc175b9c0f1b6a831c399e269772661-2"'}
+                self.answer(200, listing("ListVersionsResult", "Version", told), {})
+            elif versions is None:
                 self.answer(501, b"", {})
+            else:
+                status = b"<Status>Suspended</Status>" if versions else b""
+                self.answer(200, b"<VersioningConfiguration>" + status + b"</VersioningConfiguration>", {})
 
         def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)
@@ -80,9 +94,9 @@ def ask(downloads: Downloads, path: str) -> Answered:
 HEADED = {"Content-Length": "1", "Last-Modified": "Fri, 20 Nov 2026 12:00:00 GMT"}
 
 
-@pytest.mark.parametrize("versions", [True, False])
+@pytest.mark.parametrize("versions", [True, False, None])
 @pytest.mark.parametrize("etag", [None, "", '""'])
-def test_an_etag_that_is_missing_or_empty_is_null(etag: str | None, *, versions: bool) -> None:
+def test_an_etag_that_is_missing_or_empty_is_null(etag: str | None, *, versions: bool | None) -> None:
     """In the manifest and in the answer for the file, whichever LIST the store knows."""
     elements = {name: value for name, value in ELEMENTS.items() if name != "ETag"}
     headers = dict(HEADED)
@@ -95,6 +109,24 @@ def test_an_etag_that_is_missing_or_empty_is_null(etag: str | None, *, versions:
         assert (answer.status, answer.document["etag"]) == (200, None)
         assert answer.document["last_modified"] == entry["last_modified"] == "2026-11-20T12:00:00Z"
         assert "etag" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("versions", "calls"),
+    [
+        (True, ["versioning", "versions", "versions"]),
+        (False, ["versioning", "list", "list"]),
+        (None, ["versioning", "list", "list"]),
+    ],
+)
+def test_versions_are_listed_only_where_the_bucket_has_them(calls: list[str], *, versions: bool | None) -> None:
+    """It is asked once; without versions the ETag is ListObjectsV2's, as HEAD's is."""
+    asked: list[str] = []
+    with store(ELEMENTS, HEADED, versions=versions, asked=asked) as downloads:
+        for _ in range(2):
+            (entry,) = ask(downloads, "/manifest").document["objects"]
+            assert entry["etag"] == ELEMENTS["ETag"].strip('"')
+    assert asked == calls
 
 
 @pytest.mark.parametrize("missing", ["VersionId", "IsLatest"])

@@ -23,6 +23,7 @@ from infra.connect.documents import Document, Rule
 from infra.connect.errors import ConnectError, explain
 from infra.connect.minio import TOKEN_PLACEHOLDER, Doors
 from infra.connect.queues import Queue
+from infra.connect.sweep import propose
 
 PREFIXES = {"configs": "configs/", "assets": "assets/"}
 MINIO = {"fast": documents.minio_arn("BUCKETBELLFAST"), "sure": documents.minio_arn("BUCKETBELLSURE")}
@@ -458,3 +459,28 @@ def test_another_rule_is_in_the_way_where_a_key_can_match_both(filters: list[tup
     }
     wanted = documents.wanted_rules({"queue": QUEUE_ARN}, {"events": "events/"})
     assert bool(documents.overlapping({"QueueConfigurations": [rule]}, wanted)) is meets
+
+
+def test_what_a_sweep_costs_on_aws_is_told_with_the_assumed_price() -> None:
+    """One call for each 1,000 objects of each prefix; 2,592,000 s / 3,600 s sweeps a month."""
+    s3 = clients_of_aws().s3
+    with Stubber(s3) as stub:
+        for is_last in (False, True):
+            page = {"IsTruncated": not is_last, "Contents": [{"Key": f"configs/{n}"} for n in range(1000)]}
+            stub.add_response("list_objects_v2", page)
+        stub.add_response("list_objects_v2", {"IsTruncated": False})
+        proposal = propose(s3, "firmware", PREFIXES, "queue", 0)
+    assert proposal.variables == {"BUCKET": "firmware", "SWEEP_SECONDS": "3600"}
+    assert (proposal.calls_a_month, proposal.dollars_a_month) == (2160, 0.01)
+    assert "2,160 a month. This costs $0.01, assuming S3 Standard in us-east-1 at $0.005 for 1,000" in proposal.text
+
+
+def test_a_bucket_that_cannot_be_counted_gets_a_proposal_all_the_same() -> None:
+    """Whoever sets rules up need not have the right to list; the reason is told."""
+    s3 = clients_of_aws().s3
+    with Stubber(s3) as stub:
+        stub.add_client_error("list_objects_v2", "AccessDenied", "Access Denied", 403)
+        proposal = propose(s3, "firmware", PREFIXES, "kept", 0)
+    assert (proposal.proposed_seconds, proposal.count) == (300, None)
+    assert "could not be counted: Access Denied (AccessDenied)" in proposal.text
+    assert proposal.document["list_calls_a_month"] is None

@@ -58,7 +58,7 @@ def test_with_cameras_events_notify_may_read_those_and_no_other_object(bucket: s
     existing = "" if bucket == BUCKET else bucket
     assert Stack(EventsPrefix="cameras/", ExistingBucket=existing).permissions("NotifyRole") == NOTIFY | {
         *((f"s3:{do}", f"{arn}/cameras/*") for do in ("GetObject", "GetObjectVersion")),
-        *((f"s3:{do}", arn) for do in ("ListBucket", "ListBucketVersions")),
+        *((f"s3:{do}", arn) for do in ("GetBucketVersioning", "ListBucket", "ListBucketVersions")),
     }
 
 
@@ -84,7 +84,7 @@ def test_download_may_read_the_two_prefixes_and_list_the_bucket(bucket: str) -> 
     assert Stack(ConfigsPrefix="a/b/", ExistingBucket=existing).permissions("DownloadRole") == {
         *((f"s3:{do}", f"arn:aws:s3:::{bucket}/a/b/*") for do in ("GetObject", "GetObjectVersion")),
         *((f"s3:{do}", f"arn:aws:s3:::{bucket}/assets/*") for do in ("GetObject", "GetObjectVersion")),
-        *((f"s3:{do}", f"arn:aws:s3:::{bucket}") for do in ("ListBucket", "ListBucketVersions")),
+        *((f"s3:{do}", f"arn:aws:s3:::{bucket}") for do in ("GetBucketVersioning", "ListBucket", "ListBucketVersions")),
         ("logs:CreateLogStream", "DownloadLogs.Arn"),
         ("logs:PutLogEvents", "DownloadLogs.Arn"),
     }
