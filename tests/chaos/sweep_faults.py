@@ -83,6 +83,7 @@ def restart_host(world: World, profile: Profile) -> None:
 
 def lose_state(world: World, profile: Profile) -> None:
     """The host is killed, and what it knew of the bucket has gone when it is started again."""
+    _find_some(world)
     world.host.kill()
     state = _state(world.directory)
     files = [*state.parent.glob(f"{state.name}*")]  # SQLite's journal beside it
@@ -97,6 +98,7 @@ def lose_state(world: World, profile: Profile) -> None:
 
 def tear_state(world: World, profile: Profile) -> None:
     """The host is stopped, and half of what it saved in the bucket is left when it is started again."""
+    _find_some(world)
     stop(world.host)
     whole = world.s3.get_object(Bucket=BUCKET, Key=MARKER)["Body"].read()
     world.s3.put_object(Bucket=BUCKET, Key=MARKER, Body=whole[: len(whole) // 2])
@@ -159,6 +161,12 @@ def the_other_went_on(world: World, _verdict: Verdict) -> str:
         raise TypeError(world)
     found = sum(host_metric(host, SWEPT) for host in world.hosts())
     return "" if found else "nothing was left to find when the sweeper was killed: this shows nothing"
+
+
+def _find_some(world: World) -> None:
+    """Let uploads be announced of which nothing will be known."""
+    enough = host_metric(world.host, SWEPT) + FOUND
+    eventually(lambda: host_metric(world.host, SWEPT) >= enough, "nobody sweeps", FIND_SECONDS)
 
 
 def _state(directory: Path) -> Path:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from infra.local.process import PartError, free_port
 from infra.local.stack import OURS, Host
 from infra.local.stores import Minio, MotoServer, Store
 from infra.subscriber import Subscriber
+from tests.chaos.metrics import host_metric
 from tests.chaos.uploads import Uploads
 from tests.chaos.verdict import Heard, Upload
 from tests.fakes.proxy import TcpProxy
@@ -42,6 +43,7 @@ FIRST_SECONDS = 30.0
 EVENTUALLY_SECONDS = 30.0
 LOOK_SECONDS = 0.02
 LIST_ATTEMPTS = 5
+SWEPT_ONCE = "sweep_seconds_count"
 STOP_SECONDS = 3.0
 LOG_TAIL_CHARACTERS = 2000
 
@@ -198,6 +200,14 @@ class World:
             return bool(self.subscriber.silence(LOOK_SECONDS * 5))
 
         eventually(heard, "nothing rings even while all is well", FIRST_SECONDS)
+        if self.is_sweeping:  # what is uploaded before a host has looked for the first time counts as announced
+            eventually(
+                lambda: any(host_metric(host, SWEPT_ONCE) for host in self.hosts()), "nobody sweeps", FIRST_SECONDS
+            )
+
+    def hosts(self) -> Iterator[Host]:
+        """All of them."""
+        yield self.host
 
     # What is measured.
 
