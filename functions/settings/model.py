@@ -195,12 +195,12 @@ class Settings(BaseSettings):
         description="When the sweep's state is lost, files younger than this are announced again.",
     )
     sweep_events_max_age_seconds: int = Field(
-        default=300, ge=0, le=604_800, description="A sweep announces cameras' events that are younger than this."
+        default=300, ge=0, le=86_400, description="A sweep announces cameras' events that are younger than this."
     )
     sweep_state_file: Path | None = Field(
         default=None,
-        description="SQLite file that holds what was announced. Unset: the database, else `.bucketbell/sweep` in the "
-        "bucket.",
+        description="SQLite file that holds what was announced, where there is no DATABASE_URL. Unset: "
+        "`.bucketbell/sweep` in the bucket.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="How much is logged.")
 

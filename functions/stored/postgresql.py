@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 DEADLINE_SECONDS = 3.0
 GRACE_SECONDS = 0.5  # for the server to say itself that the time is over
+RELEASE_SECONDS = 0.2
 KEPT_CONNECTIONS = 2
 MAX_CONNECTIONS = 4
 IDLE_SECONDS = 60.0  # less than what any firewall on the way forgets a silent connection after
@@ -176,9 +177,12 @@ class SessionLock:
             return self._is_held() or self._take()
 
     def release(self) -> None:
-        """Give it back. Idempotent."""
-        with self._turn:
-            self._drop()
+        """Give it back. Idempotent; who is asking at this moment gives it back by the end of the process."""
+        if self._turn.acquire(timeout=RELEASE_SECONDS):
+            try:
+                self._drop()
+            finally:
+                self._turn.release()
 
     def _is_held(self) -> bool:
         connection = self._connection

@@ -81,7 +81,7 @@ class Host:
             terms = Terms.of(settings)
             self._sweeper = Sweeper(
                 terms,
-                lister=Lister(settings, terms.bucket),
+                lister=Lister(state.s3, terms.bucket),
                 state=state,
                 rung=rung,
                 ledger=ledger,

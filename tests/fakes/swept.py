@@ -105,7 +105,7 @@ class Publisher:
 
 
 class MemoryRings:
-    """As `RingStore`, and the `State` that it is in."""
+    """As `State`."""
 
     def __init__(self, now: Any = None) -> None:  # noqa: ANN401 - a clock
         self.by_key: dict[str, list[tuple[float, Ring]]] = {}
@@ -117,13 +117,8 @@ class MemoryRings:
         self.writes = 0
         self.now = now or (lambda: time.time() * 1000)
 
-    @property
-    def rings(self) -> MemoryRings:
-        """As `State.rings`."""
-        return self
-
     def record(self, rings: Sequence[Ring]) -> None:
-        """As `RingStore.record`."""
+        """As `State.record`."""
         for ring in rings:
             self.writes += 1
             mine = self.by_key.setdefault(ring.object_key, [])
@@ -133,14 +128,14 @@ class MemoryRings:
             ]
 
     def of_keys(self, keys: Sequence[str]) -> Mapping[str, Sequence[Ring]]:
-        """As `RingStore.of_keys`."""
+        """As `State.of_keys`."""
         self.on_look()
         found = {key: [ring for _, ring in self.by_key[key]][:KEPT] for key in keys if key in self.by_key}
         self.on_look()
         return found
 
     def forget_gone(self, prefix: str, after: str, upto: str | None, keys: Collection[str]) -> int:
-        """As `RingStore.forget_gone`."""
+        """As `State.forget_gone`."""
         gone = [
             key
             for key, rings in self.by_key.items()
@@ -156,11 +151,11 @@ class MemoryRings:
         return len(gone)
 
     def progress(self, prefix: str) -> Progress | None:
-        """As `RingStore.progress`."""
+        """As `State.progress`."""
         return self.prefixes.get(prefix)
 
-    def open(self) -> None:
-        """As `State.open`."""
+    def save(self) -> None:
+        """As `State.save`."""
 
     def begin(self, prefix: str, t0: int) -> Progress:
         """As `State.begin`."""
@@ -168,12 +163,12 @@ class MemoryRings:
         return self.prefixes[prefix]
 
     def complete(self, prefix: str) -> None:
-        """As `RingStore.complete`."""
+        """As `State.complete`."""
         self.writes += 1
         self.prefixes[prefix] = self.prefixes[prefix]._replace(is_complete=True)
 
     def lead(self) -> bool:
-        """As `RingStore.lead`."""
+        """As `State.lead`."""
         return self.leads
 
 

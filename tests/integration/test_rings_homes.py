@@ -158,7 +158,8 @@ def test_a_state_that_is_lost_is_no_first_sweep(world: World, caplog: pytest.Log
     with world.host() as state:
         assert state.begin("assets/", 99) == LOST
         assert state.begin("more/", 99) == LOST._replace(is_lost=False)
-    assert [one["prefix"] for one in warned(caplog)] == ["configs/", "assets/"]
+    lost = [vars(one) for one in caplog.records if one.getMessage() == "the sweep's state is lost"]
+    assert [one["prefix"] for one in lost] == ["configs/", "assets/"]
 
 
 @pytest.mark.parametrize("world", ["file", "bucket"], indirect=True)
@@ -199,6 +200,49 @@ def test_a_torn_state_is_set_aside_and_lost(world: World, caplog: pytest.LogCapt
     with world.host() as state:
         state.open()
         assert state.rings.of_keys([ONE.object_key])
+
+
+@pytest.mark.parametrize("world", ["file", "bucket"], indirect=True)
+def test_a_state_that_breaks_while_it_is_used_is_begun_anew(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """What was being written is said to have failed; the next call finds a state that works."""
+    with world.host() as state:
+        state.begin("configs/", 17)
+        state.record([Ring(f"configs/{number}", "e", 1, is_exact=True) for number in range(2000)])
+        file = state.rings.database.file
+        assert file is not None
+        file.write_bytes(bytes(4096) + file.read_bytes()[4096:])
+        with pytest.raises(StoreUnavailableError):
+            state.record([ONE])
+        state.record([ONE])
+        with pytest.raises(StoreUnavailableError, match="begun anew"):
+            state.of_keys(["configs/1"])  # a round that goes on would take all of the bucket for new
+        assert state.progress("configs/") is None
+        assert state.begin("configs/", 99) == LOST
+        assert state.of_keys([ONE.object_key, "configs/1"]) == {ONE.object_key: [ONE]}
+    assert [one["levelname"] for one in warned(caplog)] == ["ERROR"]
+
+
+def test_what_a_killed_process_has_left_is_removed(
+    moto: MotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state of the bucket's lies in a directory for as long as a process lives; others' stay."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    world = World(moto, "bucket", {"TMPDIR": str(tmp_path)})
+    with subprocess.Popen(
+        [sys.executable, "-c", HOST], cwd=ROOT, env=os.environ | world.environment, stdout=subprocess.PIPE, text=True
+    ) as host:
+        assert host.stdout is not None
+        host.stdout.readline()
+        (left,) = tmp_path.iterdir()
+        os.utime(left, (0, 0))
+        with world.host():
+            assert left.exists(), "it runs"
+        host.kill()
+    os.utime(left, (0, 0))
+    with world.host() as state:
+        assert state.rings.database.file is not None
+        assert list(tmp_path.iterdir()) == [state.rings.database.file.parent]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("world", ["bucket"], indirect=True)
@@ -409,7 +453,6 @@ def test_without_a_right_to_the_marker_it_goes_on(
         assert state is not None
         for prefix in ("configs/", "assets/"):
             assert state.begin(prefix, 17) == FIRST
-        state.doubt()
         state.record([ONE])
         state.save_last()
         state.close()

@@ -21,6 +21,7 @@ from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.link import LinkStatus
 from infra.host.mqtt.publisher import HostPublisher, QueueFullError
+from infra.host.pending import Pending
 from tests.hosts import on_uvloop, record
 from tests.timing import PATIENCE_SECONDS
 
@@ -515,3 +516,84 @@ def test_a_full_memory_takes_at_most_20_megabytes() -> None:
     assert len(memory) == SEEN_LIMIT == 50_000
     print(f"{taken_bytes / 1e6:.1f} MB")  # noqa: T201 - the figure, with `pytest -s`
     assert taken_bytes <= 20_000_000
+
+
+class Others:
+    """What other hosts have announced; they answer when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: dict[bytes, Pending[bool]] = {}
+
+    def ask(self, identity: bytes) -> Pending[bool]:
+        """As `Rung.ask`."""
+        return self.asked.setdefault(identity, Pending())
+
+    def answer(self, *, has_rung: bool) -> None:
+        """To all who have asked."""
+        for pending in list(self.asked.values()):
+            if not pending.done():
+                pending.set_result(has_rung)
+
+
+def among_others() -> tuple[Case, Others]:
+    """A bell that asks other hosts."""
+    case, others = Case(), Others()
+    case.bell._ask = others.ask  # noqa: SLF001 - it is made with it where there are others
+    return case, others
+
+
+@pytest.mark.parametrize("source", ["sure", "sqs"])
+@on_uvloop
+async def test_what_another_host_has_announced_is_a_repeat(source: str) -> None:
+    """It is asked about once."""
+    case, others = among_others()
+    one, two = record("assets/1"), record("assets/2")
+    ringing = asyncio.create_task(case.bell.ring(case.steps(one, two, one), source))
+    await asyncio.sleep(0)
+    assert len(others.asked) == 2
+    assert not case.publisher.flights
+    others.answer(has_rung=True)
+    assert [settled.label for settled in await ringing] == ["repeated"] * 3
+    assert [one.label for one in await case.bell.ring(case.steps(one), source)] == ["repeated"]
+    assert len(others.asked) == 2
+
+
+@on_uvloop
+async def test_what_no_other_host_knows_of_rings() -> None:
+    """And so does what cannot be told: the answer is no then."""
+    case, others = among_others()
+    ringing = asyncio.create_task(case.bell.ring(case.steps(record()), "sure"))
+    await asyncio.sleep(0)
+    others.answer(has_rung=False)
+    (flight,) = case.publisher.flights
+    flight.done.set_result(DELIVERED)
+    assert [settled.label for settled in await ringing] == ["delivered"]
+
+
+@on_uvloop
+async def test_the_fast_door_asks_nobody_and_is_joined_by_who_does() -> None:
+    """The event comes there while the sure door waits for an answer."""
+    case, others = among_others()
+    event = record()
+    ringing = asyncio.create_task(case.bell.ring(case.steps(event), "sure"))
+    await asyncio.sleep(0)
+    case.bell.ring_soon(case.steps(event), "fast")
+    assert len(others.asked) == 1
+    (flight,) = case.publisher.flights
+    others.answer(has_rung=False)
+    flight.done.set_result(DELIVERED)
+    assert [settled.label for settled in await ringing] == ["repeated"]
+    assert len(case.publisher.flights) == 1
+
+
+@on_uvloop
+async def test_what_is_known_here_is_asked_nowhere() -> None:
+    """On its way, announced, refused, or nothing to ring for."""
+    case, others = among_others()
+    event = record()
+    case.bell.ring_soon(case.steps(event), "fast")
+    ringing = asyncio.create_task(case.bell.ring(case.steps(event, record("nowhere/x")), "sure"))
+    await asyncio.sleep(0)
+    case.publisher.flights[0].done.set_result(DELIVERED)
+    assert [settled.label for settled in await ringing] == ["repeated", "unmapped"]
+    assert not others.asked

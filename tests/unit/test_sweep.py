@@ -12,6 +12,7 @@ import pytest
 
 from functions.mqtt.outcome import Outcome, Status
 from functions.s3.clients import StorageError
+from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import Ring
 from infra.host.sweep import sweeper as sweeper_module
 from infra.host.sweep.judge import Listed
@@ -23,6 +24,7 @@ from tests.fakes.swept import (
     MemoryRings,
     SweptHost,
     again,
+    minio_event,
     new_host,
     swept_once,
     told,
@@ -283,6 +285,31 @@ async def test_a_name_that_is_wrong_is_said_once_and_a_folder_not_at_all() -> No
     assert len(lines(said, "WARNING")) == 1
     assert host.metric("events_total", source="sweep", outcome="bad_config_name") == 1
     assert host.metric("events_total", source="sweep", outcome="folder_marker") == 0
+
+
+@on_uvloop
+async def test_nothing_is_compared_before_what_rang_is_noted() -> None:
+    """A database that is away ends the round: what a door announced would be announced again."""
+    host = await swept_once()
+    await host.event(minio_event(host.bucket.put(A, "e")))
+    host.rung.fails = True
+    with pytest.raises(StoreUnavailableError):
+        await host.sweep()
+    host.rung.fails = False
+    assert await host.sweep() == []
+
+
+@on_uvloop
+async def test_until_the_first_time_is_noted_it_is_tried_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is uploaded before counts as announced, and the pause may be an hour."""
+    monkeypatch.setattr(sweeper_module, "LOOK_SECONDS", 0.01)
+    host = new_host(pause_seconds=3600.0)
+    host.bucket.fails_at = 1
+    await host.sweeper.start()
+    await until(lambda: host.rung.store.prefixes)
+    await until_swept(host, 1)
+    await host.sweeper.stop()
+    assert host.bucket.calls == 1 + 1 + 2
 
 
 # A bucket of very many objects.

@@ -6,13 +6,14 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from functions.s3 import clients
 from functions.s3.clients import BAD_REQUEST, StorageError, storage_errors
 from functions.s3.objects import unquoted
 from infra.host.sweep.judge import Listed
 
 if TYPE_CHECKING:
-    from functions.settings import Settings
+    from collections.abc import Callable
+
+    from mypy_boto3_s3.client import S3Client
 
 PAGE_OBJECTS = 1000  # S3's own limit for one LIST
 _MILLISECOND = timedelta(milliseconds=1)
@@ -29,13 +30,12 @@ class Page(NamedTuple):
 
 
 class Lister:
-    """One bucket. Every call blocks, and raises StorageError; boto3 is imported by the first one."""
+    """One bucket. Every call blocks, and raises StorageError."""
 
-    def __init__(self, settings: Settings, bucket: str) -> None:
-        """Nothing is asked yet."""
-        self._settings = settings
+    def __init__(self, open_client: Callable[[], S3Client], bucket: str) -> None:
+        """Nothing is asked yet; `open_client` is asked for its client by each call."""
+        self._open = open_client
         self._bucket = bucket
-        self._client: Any = None
 
     def page(self, prefix: str, token: str = "", *, limit: int = PAGE_OBJECTS) -> Page:
         """What is there now below `prefix`: from its beginning, or from where the page ended that gave this `token`.
@@ -43,7 +43,7 @@ class Lister:
         By the store's token, because not every store lists in the order of the keys. Versions are not asked for: some
         stores have none, and one lists wrong ETags with them.
         """
-        more = {"ContinuationToken": token} if token else {}
+        more: Any = {"ContinuationToken": token} if token else {}
         with storage_errors():
             found = self._open().list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=limit, **more)
         entries = found.get("Contents", [])
@@ -73,11 +73,6 @@ class Lister:
         except StorageError:  # not every store has them, and not everybody may ask
             return False
         return any(name in found for name in _RULES)
-
-    def _open(self) -> Any:  # noqa: ANN401 - boto3 makes its clients at run time
-        if self._client is None:
-            self._client = clients.client("s3", self._settings, connections=1)
-        return self._client
 
 
 def _store_time(found: Any) -> int:  # noqa: ANN401 - boto3's answer

@@ -65,7 +65,7 @@ class Marker:
         """
         try:
             with storage_errors():
-                body = self._s3().get_object(Bucket=self._bucket, Key=KEY)["Body"]
+                body = self.s3().get_object(Bucket=self._bucket, Key=KEY)["Body"]
                 with body:
                     return self._read(body, into)
         except StorageError as error:
@@ -87,7 +87,7 @@ class Marker:
             try:
                 with storage_errors():
                     # A checksum of boto3's own would come behind the body, in a form that not every store knows.
-                    answer = self._s3().put_object(
+                    answer = self.s3().put_object(
                         Bucket=self._bucket,
                         Key=KEY,
                         Body=file,
@@ -107,7 +107,7 @@ class Marker:
         """Keep what is there under another name, which is returned."""
         name = f"{KEY}.damaged"
         with suppress(StorageError), storage_errors():
-            self._s3().copy_object(Bucket=self._bucket, Key=name, CopySource={"Bucket": self._bucket, "Key": KEY})
+            self.s3().copy_object(Bucket=self._bucket, Key=name, CopySource={"Bucket": self._bucket, "Key": KEY})
         return name
 
     def _read(self, body: Any, into: Path | None) -> Swept:  # noqa: ANN401 - botocore's
@@ -133,7 +133,7 @@ class Marker:
 
     def _remove_older(self, version: str) -> None:
         """Nobody needs them, and a bucket with versions would keep each for ever."""
-        s3 = self._s3()
+        s3 = self.s3()
         try:
             with storage_errors():
                 found = s3.list_object_versions(Bucket=self._bucket, Prefix=KEY).get("Versions", [])
@@ -149,7 +149,8 @@ class Marker:
             self._said.add(what)
             logger.warning(f"the sweep cannot {what} {KEY} in the bucket", extra={"reason": str(error)})
 
-    def _s3(self) -> S3Client:
+    def s3(self) -> S3Client:
+        """The client, which others may use as well: each takes megabytes."""
         with self._lock:
             if self._client is None:
                 self._client = client("s3", self._settings)

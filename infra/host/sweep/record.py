@@ -24,7 +24,7 @@ MAX_BATCH = 1000
 MAX_WAITING = 20_000  # 10 MB or so, while the database is away
 ASK_SECONDS = 0.1
 LOOK_SECONDS = 1.0  # between two looks whether there is an answer again
-LAST_WORD_SECONDS = 1.0
+LAST_WORD_SECONDS = 0.5
 
 _Asked = tuple[bytes, Pending[bool]]
 
@@ -36,7 +36,7 @@ class Rung:
         """`ask_seconds`: for so long an event may wait for a word about whether it was announced."""
         self.is_shared = state.is_shared
         """Whether other hosts write there too: then `ask` has something to ask."""
-        self._state = state
+        self.store = state
         self._ask_seconds = ask_seconds
         self._waiting: deque[Ring] = deque()
         self._dropped = 0
@@ -68,7 +68,7 @@ class Rung:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORD_SECONDS):
                 await self.flush()
-                await self._written(self._state.save_last)
+                await self._written(self.store.save_last)
         self._writer.shutdown()
         self._reader.shutdown()
 
@@ -105,7 +105,7 @@ class Rung:
                 for _ in batch:
                     self._waiting.popleft()
                 left -= len(batch)
-                if not await self._written(lambda batch=batch: self._state.record(batch)):  # type: ignore[misc]  # the default binds this batch
+                if not await self._written(lambda batch=batch: self.store.record(batch)):  # type: ignore[misc]  # the default binds this batch
                     self._waiting.extendleft(reversed(batch))
                     self._bound()
                     return False
@@ -148,7 +148,7 @@ class Rung:
         asked, self._asked = self._asked, []
         begun_at = time.monotonic()
         identities = [identity for identity, _ in asked]
-        future = asyncio.wrap_future(self._reader.submit(lambda: self._state.known(identities)))
+        future = asyncio.wrap_future(self._reader.submit(lambda: self.store.known(identities)))
         future.add_done_callback(lambda done: self._heard(asked, begun_at, done))
 
     def _heard(self, asked: list[_Asked], begun_at: float, done: asyncio.Future[set[bytes]]) -> None:

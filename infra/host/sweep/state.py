@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import tempfile
 import threading
@@ -9,7 +10,7 @@ import time
 from contextlib import suppress
 from enum import Enum, auto
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from functions.s3.clients import StorageError, configured_endpoint
 from functions.stored.errors import StoreDamagedError, StoreUnavailableError
@@ -17,17 +18,25 @@ from functions.telemetry import logger
 from infra.host.sweep.marker import KEY, Marker, MarkerDamagedError, NewerMarkerError, Swept
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Sequence
+
+    from mypy_boto3_s3.client import S3Client
 
     from functions.settings import Settings
     from functions.stored.ring import Ring
     from functions.stored.rings import Progress, RingStore
 
 SAVE_SECONDS = 300.0
+CLOSE_SECONDS = 0.2
 AWS = "AWS"  # the endpoint where none is set: its name says the region, which may be found out later
 LOOKED_AT_BYTES = 4096
 DAMAGED = ".damaged"
 JOURNAL = "-journal"
+TEMPORARY = "bucketbell-sweep-"
+LOCK = "lock"
+JUST_MADE_SECONDS = 60.0
+
+T = TypeVar("T")
 
 
 class Home(Enum):
@@ -41,11 +50,20 @@ class Home(Enum):
 class State:
     """The rings of one host, and how they come and go. Every method blocks, is thread-safe, and may be called again.
 
-    Methods raise `StoreUnavailableError`. After one, `open` looks at everything anew.
+    It has the methods of `RingStore`, which raise `StoreUnavailableError`. The first makes the tables usable: fetched,
+    whole, and of this release; and so does the next one after such an error.
     """
 
-    def __init__(self, home: Home, place: str | Path, rings: RingStore, marker: Marker | None) -> None:
+    def __init__(
+        self,
+        home: Home,
+        place: str | Path,
+        rings: RingStore,
+        marker: Marker | None,
+        temporary: Temporary | None = None,
+    ) -> None:
         """Nothing is opened yet. Without a `marker` nobody is told what was swept, since nothing is."""
+        self._temporary = temporary
         self.rings = rings
         self._home = home
         self._place = place
@@ -53,7 +71,7 @@ class State:
         self._turn = threading.RLock()
         self._is_open = self._is_looked = self._is_compared = False
         self._swept: Swept = {}
-        self._is_unreadable = False
+        self._is_checked = self._is_unreadable = False
         self._is_marked = True
         self._saved_at = -SAVE_SECONDS
         self._saved_changes = 0
@@ -73,23 +91,31 @@ class State:
         from functions.stored.rings import RingStore, Scope  # noqa: PLC0415 - as above
 
         place: str | Path
+        temporary = None
         if url is not None:
             home, place = Home.DATABASE, url
         elif settings.sweep_state_file is not None:
             home, place = Home.FILE, settings.sweep_state_file.absolute()
         else:
-            home, place = Home.BUCKET, _temporary() / "state.db"
+            home, temporary = Home.BUCKET, Temporary()
+            place = temporary.path / "state.db"
         scope = Scope(settings.bucket or "", (configured_endpoint("s3", settings) or AWS).rstrip("/"))
         rings = RingStore(Database(place, keeps_connections=True), scope, sweeps=sweeps)
-        return cls(home, place, rings, Marker(settings, scope.bucket) if sweeps else None)
+        return cls(home, place, rings, Marker(settings, scope.bucket) if sweeps else None, temporary)
 
     @property
     def is_shared(self) -> bool:
         """Whether other hosts may write there too."""
         return self.rings.database.file is None
 
+    def s3(self) -> S3Client:
+        """The client of the bucket, where there is a sweep. Raises StorageError."""
+        if self._marker is None:
+            raise TypeError("without a sweep nobody asks the bucket")
+        return self._marker.s3()
+
     def open(self) -> None:
-        """Make the state usable, if it is not: fetched, whole, and of this release. Done again after `doubt`."""
+        """Make the tables usable, if they are not, and compare what they and the bucket say of what was swept."""
         with self._turn:
             self._open_rings()
             if self._is_compared or self._marker is None:
@@ -101,36 +127,49 @@ class State:
             self._is_compared = True
             self._mark({prefix: progress.t0 for prefix, progress in begun.items()})
 
-    def doubt(self) -> None:
-        """Something went wrong with the database: have `open` look at it."""
-        self._is_open = False
-
     def begin(self, prefix: str, t0: int) -> Progress:
         """Note that the first sweep of this prefix begins, and say whether there was one before whose state is lost."""
         with self._turn:
             self.open()
             is_lost = self._is_unreadable or prefix in self._ours()
-            progress = self.rings.begin(prefix, t0, lost=is_lost)
+            progress = self._use(lambda rings: rings.begin(prefix, t0, lost=is_lost))
             if progress.is_lost:
-                words = "the sweep's state is lost: what is young is announced again"
-                logger.warning(words, extra={"prefix": prefix, "scope": str(self.rings.scope)})
+                logger.info("the sweep's state is lost", extra={"prefix": prefix, "scope": str(self.rings.scope)})
             self._mark({prefix: progress.t0})
             return progress
 
-    def record(self, rings: Sequence[Ring]) -> None:
-        """Note what was announced."""
-        try:
-            self._open_rings()
-            self.rings.record(rings)
-        except StoreUnavailableError:
-            self.doubt()
-            raise
+    def progress(self, prefix: str) -> Progress | None:
+        """See `RingStore.progress`; the bucket's word is heard, too."""
+        self.open()
+        return self._use(lambda rings: rings.progress(prefix))
+
+    def complete(self, prefix: str) -> None:
+        """See `RingStore.complete`."""
+        self._use(lambda rings: rings.complete(prefix))
         self.save()
 
+    def record(self, rings: Sequence[Ring]) -> None:
+        """See `RingStore.record`."""
+        self._use(lambda store: store.record(rings))
+        self.save()
+
+    def of_keys(self, keys: Sequence[str]) -> dict[str, list[Ring]]:
+        """See `RingStore.of_keys`. Where no prefix was begun, an error: all of the bucket would look new."""
+        if not self._use(lambda rings: rings.prefixes()):
+            raise StoreUnavailableError("the sweep's state is begun anew: the next sweep counts with that")
+        return self._use(lambda rings: rings.of_keys(keys))
+
     def known(self, identities: Sequence[bytes]) -> set[bytes]:
-        """Return those of these events that were announced, by whichever host."""
-        self._open_rings()
-        return self.rings.known(identities)
+        """See `RingStore.known`."""
+        return self._use(lambda rings: rings.known(identities))
+
+    def forget_gone(self, prefix: str, after: str, upto: str | None, keys: Collection[str]) -> int:
+        """See `RingStore.forget_gone`."""
+        return self._use(lambda rings: rings.forget_gone(prefix, after, upto, keys))
+
+    def lead(self) -> bool:
+        """See `RingStore.lead`."""
+        return self._use(lambda rings: rings.lead())
 
     def save(self, *, last: bool = False) -> None:
         """Bring to the bucket what belongs there, if it changed; not more often than every `SAVE_SECONDS`.
@@ -149,12 +188,16 @@ class State:
         self.save(last=True)
 
     def close(self) -> None:
-        """Let go of everything; what is not saved is lost. Idempotent."""
-        with self._turn:
-            self._is_open = False
+        """Let go of everything; what is not saved is lost. Idempotent, and waits for nobody who hangs."""
+        self._is_open = False
+        is_ours = self._turn.acquire(timeout=CLOSE_SECONDS)
+        try:
             self.rings.close()
-            if self._home is Home.BUCKET:
-                shutil.rmtree(self._file.parent, ignore_errors=True)
+            if self._temporary is not None:
+                self._temporary.remove()
+        finally:
+            if is_ours:
+                self._turn.release()
 
     # The tables.
 
@@ -164,11 +207,22 @@ class State:
             raise TypeError("the tables of a database are no file of ours")
         return self._place
 
+    def _use(self, call: Callable[[RingStore], T]) -> T:
+        """Let it use the tables; if they cannot be used, they are looked at before the next call."""
+        try:
+            self._open_rings()
+            return call(self.rings)
+        except StoreUnavailableError as error:
+            self._is_open = False
+            self._is_checked = self._is_checked and not isinstance(error, StoreDamagedError)
+            raise
+
     def _open_rings(self) -> None:
         if self._is_open:
             return
         with self._turn:
             if self._home is not Home.DATABASE and not self._file.exists():
+                self._is_checked = False
                 self._look_at_marker(self._file)
             try:
                 self._upgrade()
@@ -184,8 +238,9 @@ class State:
 
         try:
             upgrade(self._place)
-            if self._home is not Home.DATABASE:
-                self.rings.check()
+            if self._home is not Home.DATABASE and not self._is_checked:
+                self.rings.check()  # seconds, where there are a million
+                self._is_checked = True
         except StoreDamagedError:
             raise
         except StoreUnavailableError as error:
@@ -284,9 +339,33 @@ class State:
         self._is_marked, self._saved_changes, self._problem = True, changes, ""
 
 
-def _temporary() -> Path:
-    try:
-        return Path(tempfile.mkdtemp(prefix="bucketbell-sweep-"))
-    except OSError as error:
-        said = error.strerror
-    raise StoreUnavailableError(f"there is no directory for the sweep's state ({said}): set SWEEP_STATE_FILE")
+class Temporary:
+    """A directory that goes with the process; one that was killed has left its own, which goes now."""
+
+    def __init__(self) -> None:
+        """Raises `StoreUnavailableError`."""
+        try:
+            for other in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+                _remove_left(other)
+            self.path = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+            self._lock = (self.path / LOCK).open("wb")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            said = error.strerror
+        else:
+            return
+        raise StoreUnavailableError(f"there is no directory for the sweep's state ({said}): set SWEEP_STATE_FILE")
+
+    def remove(self) -> None:
+        """Idempotent."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+
+def _remove_left(directory: Path) -> None:
+    with suppress(OSError):  # not ours, in use, or gone
+        if time.time() - directory.stat().st_mtime < JUST_MADE_SECONDS:
+            return
+        with (directory / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory, ignore_errors=True)

@@ -6,6 +6,7 @@ Beside the event loop, one page at a time, with pauses: whoever uploads meanwhil
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import Ring, Verdict, verdict
 from functions.telemetry import logger
 from infra.host.bell import REPEATED
+from infra.host.heap import settle
 from infra.host.sweep.judge import Compared, Listed, Newest, Young, compare, in_order
 from infra.host.sweep.ledger import SWEEP, Ledger
 from infra.host.sweep.terms import Round, Terms
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 10.0  # where the store tells of uploads itself, as a rule within seconds
 WAIT_SECONDS = 0.5  # between two looks at whether the broker is there
-LOOK_SECONDS = 10.0  # at most, between two looks at whether another host sweeps still
+LOOK_SECONDS = 10.0  # at most, until the store, the state and this host's turn are there
 POLITENESS = 6  # a page's time on the processor, and so many times that for everybody else
 LONG_SECONDS = 60.0  # a round that takes longer says how far it is
 MAX_ROLLED_BACK = 10_000
@@ -79,6 +81,7 @@ class Sweeper:
         self._in_order: dict[str, bool] = {}
         """Of each prefix: whether the whole of the last LIST came in the order of its keys."""
         self._rounds = 0
+        self._has_begun = False
         self._problem = ""
         self._task: asyncio.Task[None] | None = None
 
@@ -94,17 +97,18 @@ class Sweeper:
 
     async def _go_on(self) -> None:
         while True:
-            pause_seconds = self._terms.pause_seconds
+            self._has_begun = False
             try:
-                if not await self.sweep():
-                    pause_seconds = min(pause_seconds, LOOK_SECONDS)
+                await self.sweep()
                 self._say("")
             except (StorageError, StoreUnavailableError) as error:
                 self._say(str(error))
             except Exception as error:  # noqa: BLE001 - without this task nothing would ever be swept again
                 logger.exception("sweep")
                 self._say(type(error).__name__)
-            await asyncio.sleep(pause_seconds)
+            # Another host sweeps, or the first time is not noted yet: whatever is uploaded before counts as announced.
+            look_seconds = math.inf if self._has_begun else LOOK_SECONDS
+            await asyncio.sleep(min(self._terms.pause_seconds, look_seconds))
 
     def _say(self, problem: str) -> None:
         """Once for each spell."""
@@ -123,11 +127,11 @@ class Sweeper:
         the pages before and below the other prefixes, is announced all the same.
         """
         await self._until(lambda: self._publisher.configured and self._publisher.status.broker is not None)
-        await in_thread(self._state.open, "sweep")
-        if not await in_thread(self._state.rings.lead, "sweep"):
+        if not await in_thread(self._state.lead, "sweep"):
             return False
         round_ = Round(Newest(self._terms.max_rings), self._now())
         progress = await in_thread(self._begin, "sweep")
+        self._has_begun = True
         if self._has_rules is None:
             self._has_rules = await in_thread(self._lister.has_rules, "sweep")
         failure: StorageError | None = None
@@ -150,9 +154,12 @@ class Sweeper:
         for at in range(0, len(candidates), self._batch_size):
             if not await self._announce(candidates[at : at + self._batch_size], round_):
                 break
+        await in_thread(partial(self._state.save), "sweep")
         if failure is not None:
             raise failure
         self._tell(round_)
+        if self._rounds == 1:
+            settle()
         return True
 
     def _begin(self) -> dict[str, Progress]:
@@ -160,7 +167,7 @@ class Sweeper:
         prefixes = self._terms.prefixes
         if self._terms.events_prefix is not None:
             prefixes += (self._terms.events_prefix,)
-        known = {prefix: self._state.rings.progress(prefix) for prefix in prefixes}
+        known = {prefix: self._state.progress(prefix) for prefix in prefixes}
         if None in known.values():
             self._telemetry.list_call()
             store_time = self._lister.page(prefixes[0], limit=1).store_time
@@ -175,7 +182,7 @@ class Sweeper:
         begins = progress.t0
         token, after, was_in_order, is_in_order = "", "", self._in_order.get(prefix, False), True
         if is_events:
-            await in_thread(partial(self._state.rings.forget_gone, prefix, prefix, None, ()), "sweep")
+            await in_thread(partial(self._state.forget_gone, prefix, prefix, None, ()), "sweep")
         while True:
             await self._until(lambda: not self._publisher.away)
             self._ledger.listen()
@@ -198,7 +205,7 @@ class Sweeper:
             await asyncio.sleep(POLITENESS * (spent + more))
         self._in_order[prefix] = is_in_order
         if not progress.is_complete:
-            await in_thread(partial(self._state.rings.complete, prefix), "sweep")
+            await in_thread(partial(self._state.complete, prefix), "sweep")
             round_.lost = round_.lost or progress.is_lost
 
     def _take(self, page: Page, compared: Compared, round_: Round) -> None:
@@ -229,18 +236,17 @@ class Sweeper:
     def _judge(
         self, prefix: str, page: Page, horizon: int, progress: Progress, gone: tuple[str, str | None] | None
     ) -> Compared:
-        rings = self._state.rings
         compared = compare(
             page.objects,
-            rings.of_keys([listed.object_key for listed in page.objects]) if page.objects else {},
+            self._state.of_keys([listed.object_key for listed in page.objects]) if page.objects else {},
             is_wanted=self._is_wanted,
             counts_before=None if progress.is_complete else horizon,
             is_young=lambda listed: self._is_young(listed, page.store_time),
         )
         if compared.counted:
-            rings.record(compared.counted)
+            self._state.record(compared.counted)
         if gone is not None:
-            rings.forget_gone(prefix, *gone, {listed.object_key for listed in page.objects})
+            self._state.forget_gone(prefix, *gone, {listed.object_key for listed in page.objects})
         return compared
 
     def _judge_events(
@@ -249,7 +255,7 @@ class Sweeper:
         """An event is news for a moment, and until its camera has another. Of what is older nothing is kept."""
         since = max(horizon, page.store_time - self._terms.events_max_age_seconds * 1000)
         objects = [listed for listed in page.objects if listed.modified >= since and self._is_news(listed)]
-        rings = self._state.rings.of_keys([listed.object_key for listed in objects]) if objects else {}
+        rings = self._state.of_keys([listed.object_key for listed in objects]) if objects else {}
         compared = compare(objects, rings, is_young=lambda listed: self._is_young(listed, page.store_time))
         compared.rollbacks.clear()
         return compared
@@ -286,9 +292,7 @@ class Sweeper:
         """Announce these, paced, but for what a door has announced since; False where the broker is away."""
         self._ledger.listen()
         await self._flush()
-        known_rings = await in_thread(
-            lambda: self._state.rings.of_keys([listed.object_key for listed in batch]), "sweep"
-        )
+        known_rings = await in_thread(lambda: self._state.of_keys([listed.object_key for listed in batch]), "sweep")
         began_at, begun = time.monotonic(), 0
         results: list[asyncio.Future[list[Settled]]] = []
         for listed in batch:
