@@ -143,17 +143,7 @@ class Sweeper:
             except StorageError as error:  # other pages, and what is below the other prefix, need not wait for it
                 failure = failure or error
         self._rounds += 1
-        self._telemetry.waiting(round_.newest.left_out)
-        if round_.newest.left_out:
-            logger.error(
-                "more files to announce than SWEEP_MAX_RINGS: the newest are announced now, the others by the next "
-                "sweeps. Raise SWEEP_MAX_RINGS to announce more of them at once",
-                extra={"announced": self._terms.max_rings, "waiting": round_.newest.left_out},
-            )
-        candidates = round_.newest.oldest_first()
-        for at in range(0, len(candidates), self._batch_size):
-            if not await self._announce(candidates[at : at + self._batch_size], round_):
-                break
+        await self._announce_all(round_)
         await in_thread(partial(self._state.save), "sweep")
         if failure is not None:
             raise failure
@@ -287,6 +277,19 @@ class Sweeper:
     @property
     def _batch_size(self) -> int:
         return min(self._terms.rings_per_second, BATCH)
+
+    async def _announce_all(self, round_: Round) -> None:
+        self._telemetry.waiting(round_.newest.left_out)
+        if round_.newest.left_out:
+            logger.error(
+                "more files to announce than SWEEP_MAX_RINGS: the newest are announced now, the others by the next "
+                "sweeps. Raise SWEEP_MAX_RINGS to announce more of them at once",
+                extra={"announced": self._terms.max_rings, "waiting": round_.newest.left_out},
+            )
+        candidates = round_.newest.oldest_first()
+        for at in range(0, len(candidates), self._batch_size):
+            if not await self._announce(candidates[at : at + self._batch_size], round_):
+                break
 
     async def _announce(self, batch: Sequence[Listed], round_: Round) -> bool:
         """Announce these, paced, but for what a door has announced since; False where the broker is away."""
