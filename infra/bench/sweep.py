@@ -131,6 +131,7 @@ def _unchanged(bench: Bench) -> list[Figure]:
         for bell in bells.values():
             for _ in range(WARM_EVENTS):
                 bell()
+        at_start = _calls(stores["off"])  # what the store's region is
         rounds = bench.count(ROUNDS, QUICK_ROUNDS)
         for number in range(rounds):
             bench.say(f"events while it sweeps, and while nobody does: round {number + 1} of {rounds}")
@@ -140,7 +141,7 @@ def _unchanged(bench: Bench) -> list[Figure]:
                 took[name] += [bells[name]() for _ in range(ROUND_EVENTS)]
                 hosts["on"].thaw()
         more_mb = _peak_mb(hosts["on"]) - _peak_mb(hosts["off"])
-        without = _calls(stores["off"])
+        without = _calls(stores["off"]) - at_start
     lists = math.ceil(OBJECTS / PAGE) + PREFIXES - 1
     what = f"a sweep of {OBJECTS:,} unchanged objects"
     return [
@@ -166,7 +167,7 @@ def _unchanged(bench: Bench) -> list[Figure]:
             target=P50_TARGET,
             detail=f"{len(took['on'])} events each",
         ),
-        Figure("LIST calls of a host with SWEEP_SECONDS=0", without, "=", 0),
+        Figure("LIST calls of a host that never sweeps, meanwhile", without, "=", 0),
     ]
 
 
