@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import missing
 from tests.e2e.conftest import Build
 from tests.e2e.world import BUCKET, World, eventually, filename_of, fresh, fresh_config, id_of
 from tests.timing import PATIENCE_SECONDS
@@ -131,7 +132,8 @@ def test_an_event_that_a_door_lost_rings_by_the_sweep(build: Build) -> None:
 
 def test_files_that_came_while_the_host_was_down_ring_in_shares(build_moto: Build) -> None:
     """Not more than SWEEP_MAX_RINGS in each sweep, the newest first; the log says how many wait."""
-    world = build_moto(mqtt=SWEEP | {"SWEEP_MAX_RINGS": "100", "SWEEP_RINGS_PER_SECOND": "200"})
+    shares = {"SWEEP_MAX_RINGS": "100", "SWEEP_RINGS_PER_SECOND": "200", "SWEEP_GRACE_SECONDS": "0"}
+    world = build_moto(mqtt=SWEEP | shares)
     world.s3.put_bucket_notification_configuration(Bucket=BUCKET, NotificationConfiguration={})
     after_sweeps(world, 1)
     world.host.stop()
@@ -192,3 +194,30 @@ def test_files_in_the_folder_of_versity_ring_without_etag_and_under_new_names(
     world.hear(put)
     after_sweeps(world)
     assert world.ear.drain() == []
+
+
+def faked_time(offset: str) -> dict[str, str]:
+    """What has a process see another time, but for its monotonic clock: as when somebody sets a machine's clock."""
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    if not found:
+        missing("libfaketime", "apt-get install faketime")
+    return {"LD_PRELOAD": str(found[0]), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
+
+
+def test_the_clock_of_the_host_does_not_matter(build_moto: Build) -> None:
+    """An hour ahead, an hour behind, and set from one to the other: only what was not announced rings."""
+    world = build_moto(mqtt=SWEEP | {"SWEEP_GRACE_SECONDS": "0"})
+    world.s3.put_bucket_notification_configuration(Bucket=BUCKET, NotificationConfiguration={})
+    after_sweeps(world, 1)
+    for offset in ("+1h", "-1h", "+1h"):
+        world.host.stop()
+        away, name = fresh(), fresh()
+        world.put(f"assets/{away}")
+        world.host.environment |= faked_time(offset)
+        world.host.start()
+        world.hear(away)
+        world.put(f"assets/{name}")
+        world.hear(name)
+        after_sweeps(world)
+        assert world.ear.drain() == []
+    assert world.log("ERROR") == []

@@ -14,6 +14,7 @@ from functions.mqtt.outcome import Outcome, Status
 from functions.s3.clients import StorageError
 from infra.host.causes import RETRY_SECONDS
 from infra.host.detections import HostReader, Reading
+from infra.host.sweep import ledger as ledger_module
 from infra.host.sweep.judge import Listed, Young
 from infra.host.sweep.listing import Page
 from tests.fakes.swept import (
@@ -188,6 +189,33 @@ async def test_a_list_that_is_older_than_what_rang_meanwhile_is_no_rollback() ->
     host.bucket.page = slow  # type: ignore[method-assign]
     assert await host.sweep() == [(A, "two")]  # the door's message
     assert host.metric("sweep_rollbacks_total") == 0
+
+
+@on_uvloop
+async def test_what_rings_between_two_sweeps_is_not_remembered_by_key() -> None:
+    """A sweep may be a week away, and a million keys may ring until then."""
+    host = await swept_once()
+    await host.event(minio_event(host.bucket.put(A, "e")))
+    assert not host.ledger.is_busy(A)
+    host.ledger.listen()
+    await host.event(minio_event(host.bucket.put(B, "e")))
+    assert host.ledger.is_busy(B)
+    host.bucket.fails_at = 2
+    with pytest.raises(StorageError):
+        await host.sweep()
+    await host.event(minio_event(host.bucket.put(B, "f")))
+    assert not host.ledger.is_busy(B)
+
+
+@on_uvloop
+async def test_a_door_and_the_sweep_remember_a_bounded_number_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest of the sweep's messages is forgotten: an event of it that comes then rings again."""
+    monkeypatch.setattr(ledger_module, "MAX_KEYS", 10)
+    host = await swept_once()
+    uploads = [host.bucket.put(f"assets/{number:02}", "e", host.bucket.now + number) for number in range(11)]
+    assert len(await host.sweep()) == 11
+    told_again = [await host.event(ceph_event(listed, listed.modified)) for listed in uploads]
+    assert told_again == [["delivered"]] + [["repeated"]] * 10
 
 
 # Announcing.

@@ -20,7 +20,6 @@ from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import Ring, Verdict, verdict
 from functions.telemetry import logger
 from infra.host.bell import REPEATED
-from infra.host.heap import settle
 from infra.host.sweep.judge import Compared, Listed, Newest, Young, compare, in_order
 from infra.host.sweep.ledger import SWEEP, Ledger
 from infra.host.sweep.terms import Round, Terms
@@ -62,8 +61,12 @@ class Sweeper:
         telemetry: SweepTelemetry,
         kept: Callable[[str], int] = lambda _camera_id: 0,
         now: Callable[[], float] = time.monotonic,
+        after_first: Callable[[], object] = lambda: None,
     ) -> None:
-        """`kept` tells when a camera's event was that the broker keeps, in ms since 1970; `now` is monotonic."""
+        """`kept` tells when a camera's event was that the broker keeps, in ms since 1970; `now` is monotonic.
+
+        `after_first` is called in a thread when the first round is over, by when everything is imported.
+        """
         self._terms = terms
         self._lister = lister
         self._state = state
@@ -74,6 +77,7 @@ class Sweeper:
         self._telemetry = telemetry
         self._kept = kept
         self._now = now
+        self._after_first = after_first
         self._young = Young()
         self._has_rules: bool | None = None
         self._rolled_back: OrderedDict[str, Listed] = OrderedDict()
@@ -128,7 +132,13 @@ class Sweeper:
         await self._until(lambda: self._publisher.configured and self._publisher.status.broker is not None)
         if not await in_thread(self._state.lead, "sweep"):
             return False
-        round_ = Round(Newest(self._terms.max_rings), self._now())
+        try:
+            await self._sweep(Round(Newest(self._terms.max_rings), self._now()))
+        finally:
+            self._ledger.rest()
+        return True
+
+    async def _sweep(self, round_: Round) -> None:
         progress = await in_thread(self._begin, "sweep")
         self._has_begun = True
         if self._has_rules is None:
@@ -152,8 +162,7 @@ class Sweeper:
         await in_thread(partial(self._state.save), "sweep")
         self._tell(round_)
         if self._rounds == 1:
-            settle()
-        return True
+            await in_thread(self._after_first, "sweep")
 
     def _begin(self) -> dict[str, Progress]:
         """Each prefix with its beginning. All that are new begin with the store's time now, before any LIST of them."""
