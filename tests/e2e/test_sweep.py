@@ -111,6 +111,43 @@ def test_an_event_that_comes_after_the_sweeps_message_is_a_repeat(build_minio: B
     assert world.ear.silence(0.2) == []
 
 
+def test_whatever_way_an_object_comes_into_minio_it_rings_once_and_versions_that_come_back_do_not(
+    build_minio: Build,
+) -> None:
+    """Parts, copies, copies onto themselves, empty and oddly named objects, with versions: one id, told or listed."""
+    world = build_minio(mqtt=SWEEP | {"SWEEP_GRACE_SECONDS": "0"})
+    world.s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+    after_sweeps(world, 1)
+    parts, copy, empty, odd = (fresh(name) for name in ("parts", "copy", "empty", "o d+d%2F\u00fc&\u65e5"))
+    upload = {"Bucket": BUCKET, "Key": f"assets/{parts}"}
+    upload |= {"UploadId": world.s3.create_multipart_upload(**upload)["UploadId"]}
+    etags = [
+        world.s3.upload_part(**upload, PartNumber=number, Body=bytes(size))["ETag"]
+        for number, size in ((1, 5 << 20), (2, 1))
+    ]
+    time.sleep(1.5)
+    listed = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+    world.s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": listed})
+    world.put(f"assets/{empty}", b"")
+    world.put(f"assets/{odd}")
+    source = {"Bucket": BUCKET, "Key": f"assets/{empty}"}
+    world.s3.copy_object(Bucket=BUCKET, Key=f"assets/{copy}", CopySource=source)
+    world.s3.copy_object(CopySource=source, MetadataDirective="REPLACE", Metadata={"a": "b"}, **source)
+    assert_each_rings_once(world, 5)
+    world.put(f"assets/{copy}", b"one")
+    second = world.put(f"assets/{copy}", b"two")
+    assert_each_rings_once(world, 2)
+    world.s3.delete_object(Bucket=BUCKET, Key=f"assets/{copy}", VersionId=second["VersionId"])
+    after_sweeps(world)
+    assert world.metric("sweep_rollbacks_total") == 1
+    marker = world.s3.delete_object(Bucket=BUCKET, Key=f"assets/{copy}")
+    after_sweeps(world)
+    world.s3.delete_object(Bucket=BUCKET, Key=f"assets/{copy}", VersionId=marker["VersionId"])
+    after_sweeps(world)
+    assert world.ear.drain() == []
+    assert world.metric("sweep_rollbacks_total") == 1
+
+
 def test_an_event_that_a_door_lost_rings_by_the_sweep(build: Build) -> None:
     """The bucket's rules were away for a moment; what its events told of meanwhile rings once."""
     world = build(mqtt=SWEEP | {"SWEEP_GRACE_SECONDS": "2"})
