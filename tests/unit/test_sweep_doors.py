@@ -423,8 +423,22 @@ async def test_events_are_swept_at_the_start_and_then_where_no_door_speaks() -> 
     host, reader = await with_cameras(grace_seconds=0.0)
     await host.event(minio_event(host.bucket.put(A, "e")))
     host.bucket.put("events/porch/1.json", "e")
+    calls = host.bucket.calls
     await host.sweep()
+    assert host.bucket.calls - calls == 2
     assert reader.read == []
     host.sweeper._rounds = 0  # noqa: SLF001 - as after a start
     await host.sweep()
     assert reader.read == ["events/porch/1.json"]
+
+
+@on_uvloop
+async def test_what_doors_announced_of_cameras_is_forgotten_after_a_day() -> None:
+    """Although their events are not listed then: there may be ten thousand a day."""
+    host, _ = await with_cameras()
+    await host.event(minio_event(host.bucket.put("events/porch/1.json", "e")))
+    await host.sweep()
+    assert set(host.rung.store.by_key) == {"events/porch/1.json"}
+    host.pass_time(2 * 24 * 3600)
+    await host.sweep()
+    assert not host.rung.store.by_key

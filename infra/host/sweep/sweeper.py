@@ -127,7 +127,7 @@ class Sweeper:
     async def sweep(self) -> bool:
         """Go through all prefixes once, and announce what is missing; False: another host does.
 
-        Raises StorageError and StoreUnavailableError: then nothing of what was not seen is judged.
+        Raises StorageError where a page failed, of which nothing is judged then, and StoreUnavailableError.
         """
         await self._until(lambda: self._publisher.configured and self._publisher.status.broker is not None)
         if not await in_thread(self._state.lead, "sweep"):
@@ -143,23 +143,21 @@ class Sweeper:
         self._has_begun = True
         if self._has_rules is None:
             self._has_rules = await in_thread(self._lister.has_rules, "sweep")
+        failure: StorageError | None = None
         for prefix, begun in progress.items():
-            if prefix == self._terms.events_prefix and self._rounds and self._ledger.door_has_spoken:
-                continue
-            await self._go_through(prefix, begun, round_)
+            if prefix == self._terms.events_prefix:
+                await in_thread(partial(self._state.forget_gone, prefix, prefix, None, ()), "sweep")
+                if self._rounds and self._ledger.door_has_spoken:
+                    continue
+            try:
+                await self._go_through(prefix, begun, round_)
+            except StorageError as error:  # what was found elsewhere is announced all the same
+                failure = error
         self._rounds += 1
-        self._telemetry.waiting(round_.newest.left_out)
-        if round_.newest.left_out:
-            logger.error(
-                "more files to announce than SWEEP_MAX_RINGS: the newest are announced now, the others by the next "
-                "sweeps. Raise SWEEP_MAX_RINGS to announce more of them at once",
-                extra={"announced": self._terms.max_rings, "waiting": round_.newest.left_out},
-            )
-        candidates = round_.newest.oldest_first()
-        for at in range(0, len(candidates), self._batch_size):
-            if not await self._announce(candidates[at : at + self._batch_size], round_):
-                break
+        await self._announce_all(round_)
         await in_thread(partial(self._state.save), "sweep")
+        if failure is not None:
+            raise failure
         self._tell(round_)
         if self._rounds == 1:
             await in_thread(self._after_first, "sweep")
@@ -183,8 +181,6 @@ class Sweeper:
         is_events = prefix == self._terms.events_prefix
         begins = progress.t0
         token, after, was_in_order, is_in_order = "", "", self._in_order.get(prefix, False), True
-        if is_events:
-            await in_thread(partial(self._state.forget_gone, prefix, prefix, None, ()), "sweep")
         while True:
             await self._until(lambda: not self._publisher.away)
             self._ledger.listen()
@@ -285,6 +281,19 @@ class Sweeper:
         return Step(created, self._bell.routes.route(created))
 
     # Announcing.
+
+    async def _announce_all(self, round_: Round) -> None:
+        self._telemetry.waiting(round_.newest.left_out)
+        if round_.newest.left_out:
+            logger.error(
+                "more files to announce than SWEEP_MAX_RINGS: the newest are announced now, the others by the next "
+                "sweeps. Raise SWEEP_MAX_RINGS to announce more of them at once",
+                extra={"announced": self._terms.max_rings, "waiting": round_.newest.left_out},
+            )
+        candidates = round_.newest.oldest_first()
+        for at in range(0, len(candidates), self._batch_size):
+            if not await self._announce(candidates[at : at + self._batch_size], round_):
+                break
 
     @property
     def _batch_size(self) -> int:
