@@ -9,6 +9,7 @@ from http import HTTPStatus
 from functions.s3.clients import NO_CREDENTIALS, UNREACHABLE, WRONG_REGION, StorageError
 from infra.connect.queues import NO_SUCH_QUEUE
 
+NO_EVENTS = "This store sends no events that the host can read: there is nothing to set up in it."
 _WRONG_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId"})
 
 
@@ -41,8 +42,7 @@ def no_events() -> ConnectError:
     """The store has no notifications at all, and SWEEP_SECONDS is not set."""
     return ConnectError(
         "NoEvents",
-        "This store sends no events: there is nothing to set up in it. The host can find new files itself, by listing "
-        "the bucket again and again (the sweep).",
+        f"{NO_EVENTS} The host can find new files itself, by listing the bucket again and again (the sweep).",
         "Put these lines into the host's environment, and restart it:",
     )
 

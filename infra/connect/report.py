@@ -11,11 +11,11 @@ import typer
 from functions.s3 import clients as storage
 from infra.connect import documents
 from infra.connect.apply import VERSITY, Plan
+from infra.connect.errors import NO_EVENTS, ConnectError
 from infra.connect.minio import TOKEN_PLACEHOLDER, Doors
 
 if TYPE_CHECKING:
     from functions.settings import Settings
-    from infra.connect.errors import ConnectError
     from infra.connect.sweep import Proposal
 
 EXIT_PROBLEM = 1
@@ -80,7 +80,7 @@ class Report:
             self._host_lines(plan)
         if plan.store == "none":
             self._document |= {"store": plan.store, "bucket": plan.wish.bucket}
-            self.say("This store sends no events: there is nothing to set up in it, and nothing to remove.")
+            self.say(NO_EVENTS)
         if self.sweep:
             beside = BESIDE_A_FUNCTION if plan.store == "sqs" else ""
             self.say(f"\n{'' if plan.store == 'none' else WHY_SWEEP}{self.sweep.text}{beside}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from functions.s3.clients import StorageError, storage_errors
+from functions.settings.secret import DEFAULT_REGION
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -122,6 +123,8 @@ def propose(s3: S3Client, bucket: str, prefixes: Mapping[str, str], events: Even
     is_aws = _is_aws(endpoint)
     seconds = SECONDS.get(events) or _without_events(count)
     variables = {"BUCKET": bucket, **({} if is_aws else {"AWS_ENDPOINT_URL": endpoint})}
+    if (region := s3.meta.region_name) != DEFAULT_REGION:  # not every store names its own
+        variables["S3_REGION"] = region
     return Proposal(seconds, set_seconds, {**variables, "SWEEP_SECONDS": str(seconds)}, is_aws, count, reason)
 
 

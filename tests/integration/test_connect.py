@@ -562,18 +562,19 @@ def test_a_store_without_events_needs_the_sweep_and_nothing_else(
     """It says so, and what to set: something is left to do until it is set. Nothing is written to the store."""
     with store_that_lists(0, tmp_path, refusal=refusal, server=server) as (store, asked):
         todo = run(store, expect=1)
-        assert "This store sends no events: there is nothing to set up in it" in todo.stderr
+        assert "This store sends no events that the host can read: there is nothing to set up in it" in todo.stderr
         assert lines_of(todo) == {"BUCKET": "firmware", "AWS_ENDPOINT_URL": store.endpoint_url, "SWEEP_SECONDS": "2"}
         assert "A sweep takes 2 LIST calls, at most 2,592,000 a month" in todo.stderr
         document = json.loads(run(store, "--json", expect=1).stdout)
         assert document["error"]["code"] == "NoEvents"
         assert document["sweep"]["host_environment"] == lines_of(todo)
 
+        assert lines_of(run(store, expect=1, S3_REGION="garage"))["S3_REGION"] == "garage"
         done = run(store, SWEEP_SECONDS="20", BUCKET="firmware")
         assert "nothing to set up in it" in done.stdout
         assert "SWEEP_SECONDS=20 is set here" in done.stdout
         assert "at most 259,200 a month" in done.stdout
-        assert "nothing to remove" in run(store, "--remove").stdout
+        assert "nothing to set up" in run(store, "--remove").stdout
         assert {one.partition("?")[2] or one for one in asked} == {"notification", "LIST configs/", "LIST assets/"}
 
 
