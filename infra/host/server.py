@@ -94,6 +94,7 @@ class Host:
                 publisher=publisher,
                 telemetry=SweepTelemetry(telemetry.registry),
                 kept=announcer.retained.latest,
+                after_first=settle,
             )
         cameras = (LABEL,) if reader is not None else ()
         sources = DOORS | (QUEUE if settings.sqs_queue_url else {}) | (SWEPT if self._sweeper else {})

@@ -87,6 +87,23 @@ async def test_the_first_sweep_goes_on_after_a_restart_from_where_its_time_began
 
 
 @on_uvloop
+async def test_a_page_that_always_fails_keeps_nothing_else_from_being_announced() -> None:
+    """The pages before it, and the other prefixes."""
+    host = await swept_once()
+    for key in (CONFIG, *(f"assets/{number}" for number in range(9))):
+        host.bucket.put(key, "e")
+    rang = []
+    for _ in range(2):
+        host.bucket.fails_at = 3
+        with pytest.raises(StorageError):
+            await host.sweep()
+        await host.rung.flush()
+        rang.append(sorted(told(message)[0] for message in host.publisher.messages))
+    assert rang == [["assets/0", "assets/1", "assets/2", CONFIG]] * 2
+    assert len(await host.sweep()) == 6
+
+
+@on_uvloop
 async def test_a_store_whose_clock_is_set_back_during_the_first_sweep_loses_nothing() -> None:
     """What is uploaded then is dated before the beginning."""
     host = new_host()

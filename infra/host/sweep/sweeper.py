@@ -20,7 +20,6 @@ from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import Ring, Verdict, verdict
 from functions.telemetry import logger
 from infra.host.bell import REPEATED
-from infra.host.heap import settle
 from infra.host.sweep.judge import Compared, Listed, Newest, Young, compare, in_order
 from infra.host.sweep.ledger import SWEEP, Ledger
 from infra.host.sweep.terms import Round, Terms
@@ -62,8 +61,12 @@ class Sweeper:
         telemetry: SweepTelemetry,
         kept: Callable[[str], int] = lambda _camera_id: 0,
         now: Callable[[], float] = time.monotonic,
+        after_first: Callable[[], object] = lambda: None,
     ) -> None:
-        """`kept` tells when a camera's event was that the broker keeps, in ms since 1970; `now` is monotonic."""
+        """`kept` tells when a camera's event was that the broker keeps, in ms since 1970; `now` is monotonic.
+
+        `after_first` is called in a thread when the first round is over, by when everything is imported.
+        """
         self._terms = terms
         self._lister = lister
         self._state = state
@@ -74,6 +77,7 @@ class Sweeper:
         self._telemetry = telemetry
         self._kept = kept
         self._now = now
+        self._after_first = after_first
         self._young = Young()
         self._has_rules: bool | None = None
         self._rolled_back: OrderedDict[str, Listed] = OrderedDict()
@@ -123,37 +127,40 @@ class Sweeper:
     async def sweep(self) -> bool:
         """Go through all prefixes once, and announce what is missing; False: another host does.
 
-        Raises StorageError and StoreUnavailableError: then nothing of what was not seen is judged.
+        Raises StorageError where a page failed, of which nothing is judged then, and StoreUnavailableError.
         """
         await self._until(lambda: self._publisher.configured and self._publisher.status.broker is not None)
         if not await in_thread(self._state.lead, "sweep"):
             return False
-        round_ = Round(Newest(self._terms.max_rings), self._now())
+        try:
+            await self._sweep(Round(Newest(self._terms.max_rings), self._now()))
+        finally:
+            self._ledger.rest()
+        return True
+
+    async def _sweep(self, round_: Round) -> None:
         progress = await in_thread(self._begin, "sweep")
         self._has_begun = True
         if self._has_rules is None:
             self._has_rules = await in_thread(self._lister.has_rules, "sweep")
+        failure: StorageError | None = None
         for prefix, begun in progress.items():
-            if prefix == self._terms.events_prefix and self._rounds and self._ledger.door_has_spoken:
-                continue
-            await self._go_through(prefix, begun, round_)
+            if prefix == self._terms.events_prefix:
+                await in_thread(partial(self._state.forget_gone, prefix, prefix, None, ()), "sweep")
+                if self._rounds and self._ledger.door_has_spoken:
+                    continue
+            try:
+                await self._go_through(prefix, begun, round_)
+            except StorageError as error:  # what was found elsewhere is announced all the same
+                failure = error
         self._rounds += 1
-        self._telemetry.waiting(round_.newest.left_out)
-        if round_.newest.left_out:
-            logger.error(
-                "more files to announce than SWEEP_MAX_RINGS: the newest are announced now, the others by the next "
-                "sweeps. Raise SWEEP_MAX_RINGS to announce more of them at once",
-                extra={"announced": self._terms.max_rings, "waiting": round_.newest.left_out},
-            )
-        candidates = round_.newest.oldest_first()
-        for at in range(0, len(candidates), self._batch_size):
-            if not await self._announce(candidates[at : at + self._batch_size], round_):
-                break
+        await self._announce_all(round_)
         await in_thread(partial(self._state.save), "sweep")
+        if failure is not None:
+            raise failure
         self._tell(round_)
         if self._rounds == 1:
-            settle()
-        return True
+            await in_thread(self._after_first, "sweep")
 
     def _begin(self) -> dict[str, Progress]:
         """Each prefix with its beginning. All that are new begin with the store's time now, before any LIST of them."""
@@ -174,8 +181,6 @@ class Sweeper:
         is_events = prefix == self._terms.events_prefix
         begins = progress.t0
         token, after, was_in_order, is_in_order = "", "", self._in_order.get(prefix, False), True
-        if is_events:
-            await in_thread(partial(self._state.forget_gone, prefix, prefix, None, ()), "sweep")
         while True:
             await self._until(lambda: not self._publisher.away)
             self._ledger.listen()
@@ -276,6 +281,19 @@ class Sweeper:
         return Step(created, self._bell.routes.route(created))
 
     # Announcing.
+
+    async def _announce_all(self, round_: Round) -> None:
+        self._telemetry.waiting(round_.newest.left_out)
+        if round_.newest.left_out:
+            logger.error(
+                "more files to announce than SWEEP_MAX_RINGS: the newest are announced now, the others by the next "
+                "sweeps. Raise SWEEP_MAX_RINGS to announce more of them at once",
+                extra={"announced": self._terms.max_rings, "waiting": round_.newest.left_out},
+            )
+        candidates = round_.newest.oldest_first()
+        for at in range(0, len(candidates), self._batch_size):
+            if not await self._announce(candidates[at : at + self._batch_size], round_):
+                break
 
     @property
     def _batch_size(self) -> int:
