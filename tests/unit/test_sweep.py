@@ -287,6 +287,7 @@ async def test_where_pages_come_in_another_order_nothing_is_forgotten_or_announc
         host.pass_time(2 * 24 * 3600)
         assert await host.sweep() == []
     assert "assets/x-y" in host.rung.store.by_key
+    assert host.metric("events_total", source="sweep", outcome="repeated") == 0  # or it was forgotten meanwhile
 
 
 @on_uvloop
