@@ -29,7 +29,7 @@ from infra.bench.latency import upload
 from infra.bench.rig import BUCKET, TOPIC, Rig, device_token, download_variables
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import Process, free_port
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 from infra.local.stores import Minio
 
 PAUSE_SECONDS = 2
@@ -234,14 +234,14 @@ def _fast_store(directory: Path) -> Iterator[int]:
         yield port
 
 
-def _host(directory: Path, broker: Mosquitto, store: int, more: dict[str, str]) -> Host:
+def _host(directory: Path, broker: Mosquitto, store: int, more: dict[str, str]) -> HostProcess:
     variables = download_variables(Minio(directory))  # only its credentials, which nobody checks
     variables |= {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{store}"} | more
-    return Host(directory, free_port(), {"MQTT_URL": broker.url, "WEBHOOK_TOKENS": TOKEN, **variables})
+    return HostProcess(directory, free_port(), {"MQTT_URL": broker.url, "WEBHOOK_TOKENS": TOKEN, **variables})
 
 
 @contextmanager
-def _bell(host: Host, ear: Ear) -> Iterator[Callable[[], float]]:
+def _bell(host: HostProcess, ear: Ear) -> Iterator[Callable[[], float]]:
     """A function that posts an event, over one connection, and returns how long it took to be heard."""
     headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
     stem = Path(host.directory).name
@@ -265,7 +265,7 @@ def _bell(host: Host, ear: Ear) -> Iterator[Callable[[], float]]:
         yield ring
 
 
-def _next_sweep(host: Host) -> None:
+def _next_sweep(host: HostProcess) -> None:
     """Return as soon as a sweep more is over."""
     before = _metric(host, "sweep_seconds_count")
     _until(lambda: _metric(host, "sweep_seconds_count") > before, SWEEP_LIMIT_SECONDS)
@@ -279,7 +279,7 @@ def _until(truth: Callable[[], object], within_seconds: float) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def _metric(host: Host, name: str) -> float:
+def _metric(host: HostProcess, name: str) -> float:
     with urllib.request.urlopen(f"{host.url}/metrics", timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - our own http URL
         lines = [line.rpartition(" ") for line in answer.read().decode().splitlines()]
     return sum(float(value) for sample, _, value in lines if sample.partition("{")[0] == name)
@@ -298,11 +298,11 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _port(host: Host) -> int:
+def _port(host: HostProcess) -> int:
     return int(host.url.rpartition(":")[2])
 
 
-def _peak_mb(host: Host) -> float:
+def _peak_mb(host: HostProcess) -> float:
     """The most memory that it has ever held (Linux: proc(5))."""
     status = Path("/proc", str(host.pid), "status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / MB

@@ -6,11 +6,10 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 from infra.connect.documents import FAST_TARGET, SURE_TARGET
 from infra.local.postgres import Postgres
-from infra.local.stack import Host
+from infra.local.stack import HostProcess
 from infra.local.stores import Minio, Store, VersityGateway
 from tests.chaos.host_faults import TwoHosts, stop
 from tests.chaos.metrics import host_metric
@@ -126,13 +125,11 @@ class OneSweeps(TwoHosts):
         self.postgres.start()
         super()._start_parts()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)
         self.postgres.remove()
 
-    def sweeper(self) -> Host | None:
+    def sweeper(self) -> HostProcess | None:
         """The host that has found something since it was started."""
         return next((host for host in self.hosts() if host.running and host_metric(host, SWEPT) >= FOUND), None)
 

@@ -202,7 +202,7 @@ class World:
                 lambda: any(host_metric(host, SWEPT_ONCE) for host in self.hosts()), "nobody sweeps", FIRST_SECONDS
             )
 
-    def hosts(self) -> Iterator[Host]:
+    def hosts(self) -> Iterator[HostProcess]:
         """All of them."""
         yield self.host
 

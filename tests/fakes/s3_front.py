@@ -55,7 +55,7 @@ GARAGE = Habits(region="garage", events=False, versions=False)
 SEAWEED = Habits(server="SeaweedFS 30GB 4.53", events=False, wrong_etags=True, by_directory=True, whole_seconds=True)
 
 
-class Listed(NamedTuple):
+class ListedObject(NamedTuple):
     """An object of a bucket."""
 
     key: str
@@ -151,16 +151,16 @@ class S3Front:
         """What a LIST is sorted by."""
         return tuple(key.encode().split(b"/")) if self.habits.by_directory else (key.encode(),)
 
-    def _objects(self, bucket: str) -> list[Listed]:
+    def _objects(self, bucket: str) -> list[ListedObject]:
         pages = self.behind.get_paginator("list_objects_v2").paginate(Bucket=bucket)
         with self._dating:
             return [self._seen(bucket, entry) for page in pages for entry in page.get("Contents", ())]
 
-    def _seen(self, bucket: str, entry: dict[str, Any]) -> Listed:
+    def _seen(self, bucket: str, entry: dict[str, Any]) -> ListedObject:
         modified = self.dated.get(f"{bucket}/{entry['Key']}", entry["LastModified"])
         if self.habits.whole_seconds:
             modified = modified.replace(microsecond=0)
-        return Listed(entry["Key"], entry["ETag"], entry["Size"], modified)
+        return ListedObject(entry["Key"], entry["ETag"], entry["Size"], modified)
 
     def pass_on(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
         """What the store says to this request."""
@@ -203,7 +203,7 @@ def _makes_object(method: str, target: str) -> bool:
     return (method, bool(place.query)) == ("PUT", False) or (method == "POST" and "uploadId=" in place.query)
 
 
-def _page(entries: Sequence[Listed], spell: Callable[[str], str], *, more: bool, versions: bool) -> bytes:
+def _page(entries: Sequence[ListedObject], spell: Callable[[str], str], *, more: bool, versions: bool) -> bytes:
     root, each = ("ListVersionsResult", "Version") if versions else ("ListBucketResult", "Contents")
     told = ["<?xml version='1.0' encoding='UTF-8'?>", f"<{root} xmlns='http://s3.amazonaws.com/doc/2006-03-01/'>"]
     told.append(f"<IsTruncated>{str(more).lower()}</IsTruncated><KeyCount>{len(entries)}</KeyCount>")
@@ -223,7 +223,7 @@ def _page(entries: Sequence[Listed], spell: Callable[[str], str], *, more: bool,
     return "".join((*told, f"</{root}>")).encode()
 
 
-def _seaweed_etag(entry: Listed) -> str:
+def _seaweed_etag(entry: ListedObject) -> str:
     """As SeaweedFS's ListObjectVersions has it for a bucket without versions."""
     if not entry.size:
         return '""'

@@ -15,8 +15,8 @@ from functions.s3.clients import StorageError
 from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import Ring
 from infra.host.sweep import sweeper as sweeper_module
-from infra.host.sweep.judge import Listed
-from infra.host.sweep.listing import Page
+from infra.host.sweep.judge import ListedObject
+from infra.host.sweep.listing import ListPage
 from tests.fakes.swept import (
     DAY_MS,
     EPOCH_MS,
@@ -340,13 +340,13 @@ class Endless(Bucket):
         super().__init__(page_objects=1000)
         self.count = count
 
-    def page(self, prefix: str, token: str = "", *, limit: int = 1000) -> Page:
+    def page(self, prefix: str, token: str = "", *, limit: int = 1000) -> ListPage:
         """As `Lister.page`."""
         self.calls += 1
         begin = int(token or 0)
         end = min(begin + limit, self.count) if prefix == "assets/" else begin
-        page = [Listed(f"{prefix}{number:07}", "e", EPOCH_MS - 1000, 1) for number in range(begin, end)]
-        return Page(page, self.now, str(end) if begin < end < self.count else "")
+        page = [ListedObject(f"{prefix}{number:07}", "e", EPOCH_MS - 1000, 1) for number in range(begin, end)]
+        return ListPage(page, self.now, str(end) if begin < end < self.count else "")
 
 
 class AllKnown(MemoryRings):

@@ -15,8 +15,8 @@ from functions.s3.clients import StorageError
 from infra.host.causes import RETRY_SECONDS
 from infra.host.detections import HostReader, Reading
 from infra.host.sweep import ledger as ledger_module
-from infra.host.sweep.judge import Listed, Young
-from infra.host.sweep.listing import Page
+from infra.host.sweep.judge import ListedObject, Young
+from infra.host.sweep.listing import ListPage
 from tests.fakes.swept import (
     DAY_MS,
     SweptHost,
@@ -77,9 +77,9 @@ def test_the_young_are_bounded() -> None:
     """The oldest of them are forgotten, and are young again at the next sweep."""
     young = Young(limit=100)
     for number in range(1000):
-        assert young.is_young(Listed(f"{number}", "e", 1_000_000, 1), 0, number, 10.0)
-    assert not young.is_young(Listed("999", "e", 1_000_000, 1), 0, 2000.0, 10.0)
-    assert young.is_young(Listed("1", "e", 1_000_000, 1), 0, 2000.0, 10.0)
+        assert young.is_young(ListedObject(f"{number}", "e", 1_000_000, 1), 0, number, 10.0)
+    assert not young.is_young(ListedObject("999", "e", 1_000_000, 1), 0, 2000.0, 10.0)
+    assert young.is_young(ListedObject("1", "e", 1_000_000, 1), 0, 2000.0, 10.0)
 
 
 @on_uvloop
@@ -177,7 +177,7 @@ async def test_a_list_that_is_older_than_what_rang_meanwhile_is_no_rollback() ->
     host.pass_time(60)
     page = host.bucket.page
 
-    def slow(prefix: str, token: str = "", *, limit: int = 1000) -> Page:
+    def slow(prefix: str, token: str = "", *, limit: int = 1000) -> ListPage:
         found = page(prefix, token, limit=limit)
         if prefix == "assets/":
             host.pass_time(1)
@@ -341,7 +341,7 @@ async def test_a_store_that_fails_is_said_once_for_each_spell() -> None:
     """And when it is over; the sweep tries on."""
     host = await swept_once(pause_seconds=0.01)
 
-    def broken(prefix: str, token: str = "", *, limit: int = 1000) -> Page:
+    def broken(prefix: str, token: str = "", *, limit: int = 1000) -> ListPage:
         del prefix, token, limit
         host.bucket.calls += 1
         raise StorageError("InternalError", "500", status=500)

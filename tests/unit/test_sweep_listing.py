@@ -9,8 +9,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from functions.s3.clients import StorageError
-from infra.host.sweep.judge import Listed
-from infra.host.sweep.listing import Lister, Page
+from infra.host.sweep.judge import ListedObject
+from infra.host.sweep.listing import Lister, ListPage
 
 NOON = datetime(2026, 11, 30, 12, 0, 0, tzinfo=UTC)
 NOON_MS = 1_796_040_000_000
@@ -36,7 +36,7 @@ class Store:
         return self.answer
 
 
-def page(answer: dict[str, Any], token: str = "") -> Page:
+def page(answer: dict[str, Any], token: str = "") -> ListPage:
     """What a LIST of assets/ comes to."""
     return Lister(lambda: cast("Any", Store(answer)), "devices").page("assets/", token)
 
@@ -65,9 +65,9 @@ def test_a_page_is_read_with_the_stores_time() -> None:
     assert found.store_time == NOON_MS
     assert found.token == "t"
     assert found.objects == [
-        Listed("assets/a", "e", NOON_MS + 123, 7),
-        Listed("assets/b", "", NOON_MS, 0),
-        Listed("assets/c", "", NOON_MS, 7),
+        ListedObject("assets/a", "e", NOON_MS + 123, 7),
+        ListedObject("assets/b", "", NOON_MS, 0),
+        ListedObject("assets/c", "", NOON_MS, 7),
     ]
 
 

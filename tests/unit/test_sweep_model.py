@@ -20,8 +20,8 @@ from functions.events.plan import Settled, Step
 from functions.s3.clients import StorageError
 from functions.stored.database import Database
 from functions.stored.ring import Ring
-from functions.stored.rings import Progress, RingStore, Scope
-from infra.host.sweep.judge import Listed
+from functions.stored.rings import PrefixProgress, RingStore, Scope
+from infra.host.sweep.judge import ListedObject
 from infra.host.sweep.ledger import SWEEP
 from infra.migrations.runner import upgrade
 from tests.fakes.swept import Bucket, MemoryRings, SweptHost, ceph_event, minio_event
@@ -48,7 +48,7 @@ class World:
         self.uploads = 0
         self.shown: dict[str, int] = {}
         """The upload that a LIST shows of each key."""
-        self.listed: dict[int, Listed] = {}
+        self.listed: dict[int, ListedObject] = {}
         self.versions: dict[str, list[int]] = {}
         self.rolled_back: set[str] = set()
         self.waiting: list[tuple[int, dict[str, Any]]] = []
@@ -239,11 +239,11 @@ class StoredRings(MemoryRings):
         """As `State.forget_gone`."""
         return self.store.forget_gone(prefix, after, upto, keys)
 
-    def progress(self, prefix: str) -> Progress | None:
+    def progress(self, prefix: str) -> PrefixProgress | None:
         """As `State.progress`."""
         return self.store.progress(prefix)
 
-    def begin(self, prefix: str, t0: int) -> Progress:
+    def begin(self, prefix: str, t0: int) -> PrefixProgress:
         """As `State.begin`."""
         return self.store.begin(prefix, t0, lost=False)
 

@@ -20,17 +20,17 @@ from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import Ring, Verdict, verdict
 from functions.telemetry import logger
 from infra.host.bell import REPEATED
-from infra.host.sweep.judge import Compared, Listed, Newest, Young, compare, in_order
+from infra.host.sweep.judge import Compared, ListedObject, Newest, Young, compare, in_order
 from infra.host.sweep.ledger import SWEEP, Ledger
 from infra.host.sweep.terms import Round, Terms
 from infra.host.threads import in_thread
 
 if TYPE_CHECKING:
-    from functions.stored.rings import Progress
+    from functions.stored.rings import PrefixProgress
     from infra.host.bell import Bell
     from infra.host.metrics import SweepTelemetry
     from infra.host.mqtt.publisher import HostPublisher
-    from infra.host.sweep.listing import Lister, Page
+    from infra.host.sweep.listing import Lister, ListPage
     from infra.host.sweep.record import Rung
     from infra.host.sweep.state import State
 
@@ -80,7 +80,7 @@ class Sweeper:
         self._after_first = after_first
         self._young = Young()
         self._has_rules: bool | None = None
-        self._rolled_back: OrderedDict[str, Listed] = OrderedDict()
+        self._rolled_back: OrderedDict[str, ListedObject] = OrderedDict()
         """What was counted: each is seen again by every sweep."""
         self._in_order: dict[str, bool] = {}
         """Of each prefix: whether the whole of the last LIST came in the order of its keys."""
@@ -162,7 +162,7 @@ class Sweeper:
         if self._rounds == 1:
             await in_thread(self._after_first, "sweep")
 
-    def _begin(self) -> dict[str, Progress]:
+    def _begin(self) -> dict[str, PrefixProgress]:
         """Each prefix with its beginning. All that are new begin with the store's time now, before any LIST of them."""
         prefixes = self._terms.prefixes
         if self._terms.events_prefix is not None:
@@ -177,7 +177,7 @@ class Sweeper:
             }
         return {prefix: progress for prefix, progress in known.items() if progress is not None}
 
-    async def _go_through(self, prefix: str, progress: Progress, round_: Round) -> None:
+    async def _go_through(self, prefix: str, progress: PrefixProgress, round_: Round) -> None:
         is_events = prefix == self._terms.events_prefix
         begins = progress.t0
         token, after, was_in_order, is_in_order = "", "", self._in_order.get(prefix, False), True
@@ -206,7 +206,7 @@ class Sweeper:
             await in_thread(partial(self._state.complete, prefix), "sweep")
             round_.lost = round_.lost or progress.is_lost
 
-    def _take(self, page: Page, compared: Compared, round_: Round) -> None:
+    def _take(self, page: ListPage, compared: Compared, round_: Round) -> None:
         for listed in compared.candidates:
             round_.newest.add(listed)
         for listed in compared.rollbacks:
@@ -232,7 +232,7 @@ class Sweeper:
     # In a thread.
 
     def _judge(
-        self, prefix: str, page: Page, horizon: int, progress: Progress, gone: tuple[str, str | None] | None
+        self, prefix: str, page: ListPage, horizon: int, progress: PrefixProgress, gone: tuple[str, str | None] | None
     ) -> Compared:
         compared = compare(
             page.objects,
@@ -248,7 +248,12 @@ class Sweeper:
         return compared
 
     def _judge_events(
-        self, _prefix: str, page: Page, horizon: int, _progress: Progress, _gone: tuple[str, str | None] | None
+        self,
+        _prefix: str,
+        page: ListPage,
+        horizon: int,
+        _progress: PrefixProgress,
+        _gone: tuple[str, str | None] | None,
     ) -> Compared:
         """An event is news for a moment, and until its camera has another. Of what is older nothing is kept."""
         since = max(horizon, page.store_time - self._terms.events_max_age_seconds * 1000)
@@ -258,25 +263,25 @@ class Sweeper:
         compared.rollbacks.clear()
         return compared
 
-    def _is_wanted(self, listed: Listed) -> bool:
+    def _is_wanted(self, listed: ListedObject) -> bool:
         """Whether it is for devices, or was meant to be and its name is wrong: that is said once."""
         action = self._step(listed).action
         return not isinstance(action, Skip) or action.is_warning
 
-    def _is_news(self, listed: Listed) -> bool:
+    def _is_news(self, listed: ListedObject) -> bool:
         action = self._step(listed).action
         if not isinstance(action, Detection):
             return False
         return listed.modified > max(self._ledger.latest(action.camera_id), self._kept(action.camera_id))
 
-    def _is_young(self, listed: Listed, store_time: int) -> bool:
+    def _is_young(self, listed: ListedObject, store_time: int) -> bool:
         grace_seconds = self._terms.grace_seconds
         if grace_seconds is None:
             has_doors = self._has_rules or self._terms.polls or self._ledger.door_has_spoken
             grace_seconds = GRACE_SECONDS if has_doors else 0.0
         return self._young.is_young(listed, store_time, self._now(), grace_seconds)
 
-    def _step(self, listed: Listed) -> Step:
+    def _step(self, listed: ListedObject) -> Step:
         created = listed.created(self._terms.bucket)
         return Step(created, self._bell.routes.route(created))
 
@@ -299,7 +304,7 @@ class Sweeper:
     def _batch_size(self) -> int:
         return min(self._terms.rings_per_second, BATCH)
 
-    async def _announce(self, batch: Sequence[Listed], round_: Round) -> bool:
+    async def _announce(self, batch: Sequence[ListedObject], round_: Round) -> bool:
         """Announce these, paced, but for what a door has announced since; False where the broker is away."""
         self._ledger.listen()
         await self._flush()
@@ -364,5 +369,5 @@ def _timed(call: Callable[[], T]) -> tuple[T, float]:
     return call(), time.thread_time() - began_at
 
 
-def _knows(listed: Listed, rings: Sequence[Ring]) -> bool:
+def _knows(listed: ListedObject, rings: Sequence[Ring]) -> bool:
     return verdict(listed.etag, listed.modified, rings)[0] is not Verdict.NEW
