@@ -105,9 +105,12 @@ def test_a_page_that_cannot_be_believed_is_none(answer: dict[str, Any]) -> None:
         ({"QueueConfigurations": [{}]}, True),
         ({"EventBridgeConfiguration": {}}, True),
         ({"Error": {"Code": "NotImplemented"}}, False),
-        ({"Error": {"Code": "AccessDenied"}}, False),
+        ({"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, None),
+        ({"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}, None),
     ],
 )
-def test_whether_a_store_tells_anybody_is_asked_where_that_can_be(answer: dict[str, Any], *, wanted: bool) -> None:
+def test_whether_a_store_tells_anybody_is_asked_where_that_can_be(
+    answer: dict[str, Any], *, wanted: bool | None
+) -> None:
     """Many stores have no such thing, and not everybody may ask."""
     assert Lister(lambda: cast("Any", Store(answer)), "devices").has_rules() is wanted

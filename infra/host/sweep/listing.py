@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from functions.s3.clients import BAD_REQUEST, StorageError, storage_errors
@@ -65,13 +66,13 @@ class Lister:
             raise StorageError(BAD_REQUEST, "the store's LIST says that there is more, and not where")
         return ListPage(objects, _store_time(found), goes_on)
 
-    def has_rules(self) -> bool:
-        """Whether the store tells anybody of uploads to this bucket, as far as it says."""
+    def has_rules(self) -> bool | None:
+        """Whether the store tells anybody of uploads to this bucket; None if it does not say."""
         try:
             with storage_errors():
                 found = self._open().get_bucket_notification_configuration(Bucket=self._bucket)
-        except StorageError:  # not every store has them, and not everybody may ask
-            return False
+        except StorageError as error:  # not every store has them, and not everybody may ask
+            return False if error.answered and error.status != HTTPStatus.FORBIDDEN else None
         return any(name in found for name in _RULES)
 
 

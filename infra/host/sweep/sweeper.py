@@ -277,7 +277,7 @@ class Sweeper:
     def _is_young(self, listed: ListedObject, store_time: int) -> bool:
         grace_seconds = self._terms.grace_seconds
         if grace_seconds is None:
-            has_doors = self._has_rules or self._terms.polls or self._ledger.door_has_spoken
+            has_doors = self._has_rules is not False or self._terms.polls or self._ledger.door_has_spoken
             grace_seconds = GRACE_SECONDS if has_doors else 0.0
         return self._young.is_young(listed, store_time, self._now(), grace_seconds)
 
