@@ -24,6 +24,8 @@ from functions.admin.api import MAX_BODY_BYTES, router
 from functions.admin.openapi import BASE, OPERATIONS, document
 from functions.admin.operations import Administration, CannotPublishError, TopicVerdict
 from functions.admin.probe import ProbeVerdict
+from functions.admin.uploads import Uploads
+from functions.events.routes import Routes
 from functions.integration import NoLocalPublisher
 from functions.mqtt.broker import BrokerConfig
 from functions.settings import load
@@ -157,6 +159,7 @@ class Rig:
             self.here.said = None
         settings = load(ENVIRONMENT | variables).settings
         self.api = Administration(settings, self.store if store else None, self.here)
+        self.uploads = Uploads(Routes.of(settings))
 
     def ask(
         self,
@@ -176,7 +179,7 @@ class Rig:
             event["body"], event["isBase64Encoded"] = base64.b64encode(raw).decode(), True
         elif raw is not None or body is not None:
             event["body"] = json.dumps(body) if raw is None else raw
-        answer = Answered.by(router(self.api), event)
+        answer = Answered.by(router(self.api, self.uploads), event)
         check_against_document(method, path, answer)
         assert CANARY not in json.dumps(answer.headers) + answer.body
         return answer
@@ -762,4 +765,4 @@ def test_a_deployment_may_name_the_function_as_before() -> None:
 
 def test_an_event_that_no_gateway_sends_is_answered() -> None:
     """500, and no trace of it."""
-    assert Answered.by(router(Rig().api), {}).status == 500
+    assert Answered.by(router(Rig().api, Uploads(Routes())), {}).status == 500
