@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
@@ -17,7 +17,7 @@ from functions.settings import SettingsError
 from functions.stored.errors import PasswordNeededError, StoreUnavailableError, VersionConflictError
 from functions.stored.model import PASSWORD_NEEDED, MqttConfigChange, problems
 from functions.telemetry import logger
-from functions.web.messages import Problem, Reply, Request, as_json, internal, malformed, unavailable
+from functions.web.messages import Problem, Reply, Request, as_json, internal, malformed, unavailable, unfit
 from functions.web.router import Route, Router
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _needed(request: Request, name: str) -> str:
     """A parameter of the query. Raises Problem."""
     value = request.parameters(name).get(name, "")
     if not value:
-        raise malformed("no_parameter", f"The query parameter `{name}` is missing.")
+        raise unfit([{"field": name, "problem": "is missing", "expected": "a query parameter"}])
     return value
 
 
@@ -115,7 +115,7 @@ def _read(model: type[T], request: Request, found: Callable[[ValidationError], l
     except ValidationError as error:
         if any(one["type"] == _INVALID_JSON for one in error.errors(include_input=False, include_url=False)):
             raise malformed("bad_json", "The body is not JSON.") from None
-        raise _unfit(found(error)) from None
+        raise unfit(found(error)) from None
 
 
 def _expected_version(request: Request) -> int | None:
@@ -148,7 +148,7 @@ def explain(error: Exception) -> Problem:
     if isinstance(error, VersionConflictError):
         return _outdated(error.current)
     if isinstance(error, PasswordNeededError):
-        return _unfit([PASSWORD_NEEDED])
+        return unfit([PASSWORD_NEEDED])
     if isinstance(error, StoreUnavailableError):
         logger.warning("database unavailable", extra={"problem": str(error)})  # which holds no credentials
         detail = f"The database cannot be used: {error}."
@@ -160,13 +160,6 @@ def explain(error: Exception) -> Problem:
     # Not its text, nor the trace's: either may quote what was sent.
     logger.error("request failed", extra={"kind": type(error).__name__})
     return internal()
-
-
-def _unfit(found: Iterable[Mapping[str, str]]) -> Problem:
-    """A 422 that names each field; `found` contains no values."""
-    errors = [dict(one) for one in found]
-    detail = "; ".join(f"{one['field']} {one['problem']}" for one in errors)
-    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "unfit", detail, more={"errors": errors})
 
 
 def _outdated(current: int | None) -> Problem:

@@ -152,7 +152,7 @@ OPERATIONS = (
         "Whether the file is there, whether and where it is announced, which events came, what the broker said, and "
         "what is in the way now. Of the last 10,000 events of the answering host, since its start at most.",
         WhyAnswer,
-        problems=(HTTPStatus.BAD_REQUEST,),
+        problems=(HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY),
         query=(("key", "The key, e.g. `assets/x.bin`; a config's MAC or a bare file name will do.", True),),
     ),
     Operation(
@@ -173,7 +173,7 @@ OPERATIONS = (
         "What was modified since then",
         "The files that are announced, by their keys; to announce each of them again. Host only.",
         FilesAnswer,
-        problems=(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT),
+        problems=(HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.CONFLICT),
         query=(
             ("since", "A time with its zone (RFC 3339), by the store's clock.", True),
             ("after", "`next` of the answer before.", False),

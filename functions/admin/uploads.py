@@ -17,7 +17,7 @@ from functions.events.names import config_name, is_config_name, normalise_mac
 from functions.events.routes import Skip
 from functions.s3.clients import StorageError
 from functions.telemetry import logger
-from functions.web.messages import Problem, malformed, unavailable
+from functions.web.messages import Problem, unavailable, unfit
 
 if TYPE_CHECKING:
     from functions.events.plan import Settled
@@ -91,9 +91,10 @@ class Uploads:
         except ValueError:
             moment = None
         if moment is None or moment.tzinfo is None:
-            raise malformed("bad_since", "`since` is a time with its zone, e.g. 2026-11-30T12:00:00Z.")
+            right = "a time with its zone, e.g. 2026-11-30T12:00:00Z"
+            raise unfit([{"field": "since", "problem": "is no such time", "expected": right}])
         if after:
-            _check(after)
+            _check(after, "after")
         if self._ringing is None or self._objects is None:
             raise _cannot("Only a host with BUCKET can list its files.")
         prefixes = sorted((self._routes.configs_prefix, self._routes.assets_prefix), key=str.encode)
@@ -207,14 +208,15 @@ def _rung(route: RouteAnswer, found: ObjectInfo, settled: Settled) -> RingAnswer
     )
 
 
-def _check(key: str) -> None:
+def _check(key: str, field: str = "key") -> None:
     """Raise Problem for what no object can be called."""
     try:
         size_bytes = len(key.encode())
     except UnicodeEncodeError:  # half a surrogate pair
         size_bytes = 0
     if not 0 < size_bytes <= MAX_KEY_BYTES or "\0" in key:
-        raise malformed("bad_key", "A key is text of 1 to 1,024 bytes of UTF-8, without NUL.")
+        right = "an object's key: 1 to 1,024 bytes of UTF-8, without NUL"
+        raise unfit([{"field": field, "problem": "is no object's key", "expected": right}])
 
 
 def _words(error: StorageError) -> str:

@@ -356,21 +356,26 @@ BODIES = st.one_of(
         {"content-type": st.sampled_from(["application/json", "application/json; charset=x", ""]) | ODD_TEXTS},
         optional={"if-match": st.sampled_from(['"1"', "*", 'W/"1"', '"' + "9" * 30 + '"', '"²"']) | ODD_TEXTS},
     ),
-    st.sampled_from([ADMIN, ADMIN, ADMIN, ADMIN[:-1], "", GOOD[MAC][0]]),
+    st.tuples(
+        st.sampled_from([ADMIN, ADMIN, ADMIN, ADMIN[:-1], "", GOOD[MAC][0]]),
+        st.sampled_from(["", "x.bin", MAC, "configs/", "assets/a\0b", "x" * 1025, "2026-11-30T12:00:00Z"]) | ODD_TEXTS,
+    ),
 )
 def test_no_request_of_an_administrator_fails(
     administration: Administration,
     operation: tuple[str, str],
     body: str,
     headers: dict[str, str],
-    token: str,
+    token_and_key: tuple[str, str],
 ) -> None:
     """Any settings are stored and read back the same, or refused field by field; no password comes back."""
     method, path = (
         operation[0],
         operation[1].replace("{camera_id}", quote(f"c{body[:20]}".replace("/", "_"), safe="", errors="replace")),
     )
-    event = http_event(path, method=method, headers=headers | {"authorization": f"Bearer {token}"})
+    token, asked = token_and_key
+    query = "&".join(f"{name}={quote(asked, safe='', errors='surrogatepass')}" for name in ("key", "since", "after"))
+    event = http_event(path, method=method, query=query, headers=headers | {"authorization": f"Bearer {token}"})
     event["body"], event["isBase64Encoded"] = body, False
     if len(body) % 2:
         event["body"], event["isBase64Encoded"] = base64.b64encode(body.encode(errors="replace")).decode(), True

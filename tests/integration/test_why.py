@@ -406,12 +406,12 @@ def test_hostile_keys_are_answered_cleanly(store: Minio, mosquitto: Mosquitto, t
             assert ring(host, key).status_code in {404, 409, 503}
         for key in ("", "x" * 1025, "ä" * 513, "a\0b"):
             answers = host.http.get("/api/v1/why", params={"key": key}), ring(host, key)
-            assert {one.status_code for one in answers} <= {400, 422}
+            assert [one.status_code for one in answers] == [422, 422]
             assert all(one.headers["Content-Type"] == "application/problem+json" for one in answers)
-        for query in ("", "key=%ff", "key=a&key=b", "key=%ed%a0%80"):
+        for query in ("key=%ff", "key=a&key=b", "key=%ed%a0%80"):
             assert host.http.get(f"/api/v1/why?{query}").status_code == 400
-        for query in ("", "since=yesterday", "since=2026-01-01", "since=2026-01-01T00:00:00Z&after=%00"):
-            assert host.http.get(f"/api/v1/ring?{query}").status_code == 400
+        for query in ("why", "ring", "ring?since=2026-01-01", "ring?since=2026-01-01T00:00:00Z&after=%00"):
+            assert host.http.get(f"/api/v1/{query}").status_code == 422
         for body in (b"[]", b"{}", b'{"key": 1}', b'{"key": "a", "more": 1}', b'{"key": "\\ud800"}'):
             answer = host.http.post("/api/v1/ring", content=body, headers={"Content-Type": "application/json"})
             assert answer.status_code in {400, 422}, (body, answer.text)

@@ -71,7 +71,7 @@ def test_tries_in_a_row_that_are_alike_are_told_as_one() -> None:
 
 def test_beyond_its_limits_it_forgets_the_oldest_and_says_since_when_it_knows() -> None:
     """In number, and in bytes."""
-    for memory in (History(max_events=3), History(max_text_bytes=250)):
+    for memory in (History(max_events=3), History(max_text_bytes=180)):
         began = memory.since
         for number in range(5):
             memory.add(settled(f"assets/{number}.bin"), "sure")
