@@ -164,7 +164,7 @@ def _in_the_way(case: Case) -> Iterable[str]:
     if known.held is not None:
         held = known.held
         state = "it is given up until that ends" if held.is_given_up else "it is tried again"
-        yield f"it fails since {lasting(held.seconds)} for one reason: {held.reason}; {state}"
+        yield f"it has failed for {lasting(held.seconds)}, for one reason: {held.reason}; {state}"
     if known.sweep == "unannounced":
         yield f"the sweep: {known.sweep_detail}"
     if known.sweep_trouble:

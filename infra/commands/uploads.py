@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -17,6 +18,7 @@ BASE = "/api/v1"
 MAX_UNASKED = 100  # more are announced with --yes only
 MAX_FILES = 100_000
 RINGS_PER_SECOND = 10.0
+MAX_FAILURES_IN_A_ROW = 5
 
 WHY_EPILOG = (
     "Examples: `bucketbell why assets/x.bin` · `bucketbell why a1-b2-c3-d4-e5-f6`. The token is BUCKETBELL_TOKEN, or "
@@ -61,7 +63,7 @@ def why(
     else:
         typer.echo(plain(found["key"]))
         for line in found["story"]:
-            typer.echo(f"  {_moment(line['at']):<23}  {plain(line['text'])}")
+            typer.echo(f"  {_moment(line['at']):<24}  {plain(line['text'])}")
         typer.secho(plain(found["answer"]), bold=True, fg="green" if found["well"] else "red")
     if not found["well"]:
         raise typer.Exit(1)
@@ -73,7 +75,7 @@ def ring(
     since: Annotated[
         str | None,
         typer.Option(
-            help="All files that were modified since then: 90s, 30m, 2h, 1d, or a time such as 2026-11-30T12:00."
+            help="All files modified since then: 90s, 30m, 2h, 1d, or a time (of this machine, without a zone)."
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help=f"Also announce more than {MAX_UNASKED} files.")] = False,
@@ -93,19 +95,38 @@ def ring(
     moment = None if since is None else _since(since)
     with open_api(server, _token(token), ca_file, BASE) as api:
         keys = [key] if key is not None else _modified_since(api, moment or datetime.now(UTC), announces_many=yes)
-        failed = 0
-        for number, one in enumerate(keys):
-            if number:
-                time.sleep(1 / RINGS_PER_SECOND)
-            answer = api.ask("POST", "ring", {"key": one}).document
-            failed += not answer["ok"]
-            if as_json:
-                print_json(answer)
-            else:
-                words = f"{answer['key']}: {answer['detail']} ({answer['topic']}, id {answer['id']})"
-                typer.secho(plain(words), fg=None if answer["ok"] else "red")
-    if failed:
-        raise typer.Exit(1)
+        if not _ring_all(api, keys, as_json=as_json):
+            raise typer.Exit(1)
+
+
+def _ring_all(api: Api, keys: Sequence[str], *, as_json: bool) -> bool:
+    """Announce these, paced; whether all were. A file may have gone meanwhile; if nothing succeeds, it ends."""
+    failed = in_a_row = 0
+    for number, key in enumerate(keys):
+        if number:
+            time.sleep(1 / RINGS_PER_SECOND)
+        try:
+            answer = api.ask("POST", "ring", {"key": key}).document
+        except typer.Exit:
+            if len(keys) == 1:
+                raise
+            answer = {"ok": False}
+            typer.echo(plain(f"{key} was not announced"), err=True)
+        else:
+            _show_ring(answer, as_json=as_json)
+        failed += not answer["ok"]
+        in_a_row = 0 if answer["ok"] else in_a_row + 1
+        if in_a_row == MAX_FAILURES_IN_A_ROW and number + 1 < len(keys):
+            fail(f"{in_a_row} in a row were not announced: the last {len(keys) - number - 1:,} files were not tried")
+    return not failed
+
+
+def _show_ring(answer: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(answer)
+    else:
+        words = f"{answer['key']}: {answer['detail']} ({answer['topic']}, id {answer['id']})"
+        typer.secho(plain(words), fg=None if answer["ok"] else "red")
 
 
 def _modified_since(api: Api, since: datetime, *, announces_many: bool) -> list[str]:

@@ -363,6 +363,26 @@ def test_since_announces_what_was_modified_and_asks_before_many(
         assert len(ear.wait_for(105, 2 * PATIENCE_SECONDS)) == 105
 
 
+def test_a_broker_that_goes_away_ends_many_rings(
+    store: Minio, mosquitto: Mosquitto, ear: Subscriber, tmp_path: Path
+) -> None:
+    """After a few in a row that were not announced, it says how many files are left. The list goes on behind a key."""
+    for number in range(9):
+        put(store, f"assets/{number}")
+    with started(tmp_path, mosquitto.url, store) as host:
+        listed = host.http.get("/api/v1/ring", params={"since": "2026-01-01T00:00:00Z"}).json()
+        assert [one["key"] for one in listed["files"]] == [f"assets/{number}" for number in range(9)]
+        rest = host.http.get("/api/v1/ring", params={"since": "2026-01-01T00:00:00Z", "after": "assets/6"}).json()
+        assert [one["key"] for one in rest["files"]] == ["assets/7", "assets/8"]
+        assert len(run(host, "ring", "--since", "1h").stdout.splitlines()) == 9
+        assert len(ear.wait_for(9)) == 9
+        mosquitto.stop()
+        eventually(lambda: host.http.get("/readyz").status_code == 503)
+        done = run(host, "ring", "--since", "1h", code=1)
+        assert "4 files were not tried" in done.stderr
+        assert done.stdout == ""
+
+
 def test_who_asks_needs_a_token_and_gets_it_from_the_hosts_own_settings(
     store: Minio, mosquitto: Mosquitto, tmp_path: Path
 ) -> None:
