@@ -86,8 +86,14 @@ class Sweeper:
         """Of each prefix: whether the whole of the last LIST came in the order of its keys."""
         self._rounds = 0
         self._has_begun = False
-        self._problem = ""
+        self.problem = ""
+        """Why the bucket cannot be swept now."""
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pause_seconds(self) -> float:
+        """Between two sweeps."""
+        return self._terms.pause_seconds
 
     async def start(self) -> None:
         """Begin. Returns at once."""
@@ -116,11 +122,11 @@ class Sweeper:
 
     def _say(self, problem: str) -> None:
         """Once for each spell."""
-        if problem and problem != self._problem:
+        if problem and problem != self.problem:
             logger.warning("the bucket cannot be swept; trying on", extra={"reason": problem})
-        elif self._problem and not problem:
+        elif self.problem and not problem:
             logger.info("the bucket is swept again")
-        self._problem = problem
+        self.problem = problem
 
     # A round.
 
