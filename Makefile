@@ -19,7 +19,7 @@ LISTS := functions/requirements.in infra/layer/requirements.in infra/requirement
     infra/deploy/requirements.in tests/requirements.in
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test check format bench chaos fuzz build release sam-test aws-test minio versitygw lock clean
+.PHONY: help setup run demo test check format bench chaos fuzz build release sam-test aws-test container-test minio versitygw lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ sam-test: $(STAMP) $(SAM_STAMP) ## the functions in containers, as AWS runs them
 
 aws-test: $(STAMP) $(SAM_STAMP) ## template and functions together on an emulated AWS (Docker, Python 3.13)
 	@$(BIN)/python -m pytest tests/aws --timeout 300 $(ARGS)
+
+container-test: $(STAMP) ## the images and `docker compose up`, on stand-ins for the public bases (Docker, Python 3.13, Go)
+	@$(BIN)/python -m pytest tests/container --timeout 900 $(ARGS)
 
 minio: | $(BIN)/python ## build MinIO from source (needs Go), for `make run` and the tests
 	@$(BIN)/python -m infra.local.install minio
