@@ -57,7 +57,7 @@ fuzz: $(STAMP) ## the searches in tests/hostile, 100 times as hard (FUZZ=1000, A
 build: $(STAMP) $(SAM_STAMP) ## what is deployed: `sam build`, trimmed and compiled (ARGS="--architecture arm64")
 	@$(BIN)/python -m infra.sam.build $(ARGS)
 
-release: $(STAMP) ## what is published, in dist/: wheel, sdist, SBOM, checksums; each tried in a clean environment
+release: $(STAMP) ## what is published, in dist/: wheel, sdist, SBOM, image, checksums; each tried in a clean environment
 	@$(BIN)/python -m infra.deploy.release
 
 # 300 s for each test: the first one installs and starts Docker where there is none, and makes the image.

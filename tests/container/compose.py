@@ -33,7 +33,6 @@ services:
   connect: *network
   host: *network
   upload: *network
-  store: *network
 """
 _STAND_INS = {
     "PYTHON_IMAGE": PYTHON,

@@ -20,7 +20,7 @@ def images(tmp_path_factory: pytest.TempPathFactory, minio_binary: Path) -> Iter
         for base in (python_base(), mosquitto_base(), go_base(minio_binary)):
             make(base)
         composition = Composition(tmp_path_factory.mktemp("compose"))
-        composition.run("build", seconds=BUILD_SECONDS)
+        composition.run("build", "host", "store", seconds=BUILD_SECONDS)
         yield composition
 
 

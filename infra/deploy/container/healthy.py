@@ -6,7 +6,7 @@
 import socket
 import sys
 
-SECONDS = 4.0
+SECONDS = 2.0  # for each protocol
 
 
 def answer(port: int, path: str, *, tls: bool) -> bytes:
