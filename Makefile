@@ -19,7 +19,7 @@ LISTS := functions/requirements.in infra/layer/requirements.in infra/requirement
     infra/deploy/requirements.in tests/requirements.in
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test check format bench chaos fuzz build release sam-test aws-test minio versitygw lock clean
+.PHONY: help setup run demo test check format bench chaos fuzz build release sam-test aws-test container-test minio versitygw kustomize lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,7 +57,7 @@ fuzz: $(STAMP) ## the searches in tests/hostile, 100 times as hard (FUZZ=1000, A
 build: $(STAMP) $(SAM_STAMP) ## what is deployed: `sam build`, trimmed and compiled (ARGS="--architecture arm64")
 	@$(BIN)/python -m infra.sam.build $(ARGS)
 
-release: $(STAMP) ## what is published, in dist/: wheel, sdist, SBOM, checksums; each tried in a clean environment
+release: $(STAMP) ## what is published, in dist/: wheel, sdist, SBOM, image, checksums; each tried in a clean environment
 	@$(BIN)/python -m infra.deploy.release
 
 # 300 s for each test: the first one installs and starts Docker where there is none, and makes the image.
@@ -67,11 +67,17 @@ sam-test: $(STAMP) $(SAM_STAMP) ## the functions in containers, as AWS runs them
 aws-test: $(STAMP) $(SAM_STAMP) ## template and functions together on an emulated AWS (Docker, Python 3.13)
 	@$(BIN)/python -m pytest tests/aws --timeout 300 $(ARGS)
 
+container-test: $(STAMP) ## the images and `docker compose up`, on stand-ins for the public bases (Docker, Python 3.13, Go)
+	@$(BIN)/python -m pytest tests/container --timeout 900 $(ARGS)
+
 minio: | $(BIN)/python ## build MinIO from source (needs Go), for `make run` and the tests
 	@$(BIN)/python -m infra.local.install minio
 
 versitygw: | $(BIN)/python ## build Versity GW from source (needs Go), for the tests
 	@$(BIN)/python -m infra.local.install versitygw
+
+kustomize: | $(BIN)/python ## build Kustomize from source (needs Go), for the tests of the Kubernetes manifests
+	@$(BIN)/python -m infra.local.install kustomize
 
 lock: | $(BIN)/python ## write the requirements.txt files anew (ARGS=--upgrade for newer indirect packages)
 	@$(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
 from typing import Annotated
 
 import typer
@@ -30,6 +32,8 @@ def host(
     MQTT_URL it takes events and publishes nothing. SIGTERM or Ctrl-C ends it within 3 seconds: it finishes what it
     has begun and exits 0.
     """
+    # Until it serves, too: as process 1 of a container it would not be ended by a signal that it does not handle.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     loaded = load_or_exit()
     _check_free(host, port)
     from infra.host.server import serve  # noqa: PLC0415 - what a host needs is only for this command

@@ -1,7 +1,7 @@
 """Finds or fetches the programs that the local parts need.
 
-`python -m infra.local.install mosquitto` uses the system's package manager, `… minio` and `… versitygw` build
-with Go. Standard library only, so that it works before any package is installed.
+`python -m infra.local.install mosquitto` uses the system's package manager, `… minio`, `… versitygw` and
+`… kustomize` build with Go. Standard library only, so that it works before any package is installed.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class GoProgram:
 
 
 MINIO = GoProgram("minio", "github.com/minio/minio", "v0.0.0-20260212201848-7aac2a2c5b7c", (1, 24))
+KUSTOMIZE = GoProgram("kustomize", "sigs.k8s.io/kustomize/kustomize/v5", "v5.7.1", (1, 22))
 VERSITYGW = GoProgram("versitygw", "github.com/versity/versitygw/cmd/versitygw", "v1.8.0", (1, 25))
 
 # Installs the package named first; its units, named second, stay off. Debian and Ubuntu start what they install, now
@@ -106,6 +107,11 @@ def find_minio() -> Path | None:
 def find_versitygw() -> Path | None:
     """Versity Gateway on the PATH, else the one built into the cache."""
     return _find(VERSITYGW.name, (str(binary_cache()),))
+
+
+def find_kustomize() -> Path | None:
+    """Kustomize on the PATH, else the one built into the cache."""
+    return _find(KUSTOMIZE.name, (str(binary_cache()),))
 
 
 def binary_cache() -> Path:
@@ -172,6 +178,11 @@ def build_minio(say: Say) -> Path:
 def build_versitygw(say: Say) -> Path:
     """Builds Versity Gateway into the cache unless it is there; InstallError says what is missing."""
     return _build(VERSITYGW, find_versitygw, say)
+
+
+def build_kustomize(say: Say) -> Path:
+    """Builds Kustomize into the cache unless it is there; InstallError says what is missing."""
+    return _build(KUSTOMIZE, find_kustomize, say)
 
 
 def _build(program: GoProgram, find: Callable[[], Path | None], say: Say) -> Path:
@@ -269,8 +280,13 @@ def run_saying(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m infra.local.install mosquitto|minio|versitygw`; the exit status."""
-    programs = {"mosquitto": ensure_mosquitto, "minio": build_minio, "versitygw": build_versitygw}
+    """`python -m infra.local.install mosquitto|minio|versitygw|kustomize`; the exit status."""
+    programs = {
+        "mosquitto": ensure_mosquitto,
+        "minio": build_minio,
+        "versitygw": build_versitygw,
+        "kustomize": build_kustomize,
+    }
     parser = argparse.ArgumentParser(
         prog="python -m infra.local.install",
         description="Finds or fetches a program that the local parts need.",

@@ -686,6 +686,24 @@ def test_an_idle_host_ends_at_a_signal(tmp_path: Path, number: signal.Signals) -
         assert not host.lines("ERROR")
 
 
+def test_a_signal_ends_it_before_it_serves(tmp_path: Path) -> None:
+    """Also as process 1 of a container, which no signal ends that it does not handle."""
+    serves = "infra.host.server.serve = lambda *_: (os.kill(os.getpid(), signal.SIGTERM), sys.exit('it goes on'))"
+    imports = "import os, signal, sys, infra.cli, infra.host.server"
+    code = f"{imports}; {serves}; infra.cli.app(['host', '--port', '{free_port()}'])"
+    # The first process of a namespace of its own.
+    first = ["/usr/bin/unshare", "--pid", "--fork"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*first, sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_every_request_in_flight_is_answered_at_the_end(tmp_path: Path, mosquitto: Mosquitto) -> None:
     """The broker hangs and the deadline is far: all hear 503 and it is over within 3 s; twice SIGTERM is once."""
     known = environment(mosquitto.url, MQTT_PUBLISH_TIMEOUT_SECONDS="60")
