@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from functions.admin.probe import probe
 from functions.cameras.discovery import availability_topic
 from functions.stored.errors import CredentialsUnreadableError
-from infra.doctor.checks import Check, NotCheckedError, WrongError
+from infra.doctor.checks import Checkup, NotCheckedError, WrongError
 
 if TYPE_CHECKING:
     from functions.admin.probe import ProbeVerdict
@@ -51,15 +51,15 @@ class BrokerLeg:
         self._verdict: ProbeVerdict | None = None
         self.broker: BrokerConfig | None = None
 
-    def checks(self) -> tuple[Check, ...]:
+    def checks(self) -> tuple[Checkup, ...]:
         """All of them, in order."""
         return (
-            Check(NAME, self._name, self._needs, seconds=PROBE_SECONDS + 1),
-            Check(TCP, lambda: self._leg(TCP, f"{self._address} takes connections"), (NAME,)),
-            Check(TLS, self._tls, (TCP,)),
-            Check(LOGIN, lambda: self._leg(LOGIN, self._login()), (TLS,)),
-            Check(CERTIFICATE, self._certificate, (LOGIN,)),
-            Check(WILL, self._will, (LOGIN,)),
+            Checkup(NAME, self._name, self._needs, seconds=PROBE_SECONDS + 1),
+            Checkup(TCP, lambda: self._leg(TCP, f"{self._address} takes connections"), (NAME,)),
+            Checkup(TLS, self._tls, (TCP,)),
+            Checkup(LOGIN, lambda: self._leg(LOGIN, self._login()), (TLS,)),
+            Checkup(CERTIFICATE, self._certificate, (LOGIN,)),
+            Checkup(WILL, self._will, (LOGIN,)),
         )
 
     @property

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Health = Literal["ok", "wrong", "not checked"]
 
@@ -31,17 +31,28 @@ class NotCheckedError(Exception):
     """It cannot be known from here; the message says why."""
 
 
+class Timed(NamedTuple):
+    """What was found, where it also tells something how long that took."""
+
+    detail: str
+    milliseconds: float
+
+    @classmethod
+    def since(cls, began_at: float, detail: str) -> Timed:
+        """`began_at` is `time.monotonic()`."""
+        return cls(detail, round((time.monotonic() - began_at) * 1000, 1))
+
+
 @dataclass(frozen=True, slots=True)
-class Check:
+class Checkup:
     """One thing to look at. `look` returns what it found, or raises `WrongError` or `NotCheckedError`.
 
-    `needs` are the names of checks that must have found all well before. `timed`: how long it takes tells something.
+    `needs` are the names of checks that must have found all well before.
     """
 
     name: str
-    look: Callable[[], str]
+    look: Callable[[], str | Timed]
     needs: tuple[str, ...] = ()
-    timed: bool = False
     seconds: float = CHECK_SECONDS
 
 
@@ -57,7 +68,7 @@ class Finding:
 
 
 def examine(
-    checks: Sequence[Check], hear: Callable[[Finding], object], *, total_seconds: float = TOTAL_SECONDS
+    checks: Sequence[Checkup], hear: Callable[[Finding], object], *, total_seconds: float = TOTAL_SECONDS
 ) -> list[Finding]:
     """Make the checks in their order; `hear` is told each finding at once."""
     until = time.monotonic() + total_seconds
@@ -75,7 +86,7 @@ def examine(
     return list(findings.values())
 
 
-def _made(check: Check, left_seconds: float) -> Finding:
+def _made(check: Checkup, left_seconds: float) -> Finding:
     if left_seconds <= 0:
         return Finding(check.name, "not checked", "there was no time left for it")
     found: list[Finding] = []
@@ -95,15 +106,15 @@ def _made(check: Check, left_seconds: float) -> Finding:
     return found[0]
 
 
-def _look(check: Check) -> Finding:
-    began_at = time.monotonic()
+def _look(check: Checkup) -> Finding:
     try:
-        detail = check.look()
+        found = check.look()
     except WrongError as error:
         return Finding(check.name, "wrong", error.detail, error.remedy)
     except NotCheckedError as error:
         return Finding(check.name, "not checked", str(error))
     except Exception as error:  # noqa: BLE001 - the other checks go on; its message might hold a secret
         return Finding(check.name, "not checked", f"the check itself failed: {type(error).__name__}")
-    milliseconds = round((time.monotonic() - began_at) * 1000, 1) if check.timed else None
-    return Finding(check.name, "ok", detail, milliseconds=milliseconds)
+    if isinstance(found, Timed):
+        return Finding(check.name, "ok", found.detail, milliseconds=found.milliseconds)
+    return Finding(check.name, "ok", found)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, NoReturn
 
 from functions.stored.effective import effective_broker
 from functions.stored.errors import CredentialsUnreadableError, StoreUnavailableError
 from functions.stored.store import ConfigStore
-from infra.doctor.checks import Check, WrongError
+from infra.doctor.checks import Checkup, Timed, WrongError
 
 if TYPE_CHECKING:
     from functions.mqtt.broker import BrokerConfig
@@ -27,30 +28,31 @@ class DatabaseLeg:
         """What is stored, as far as it was read."""
         self._revision: str | None = None
 
-    def checks(self) -> tuple[Check, ...]:
+    def checks(self) -> tuple[Checkup, ...]:
         """All of them, in order."""
         if self.settings.database_url is None:
             return ()
         return (
-            Check(DATABASE, self._database, timed=True),
-            Check(TABLES, self._tables, (DATABASE,)),
-            Check(STORED, self._stored, (TABLES,)),
+            Checkup(DATABASE, self._database),
+            Checkup(TABLES, self._tables, (DATABASE,)),
+            Checkup(STORED, self._stored, (TABLES,)),
         )
 
     def broker(self) -> BrokerConfig | None:
         """The broker in force. Raises CredentialsUnreadableError."""
         return effective_broker(self.settings, self.stored)
 
-    def _database(self) -> str:
+    def _database(self) -> Timed:
         from infra.migrations.runner import revision_of  # noqa: PLC0415 - SQLAlchemy is for who has a database
 
         url = self.settings.database_url
         assert url is not None  # noqa: S101 - there are no checks without it
+        began_at = time.monotonic()
         try:
             self._revision = revision_of(url.get_secret_value())
         except StoreUnavailableError as error:
             _refuse(error)
-        return "it answers"
+        return Timed.since(began_at, "it answers")
 
     def _tables(self) -> str:
         from infra.migrations.runner import NEWEST_REVISION  # noqa: PLC0415 - as above

@@ -10,7 +10,7 @@ from functions.s3.clients import StorageError
 from infra.connect.documents import SURE_TARGET
 from infra.connect.minio import QUEUE_LIMIT_EVENTS
 from infra.doctor import minio
-from infra.doctor.checks import Check, NotCheckedError, WrongError
+from infra.doctor.checks import Checkup, NotCheckedError, WrongError
 from infra.doctor.host import HOST, READY
 from infra.doctor.host import TOKEN as HOST_TOKEN
 from infra.doctor.rules import RULES
@@ -38,12 +38,12 @@ class DoorsLeg:
         self._asked_at = 0.0
         self._waiting: float | None = None  # events in MinIO's queue, at the first look
 
-    def checks(self) -> tuple[Check, ...]:
+    def checks(self) -> tuple[Checkup, ...]:
         """All of them, in order."""
         return (
-            Check(REACHES, self._reaches, (RULES, HOST)),
-            Check(TOKEN, self._token, (RULES, HOST_TOKEN), seconds=AGAIN_SECONDS + 4),
-            Check(QUEUE, self._queue, (RULES, REACHES, TOKEN, READY), seconds=METRICS_SECONDS + 4),
+            Checkup(REACHES, self._reaches, (RULES, HOST)),
+            Checkup(TOKEN, self._token, (RULES, HOST_TOKEN), seconds=AGAIN_SECONDS + 4),
+            Checkup(QUEUE, self._queue, (RULES, REACHES, TOKEN, READY), seconds=METRICS_SECONDS + 4),
         )
 
     @property

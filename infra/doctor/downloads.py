@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from functions.s3.clients import StorageError, configured_endpoint, is_loopback
 from functions.s3.objects import Objects
 from infra.device.trouble import FetchError
-from infra.doctor.checks import Check, NotCheckedError, WrongError
+from infra.doctor.checks import Checkup, NotCheckedError, Timed, WrongError
 from infra.doctor.store import GET
 
 if TYPE_CHECKING:
@@ -33,19 +34,19 @@ class DownloadsLeg:
         self._store = store
         self._web = web
 
-    def checks(self) -> tuple[Check, ...]:
+    def checks(self) -> tuple[Checkup, ...]:
         """All of them, in order."""
-        checks: list[Check] = []
+        checks: list[Checkup] = []
         if self._store is not None:
             store = self._store
-            checks.append(Check(LINK, lambda: self._link(store), (GET,), timed=True))
+            checks.append(Checkup(LINK, lambda: self._link(store), (GET,)))
         if self._settings.device_token_keys:
-            checks.append(Check(KEYS, self._keys))
+            checks.append(Checkup(KEYS, self._keys))
         if self._settings.public_base_url is not None:
-            checks.append(Check(PUBLIC, self._public))
+            checks.append(Checkup(PUBLIC, self._public))
         return tuple(checks)
 
-    def _link(self, store: StoreLeg) -> str:
+    def _link(self, store: StoreLeg) -> Timed:
         key = store.a_key
         if key is None:
             raise NotCheckedError("there is no file to fetch")
@@ -59,10 +60,11 @@ class DownloadsLeg:
         variable = (
             "S3_PUBLIC_ENDPOINT_URL" if self._settings.s3_public_endpoint_url else "AWS_ENDPOINT_URL_S3 (or _URL)"
         )
+        began_at = time.monotonic()
         status, code = self._fetch(url, place, variable)
         if status in _FINE:
             alone = "; only devices on this machine can use it" if is_loopback(place) else ""
-            return f"{place} gives the file{alone}"
+            return Timed.since(began_at, f"{place} gives the file{alone}")
         if code == "SignatureDoesNotMatch":
             self._explain_mismatch(store, key, place)
         if code in {"NoSuchBucket", "NoSuchKey", "InvalidAccessKeyId", ""}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from infra.doctor.broker import LOGIN, BrokerLeg
-from infra.doctor.checks import Check, NotCheckedError
+from infra.doctor.checks import Checkup, NotCheckedError
 from infra.doctor.database import STORED, DatabaseLeg
 from infra.doctor.doors import DoorsLeg
 from infra.doctor.downloads import DownloadsLeg
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 def checks_of(
     settings: Settings, web: Web, host_url: str, *, ring: str | None, host_is_default: bool
-) -> tuple[Check, ...]:
+) -> tuple[Checkup, ...]:
     """All checks of this installation; what it does not use is not among them."""
     database = DatabaseLeg(settings)
     broker = BrokerLeg(database, host_url, (STORED,))
-    host = HostLeg(settings, web, host_url, broker=LOGIN, is_default=host_is_default)
+    host = HostLeg(database, web, host_url, broker=LOGIN, is_default=host_is_default)
     store = None if settings.bucket is None else StoreLeg(settings, settings.bucket)
     checks = database.checks()
     if store is None:
         return (
             *checks,
-            Check(BUCKET, _no_bucket),
+            Checkup(BUCKET, _no_bucket),
             *broker.checks(),
             *host.checks(),
             *host.rights(None, ring),

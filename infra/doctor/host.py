@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from urllib.parse import quote_plus
 
+from functions.cameras.detections import LABEL
+from functions.cameras.discovery import availability_label
 from functions.events.routes import Routes, Skip
 from functions.s3.clients import StorageError
 from infra.device.trouble import FetchError
-from infra.doctor.checks import Check, NotCheckedError, WrongError
+from infra.doctor.checks import Checkup, NotCheckedError, Timed, WrongError
+from infra.host.mqtt.birth_messages import WILL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from functions.settings import Settings
+    from infra.doctor.database import DatabaseLeg
     from infra.doctor.store import StoreLeg
     from infra.http_client import Web
 
@@ -49,28 +53,29 @@ class HostAnswer(NamedTuple):
 class HostLeg:
     """One host, as this machine reaches it."""
 
-    def __init__(self, settings: Settings, web: Web, url: str, *, broker: str, is_default: bool) -> None:
+    def __init__(self, database: DatabaseLeg, web: Web, url: str, *, broker: str, is_default: bool) -> None:
         """`broker` is the check of the broker that must be well; `is_default`: nobody named this URL."""
-        self.settings = settings
+        self.settings = database.settings
+        self._database = database
         self.url = url
         self._web = web
         self._broker = broker
         self._is_default = is_default
 
-    def checks(self) -> tuple[Check, ...]:
+    def checks(self) -> tuple[Checkup, ...]:
         """All of them, in order."""
         return (
-            Check(HOST, self._alive, timed=True),
-            Check(TOKEN, self._token, (HOST,)),
-            Check(READY, self._ready, (HOST, self._broker)),
+            Checkup(HOST, self._alive),
+            Checkup(TOKEN, self._token, (HOST,)),
+            Checkup(READY, self._ready, (HOST, self._broker)),
         )
 
-    def rights(self, store: StoreLeg | None, key: str | None) -> tuple[Check, ...]:
+    def rights(self, store: StoreLeg | None, key: str | None) -> tuple[Checkup, ...]:
         """What the broker lets the host publish; with a `key`, by announcing that file again."""
         if key is not None:
             needs = (HOST, TOKEN, READY)
-            return (Check(TOPICS, lambda: self._ring(store, key), needs, timed=True, seconds=RING_SECONDS),)
-        return (Check(TOPICS, self._topics, (HOST, READY)),)
+            return (Checkup(TOPICS, lambda: self._ring(store, key), needs, seconds=RING_SECONDS),)
+        return (Checkup(TOPICS, self._topics, (HOST, READY)),)
 
     def turned_away(self) -> float:
         """How many events came with a wrong token since the host's start."""
@@ -94,14 +99,15 @@ class HostLeg:
                 else f"Start it with `bucketbell host`, or correct `--host-url`{hint}.",
             ) from None
 
-    def _alive(self) -> str:
+    def _alive(self) -> Timed:
+        began_at = time.monotonic()
         answer = self.ask("GET", "/healthz")
         if answer.status != HTTPStatus.OK or answer.document.get("alive") is not True:
             raise WrongError(
                 f"What answers at {self.url} is not a bucketbell host (HTTP {answer.status}).",
                 "Another program has that port, or a proxy does not pass it on: correct `--host-url`, or the proxy.",
             )
-        return f"{self.url} is alive"
+        return Timed.since(began_at, f"{self.url} is alive")
 
     def _token(self) -> str:
         tokens = [token.get_secret_value() for token in self.settings.webhook_tokens]
@@ -152,6 +158,14 @@ class HostLeg:
             )
         return ", ".join(topics)
 
+    def _filter_of(self, label: str) -> str:
+        """What a broker's rule calls the topics that a metric calls `label`."""
+        stored = self._database.stored
+        prefix = self.settings.topic_prefix if stored is None else stored.config.topic_prefix
+        if label in {WILL, availability_label(prefix)}:
+            return f"{prefix}/bucketbell/+/availability"
+        return f"{prefix}/{label}" if label == LABEL else label
+
     def _verdicts(self) -> dict[str, str]:
         """What the broker last said to the host: by topic, "" where it took the message."""
         token = self.settings.admin_tokens[0].get_secret_value()
@@ -161,7 +175,7 @@ class HostLeg:
         topics = answer.document.get("topics", [])
         return {str(one["topic"]): "" if one["accepted"] else str(one["reason"]) for one in topics}
 
-    def _ring(self, store: StoreLeg | None, key: str) -> str:
+    def _ring(self, store: StoreLeg | None, key: str) -> Timed:
         if store is None:
             raise NotCheckedError("BUCKET is not set")
         try:
@@ -184,11 +198,12 @@ class HostLeg:
         headers = {"Content-Type": "application/json"}
         if self.settings.webhook_tokens:
             headers["Authorization"] = f"Bearer {self.settings.webhook_tokens[0].get_secret_value()}"
+        began_at = time.monotonic()
         answer = self.ask("POST", "/events", headers, json.dumps({"Records": [record]}).encode())
         outcome = ", ".join(map(str, answer.document.get("outcomes", [])))
         if answer.status == HTTPStatus.OK and outcome in {"delivered", "sent", "no_subscribers"}:
             said = {"no_subscribers": ", and nobody listens there", "sent": " (QoS 0: nobody confirms it)"}
-            return f"{key} rang on {topic}{said.get(outcome, '')}"
+            return Timed.since(began_at, f"{key} rang on {topic}{said.get(outcome, '')}")
         if outcome in {"refused", "gave_up"}:
             reasons = self._verdicts() if self.settings.admin_tokens else {}
             self._refused(topic, reasons.get(topic) or "not allowed")
@@ -209,8 +224,10 @@ class HostLeg:
         message = getattr(action, "message", None)
         return "a camera's topic" if message is None else str(message.topic)
 
-    def _refused(self, topic: str, reason: str) -> NoReturn:
-        user = self.settings.mqtt_username
+    def _refused(self, label: str, reason: str) -> NoReturn:
+        stored = self._database.stored
+        user = self.settings.mqtt_username if stored is None else stored.config.username
+        topic = self._filter_of(label)
         who = f"the user {user}" if user else "this client"
         raise WrongError(
             f"The broker does not let {who} publish on {topic}: {reason}.",

@@ -10,7 +10,7 @@ from functions.mqtt.tls import client_context
 from functions.stored.errors import StoreUnavailableError
 from functions.stored.store import ConfigStore
 from infra.doctor.broker import LOGIN
-from infra.doctor.checks import Check, NotCheckedError, WrongError
+from infra.doctor.checks import Checkup, NotCheckedError, WrongError
 from infra.doctor.database import STORED
 from infra.host.replicas import GONE_SECONDS
 
@@ -32,11 +32,11 @@ class HostsLeg:
         self._database = database
         self._broker = broker
 
-    def checks(self) -> tuple[Check, ...]:
+    def checks(self) -> tuple[Checkup, ...]:
         """One, where the hosts have a database: without it, none says that it is there."""
         if self._database.settings.database_url is None:
             return ()
-        return (Check(HOSTS, self._hosts, (STORED, LOGIN)),)
+        return (Checkup(HOSTS, self._hosts, (STORED, LOGIN)),)
 
     def _hosts(self) -> str:
         stored, broker = self._database.stored, self._broker.broker
@@ -51,7 +51,7 @@ class HostsLeg:
         ours = {one.process for one in recorded if one.scope == "host" and one.recorded_at > since}
         prefix = stored.config.topic_prefix
         known = {availability_topic(prefix, process) for process in ours}
-        strangers = sorted(_online(broker, availability_topic(prefix, "+")) - known)
+        strangers = sorted(_online(broker, f"{prefix}/bucketbell/+/availability") - known)
         if strangers:
             raise WrongError(
                 f"A host is online at the broker and does not use this database: {', '.join(strangers)}. Hosts that "

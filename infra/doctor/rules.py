@@ -14,7 +14,7 @@ from infra.connect.errors import ConnectError
 from infra.connect.minio import DEFAULT_QUEUE_DIRECTORY, Doors
 from infra.connect.sweep import propose
 from infra.doctor import minio
-from infra.doctor.checks import Check, NotCheckedError, WrongError
+from infra.doctor.checks import Checkup, NotCheckedError, WrongError
 from infra.doctor.store import BUCKET, FORBIDDEN
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ class RulesLeg:
         self.names: tuple[str, ...] = ()
         """MinIO's targets that the rules use."""
 
-    def checks(self) -> tuple[Check, ...]:
+    def checks(self) -> tuple[Checkup, ...]:
         """All of them, in order."""
-        return (Check(RULES, self._rules, (BUCKET,), seconds=12.0),)
+        return (Checkup(RULES, self._rules, (BUCKET,), seconds=12.0),)
 
     def _rules(self) -> str:
         settings, bucket = self._store.settings, self._store.bucket

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from functions.s3 import clients as storage
 from functions.s3.clients import NO_CREDENTIALS, UNREACHABLE, WRONG_REGION, StorageError, storage_errors
 from functions.s3.objects import S3_CONNECT_TIMEOUT_SECONDS, S3_READ_TIMEOUT_SECONDS, Objects
-from infra.doctor.checks import Check, NotCheckedError, WrongError
+from infra.doctor.checks import Checkup, NotCheckedError, Timed, WrongError
 from infra.host.sweep.marker import KEY as SWEEP_KEY
 
 if TYPE_CHECKING:
@@ -93,21 +93,21 @@ class StoreLeg:
         """A file that devices may fetch, if any was found."""
         return next(iter(self.keys.values()), None)
 
-    def checks(self) -> tuple[Check, ...]:
+    def checks(self) -> tuple[Checkup, ...]:
         """All of them, in order."""
         checks = (
-            Check(STORE, self._store, timed=True),
-            Check(CLOCK, self._clock, (STORE,)),
-            Check(CREDENTIALS, self._credentials, (STORE, CLOCK)),
-            Check(REGION, self._region, (CREDENTIALS,)),
-            Check(BUCKET, self._bucket, (CREDENTIALS,)),
-            Check(LIST, self._list, (BUCKET,)),
-            Check(GET, self._get, (LIST,)),
-            Check(VERSIONS, self._versions, (BUCKET,)),
+            Checkup(STORE, self._store),
+            Checkup(CLOCK, self._clock, (STORE,)),
+            Checkup(CREDENTIALS, self._credentials, (STORE, CLOCK)),
+            Checkup(REGION, self._region, (CREDENTIALS,)),
+            Checkup(BUCKET, self._bucket, (CREDENTIALS,)),
+            Checkup(LIST, self._list, (BUCKET,)),
+            Checkup(GET, self._get, (LIST,)),
+            Checkup(VERSIONS, self._versions, (BUCKET,)),
         )
         # Elsewhere nothing of the sweep is at home in the bucket but a note, which it can do without.
         at_home = self.settings.database_url is None and self.settings.sweep_state_file is None
-        return (*checks, Check(PUT, self._put, (BUCKET,))) if self.settings.sweep_seconds and at_home else checks
+        return (*checks, Checkup(PUT, self._put, (BUCKET,))) if self.settings.sweep_seconds and at_home else checks
 
     def _hear(self, response_dict: Mapping[str, Any], **_: object) -> None:
         headers = {str(name).lower(): str(value) for name, value in response_dict.get("headers", {}).items()}
@@ -117,16 +117,18 @@ class StoreLeg:
         except ValueError:  # a store that says no date
             self._offset_seconds = None
 
-    def _store(self) -> str:
+    def _store(self) -> Timed:
+        began_at = time.monotonic()
         try:
             s3 = self.s3
+            began_at = time.monotonic()  # boto3 has taken its half a second
             with storage_errors():
                 s3.list_objects_v2(Bucket=self.bucket, MaxKeys=1)
         except StorageError as failure:
             self._error = failure
         error = self._error
         if error is None or (error.answered and error.status is not None):
-            return f"{self.endpoint} answers"
+            return Timed.since(began_at, f"{self.endpoint} answers")
         if error.code == NO_CREDENTIALS:
             raise WrongError(
                 f"There are no credentials for the store: {error.message}.",
