@@ -13,6 +13,7 @@ from infra.doctor.host import HostLeg
 from infra.doctor.hosts import HostsLeg
 from infra.doctor.rules import RulesLeg
 from infra.doctor.store import BUCKET, StoreLeg
+from infra.doctor.sweepers import SweepersLeg
 
 if TYPE_CHECKING:
     from functions.settings import Settings
@@ -48,6 +49,7 @@ def checks_of(
         *DoorsLeg(store, rules, host).checks(),
         *host.rights(store, ring),
         *DownloadsLeg(settings, store, web).checks(),
+        *SweepersLeg(store).checks(),
         *HostsLeg(database, broker).checks(),
     )
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typer.testing import CliRunner
 from infra.cli import app
 from infra.connect import documents
 from infra.connect.minio import Doors
+from infra.doctor import sweepers
+from infra.host.sweep.marker import KEY as SWEEP_KEY
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from infra.local.stack import OURS
@@ -26,6 +29,7 @@ from tests.conftest import missing
 from tests.e2e.world import ASSETS, BUCKET, CONFIGS, TOKEN, World, fresh, fresh_config
 from tests.fakes.meddling_proxy import MeddlingProxy
 from tests.fakes.rights import restricted
+from tests.hosts import Host, eventually
 
 ADMIN = "an-administrators-own-token-0123"
 USERS = {"bell": "a-bells-password", "ear": "an-ears-password"}
@@ -96,6 +100,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, minio_binary: Path, mosquitt
         config = fresh_config()
         built.put(f"configs/{config}", b"{}")
         built.hear(config, topic=CONFIGS)
+        eventually(lambda: SWEEP_KEY in [one["Key"] for one in built.s3.list_objects_v2(Bucket=BUCKET)["Contents"]])
         yield built
     finally:
         built.stop()
@@ -385,6 +390,37 @@ def test_a_store_that_sends_no_events_needs_the_sweep(world: World) -> None:
         assert "sends no events" in detail
         assert "SWEEP_SECONDS=2" in remedy
         assert examined(world, AWS_ENDPOINT_URL=proxy.url)["ok"] is True
+
+
+def test_two_sweepers_are_named_first(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both keep their state in the bucket, and take turns there; one that was restarted is no second one."""
+    monkeypatch.setattr(sweepers, "TOGETHER_SECONDS", 1)
+    at_once = "import infra.host.sweep.state as s; s.SAVE_SECONDS = 0.0"
+    shared = {name: value for name, value in world.host.environment.items() if name != "PUBLIC_BASE_URL"}
+    with Host(tmp_path, shared, patch=at_once) as one:
+        one.stop()
+    with Host(tmp_path, shared, patch=at_once) as one:
+        rings(one, world, count=2)
+        assert health(examined(world))["sweeper"] == "ok"
+        with Host(tmp_path, shared, patch=at_once) as other:
+            for _ in range(2):
+                rings(one, world, count=1)
+                rings(other, world, count=1)
+                time.sleep(1.1)  # the times are in seconds
+            name, detail, remedy = first(examined(world))
+    world.ear.drain()
+    assert name == "sweeper"
+    assert detail.startswith("Two hosts sweep this bucket: ")
+    assert "SWEEP_SECONDS=0" in remedy
+
+
+def rings(host: Host, world: World, count: int) -> None:
+    """This host announces a file, by a door of its own, and has stored that."""
+    for _ in range(count):
+        before = world.s3.head_object(Bucket=BUCKET, Key=SWEEP_KEY)["ETag"]
+        found = examined(world, "--ring", "assets/first.bin", "--host-url", host.url)
+        assert health(found)["publish rights"] == "ok"
+        eventually(lambda before=before: world.s3.head_object(Bucket=BUCKET, Key=SWEEP_KEY)["ETag"] != before)  # type: ignore[misc]  # the default binds it
 
 
 def test_a_host_that_is_not_there_is_named_first(world: World) -> None:
