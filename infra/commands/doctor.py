@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -94,9 +95,13 @@ def _findings(host_url: str | None, ring: str | None, ca_file: Path | None, *, q
 
     well = Finding("settings", "ok", "valid")
     hear(well)
-    with http_client(ca_file, "BUCKETBELL_CA_FILE") as web:
-        checks = checks_of(settings, web, host_url or DEFAULT_HOST_URL, ring=ring, host_is_default=host_url is None)
-        return [well, *examine(checks, hear)]
+    logging.disable(logging.CRITICAL)  # what the host's code logs is found here, too, and stdout is ours
+    try:
+        with http_client(ca_file, "BUCKETBELL_CA_FILE") as web:
+            checks = checks_of(settings, web, host_url or DEFAULT_HOST_URL, ring=ring, host_is_default=host_url is None)
+            return [well, *examine(checks, hear)]
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _show(finding: Finding) -> None:

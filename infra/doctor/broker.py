@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 
 from functions.admin.probe import probe
 from functions.cameras.discovery import availability_topic
+from functions.mqtt.tls import client_context
 from functions.stored.errors import CredentialsUnreadableError
 from infra.doctor.checks import Checkup, NotCheckedError, WrongError
 
@@ -104,6 +106,12 @@ class BrokerLeg:
                 "Set MQTT_USERNAME and MQTT_PASSWORD to what the broker knows (or store them: `bucketbell mqtt set "
                 "--password prompt`), and restart the host.",
             )
+        if leg == TCP:
+            raise WrongError(
+                f"Nobody answers at {verdict.reason}.",
+                "Start the broker, or correct host and port in MQTT_URL (or in the stored settings). If they are right, "
+                "let this machine through the firewall in between.",
+            )
         raise WrongError(f"{broker.url}: {verdict.reason.removeprefix(f'{broker.url}: ')}", verdict.detail)
 
     def _ended_at(self, verdict: ProbeVerdict) -> str:
@@ -145,13 +153,24 @@ class BrokerLeg:
             return "none: no TLS"
         if ends_at is None:
             raise NotCheckedError("the broker's certificate does not say when it ends")
-        day = f"{datetime.fromtimestamp(ends_at, UTC):%Y-%m-%d %H:%M} UTC"
         if ends_at - time.time() < SOON_SECONDS:
             raise WrongError(
-                f"The broker's certificate ends soon: {day}.",
+                f"The broker's certificate ends soon: {_day(ends_at)}.",
                 "Renew it on the broker, and reload the broker, before that day: then nobody can connect.",
             )
-        return f"valid until {day}"
+        authorities = client_context(broker).get_ca_certs()
+        # Of several, such as the system's, we do not know which one it is.
+        if len(authorities) == 1:
+            authority_ends_at = float(ssl.cert_time_to_seconds(str(authorities[0]["notAfter"])))
+            if authority_ends_at - time.time() < SOON_SECONDS:
+                variable = "MQTT_CA_PEM" if broker.ca_pem else "MQTT_CA_FILE"
+                raise WrongError(
+                    f"The certificate of the broker's authority ends soon: {_day(authority_ends_at)}.",
+                    f"Make a new one, put it into {variable} and into every device beside the old one, and then sign "
+                    "the broker's certificate with it.",
+                )
+            ends_at = min(ends_at, authority_ends_at)
+        return f"valid until {_day(ends_at)}"
 
     def _will(self) -> str:
         broker, verdict = self._ask()
@@ -165,3 +184,7 @@ class BrokerLeg:
                 "broker's rules, and reload the broker. Until then Home Assistant does not see that the host is away.",
             )
         return broker.availability_topic
+
+
+def _day(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"

@@ -87,14 +87,17 @@ def examine(
 
 
 def _made(check: Checkup, left_seconds: float) -> Finding:
+    no_time = Finding(check.name, "not checked", "there was no time left for it")
     if left_seconds <= 0:
-        return Finding(check.name, "not checked", "there was no time left for it")
+        return no_time
     found: list[Finding] = []
     # A daemon: whatever hangs in it does not keep the process.
     thread = threading.Thread(target=lambda: found.append(_look(check)), name="doctor", daemon=True)
     began_at = time.monotonic()
     thread.start()
     thread.join(min(check.seconds, left_seconds))
+    if not found and left_seconds < check.seconds:
+        return no_time
     if not found:
         seconds = time.monotonic() - began_at
         return Finding(

@@ -90,13 +90,13 @@ class HostLeg:
             with self._web.request(method, f"{self.url}{path}", headers or {}, body) as answer:
                 return HostAnswer(answer.status, answer.body(MAX_ANSWER_BYTES))
         except FetchError as error:
-            hint = " (`--host-url` names another address)" if self._is_default else ""
+            named = "name its address with `--host-url`" if self._is_default else "correct `--host-url`"
             certificate = "certificate" in str(error).lower()
             raise WrongError(
                 f"The host does not answer at {self.url}: {error}",
                 "Name the authority of its certificate with `--ca-file`."
                 if certificate
-                else f"Start it with `bucketbell host`, or correct `--host-url`{hint}.",
+                else f"Start it with `bucketbell host`, or {named}.",
             ) from None
 
     def _alive(self) -> Timed:

@@ -15,7 +15,7 @@ from infra.connect.minio import DEFAULT_QUEUE_DIRECTORY, Doors
 from infra.connect.sweep import propose
 from infra.doctor import minio
 from infra.doctor.checks import Checkup, NotCheckedError, WrongError
-from infra.doctor.store import BUCKET, FORBIDDEN
+from infra.doctor.store import BUCKET, FORBIDDEN, TARGETS_SECONDS
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
@@ -28,7 +28,7 @@ RULES = "notification rules"
 _CONNECT = "Run `bucketbell connect` with the same settings: it makes exactly these rules, and leaves others alone."
 _NEW_LINES = (
     "`bucketbell connect --dry-run` prints the lines that MinIO's environment needs: put them there, restart MinIO, "
-    "then run `bucketbell connect`."
+    "then run `bucketbell connect`. If they are there, MinIO cannot write its queue directory: let it."
 )
 
 
@@ -47,7 +47,7 @@ class RulesLeg:
 
     def checks(self) -> tuple[Checkup, ...]:
         """All of them, in order."""
-        return (Checkup(RULES, self._rules, (BUCKET,), seconds=12.0),)
+        return (Checkup(RULES, self._rules, (BUCKET,), seconds=TARGETS_SECONDS + 5),)
 
     def _rules(self) -> str:
         settings, bucket = self._store.settings, self._store.bucket
@@ -91,7 +91,7 @@ class RulesLeg:
             return {}
         if self._store.server == "minio":
             try:
-                self.targets = minio.look(self._store.s3)
+                self.targets = minio.look(self._store.patient)
             except StorageError as error:
                 self.reason = (
                     "these credentials may not ask MinIO's administration (admin:ServerInfo)"
@@ -126,7 +126,7 @@ class RulesLeg:
     def _judge_targets(self) -> None:
         unknown = [] if self.targets is None else [name for name in self.names if name not in self.targets.states]
         if unknown:
-            raise WrongError(f"MinIO does not know the target {' and '.join(unknown)} that the rules need.", _NEW_LINES)
+            raise WrongError(f"MinIO does not know {' and '.join(unknown)}, which the rules need.", _NEW_LINES)
 
     def _judge(self, plan: Plan) -> None:
         change = documents.difference(plan.before, plan.after)
@@ -147,6 +147,8 @@ class RulesLeg:
     def _without_rules(self, error: ConnectError, before: dict[str, Any], queues: tuple[str, ...]) -> str:
         sweeps = self._store.settings.sweep_seconds
         if error.code == "NoSuchQueue" or "NonExistentQueue" in error.code or error.code == "QueueDoesNotExist":
+            if sweeps and not queues and self._store.settings.sqs_queue_url is None:
+                return f"there are none; the host sweeps every {sweeps} s"
             what = f"The rules send to the queue {queues[0]}, which" if queues else "The queue for the bucket's events"
             raise WrongError(
                 f"{what} does not exist.", "Run `bucketbell connect --create`, and correct SQS_QUEUE_URL if it is set."

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MAX_CLOCK_SECONDS = 60.0
 """More than clocks that are kept by NTP ever differ. A link's life is counted by both clocks."""
 
+TARGETS_SECONDS = 11.0
 LOOKED_AT_KEYS = 20  # of each prefix, for one that is a file
 
 STORE, CLOCK, CREDENTIALS, REGION, BUCKET = "store", "clock", "store credentials", "region", "bucket"
@@ -82,6 +83,17 @@ class StoreLeg:
         storage.on_other_region(s3, self._regions.append)
         s3.meta.events.register("before-parse.s3", self._hear)
         return s3
+
+    @cached_property
+    def patient(self) -> S3Client:
+        """A client for what takes MinIO long: it tries each target for 5 s. Raises StorageError."""
+        return storage.client(
+            "s3",
+            self.settings,
+            connect_timeout_seconds=S3_CONNECT_TIMEOUT_SECONDS,
+            read_timeout_seconds=TARGETS_SECONDS,
+            attempts=1,
+        )
 
     @property
     def endpoint(self) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -61,6 +62,7 @@ def told(output: str, exit_code: int, world: World) -> Found:
     found: Found = json.loads(output)
     assert exit_code == (0 if found["ok"] else 1), output
     assert all(bool(one["remedy"]) == (one["health"] == "wrong") for one in found["checks"])
+    assert "X-Amz-" not in output  # a link is as good as a password
     for secret in (TOKEN, OTHER_TOKEN, ADMIN, USERS["bell"], world.store.secret_key):
         assert secret not in output
     return found
@@ -178,7 +180,7 @@ def test_wrong_settings_come_first(world: World) -> None:
         ({"AWS_SECRET_ACCESS_KEY": "not-the-secret"}, "store credentials", "not accept", "AWS_SECRET_ACCESS_KEY"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "store", "does not answer", "AWS_ENDPOINT_URL"),
         ({"WEBHOOK_TOKENS": OTHER_TOKEN}, "webhook token", "runs with other tokens", "the same WEBHOOK_TOKENS"),
-        ({"MQTT_URL": "mqtt://127.0.0.1:9"}, "broker's port", "refused", "is the broker running"),
+        ({"MQTT_URL": "mqtt://127.0.0.1:9"}, "broker's port", "refused", "Start the broker"),
         ({"MQTT_URL": "mqtt://nowhere.invalid"}, "broker's name", "unknown", "MQTT_URL"),
         ({"PUBLIC_BASE_URL": "http://127.0.0.1:9"}, "PUBLIC_BASE_URL", "Nobody answers", "PUBLIC_BASE_URL"),
         ({"S3_PUBLIC_ENDPOINT_URL": "http://127.0.0.1:9"}, "download link", "Nobody", "S3_PUBLIC_ENDPOINT_URL"),
@@ -202,19 +204,39 @@ def test_what_depends_on_something_wrong_is_not_checked(world: World) -> None:
     assert found["broker's login"] == "ok"
 
 
-def test_a_clock_that_is_five_minutes_off_is_named_first(world: World) -> None:
-    """By the store's `Date`."""
-    faketime = shutil.which("faketime") or missing("faketime", "install the package `faketime`")
-    command = [faketime, "-f", "+300s", sys.executable, "-c", "from infra.cli import app; app()"]
-    done = subprocess.run(
-        [*command, "doctor", "--host-url", world.host.url, "--json"],
+def run(world: World, before: list[str], **more: str) -> subprocess.CompletedProcess[str]:
+    """The doctor in a process of its own, with `--json`; `before` are the words before the command."""
+    return subprocess.run(
+        [
+            *before,
+            sys.executable,
+            "-c",
+            "from infra.cli import app; app()",
+            "doctor",
+            "--host-url",
+            world.host.url,
+            "--json",
+        ],
         cwd=world.directory,
-        env=variables(world, {"PYTHONPATH": str(Path(__file__).parents[2]), "FAKETIME_DONT_FAKE_MONOTONIC": "1"}),
+        env=variables(world, {"PYTHONPATH": str(Path(__file__).parents[2]), **more}),
         capture_output=True,
         text=True,
         timeout=PROCESS_SECONDS,
         check=False,
     )
+
+
+def test_a_script_gets_the_document_and_nothing_else(world: World) -> None:
+    """The host's own code would log that the region is wrong, on standard output."""
+    done = run(world, [], S3_REGION="eu-west-1")
+    assert first(told(done.stdout, done.returncode, world))[0] == "region"
+    assert done.stderr == ""
+
+
+def test_a_clock_that_is_five_minutes_off_is_named_first(world: World) -> None:
+    """By the store's `Date`."""
+    faketime = shutil.which("faketime") or missing("faketime", "install the package `faketime`")
+    done = run(world, [faketime, "-f", "+300s"], FAKETIME_DONT_FAKE_MONOTONIC="1")
     name, detail, remedy = first(told(done.stdout, done.returncode, world))
     assert name == "clock"
     assert "ahead of" in detail
@@ -298,7 +320,7 @@ def test_a_target_that_minio_does_not_know_is_named_first(world: World) -> None:
     with other_minio(world, **lines):
         name, detail, remedy = first(examined(world))
     assert name == "notification rules"
-    assert "does not know the target BUCKETBELLSURE" in detail
+    assert "does not know BUCKETBELLSURE" in detail
     assert "connect --dry-run" in remedy
 
 
@@ -313,6 +335,25 @@ def test_a_host_that_minio_cannot_reach_is_named_first(world: World) -> None:
     assert "BUCKETBELLFAST and BUCKETBELLSURE" in detail
     assert doors.host_url in detail
     assert "--host-url" in remedy
+
+
+def test_a_host_behind_a_firewall_is_named_first(world: World) -> None:
+    """MinIO itself waits for 5 s until it says so, for each target."""
+    with contextlib.ExitStack() as parts:
+        # A full queue of connections: the kernel drops what comes then, as a firewall does.
+        listener = parts.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = parts.enter_context(socket.socket())
+            filler.setblocking(False)  # noqa: FBT003 - socket's own
+            filler.connect_ex(listener.getsockname())
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        doors = Doors(url, sure_only=False, queue_directory=str(world.queue_directory), token=TOKEN)
+        with other_minio(world, **doors.environment()):
+            name, detail, _ = first(examined(world))
+    assert name == "store reaches host"
+    assert url in detail
 
 
 def test_a_token_of_minio_that_differs_is_named_first(world: World) -> None:

@@ -1,4 +1,4 @@
-"""`bucketbell doctor` on brokers, databases and hosts without a store: each planted fault is named first."""
+"""`bucketbell doctor` on brokers, databases, hosts and a queue, one at a time: each planted fault is named first."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from infra.local.certificates import Certificates, make_certificates, renew_serv
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from infra.local.stack import OURS
+from infra.local.stores import MotoServer
 from infra.migrations.runner import NEWEST_REVISION, upgrade
 from infra.subscriber import Subscriber
 from tests.databases import execute, new_key, new_sqlite, store_of
@@ -57,7 +58,7 @@ def health(found: dict[str, Any]) -> dict[str, str]:
 @pytest.fixture
 def certificates(tmp_path: Path) -> Certificates:
     """Those of a broker with TLS."""
-    return make_certificates(tmp_path / "certificates")
+    return make_certificates(tmp_path / "certificates", authority_valid_for=LONG)
 
 
 def with_tls(broker: Mosquitto, certificates: Certificates) -> dict[str, str]:
@@ -84,6 +85,17 @@ def test_a_certificate_that_ends_is_named_first(
         )
     assert said[0] == named[0]
     assert all(words in text for words, text in zip(named, said, strict=True))
+
+
+def test_an_authority_that_ends_is_named_first(tmp_path: Path) -> None:
+    """Where it is known which one signed."""
+    certificates = make_certificates(tmp_path / "certificates", authority_valid_for=dt.timedelta(days=10))
+    renew_server(certificates, valid_for=LONG)
+    with Mosquitto(tmp_path / "mosquitto", certificates=certificates) as broker:
+        name, detail, remedy = first(examined(tmp_path, **with_tls(broker, certificates)))
+    assert name == "broker's certificate"
+    assert "broker's authority ends soon" in detail
+    assert "MQTT_CA_FILE" in remedy
 
 
 def test_a_wrong_authority_is_named_first(certificates: Certificates, tmp_path: Path) -> None:
@@ -235,6 +247,35 @@ def test_two_hosts_that_share_nothing_are_named_first(mosquitto: Mosquitto, tmp_
     assert str(hosts[1].port) in detail
     assert str(hosts[0].port) not in detail
     assert "DATABASE_URL of PostgreSQL" in remedy
+
+
+def test_events_in_a_queue_are_followed_to_its_end(moto: MotoServer, tmp_path: Path) -> None:
+    """The rules, the queue that they name, and whether the host takes its messages."""
+    store = {
+        "AWS_ENDPOINT_URL": moto.endpoint_url,
+        "AWS_ACCESS_KEY_ID": moto.access_key,
+        "AWS_SECRET_ACCESS_KEY": moto.secret_key,
+        "AWS_REGION": moto.region,
+        "BUCKET": "queued",
+    }
+    with contextlib.chdir(tmp_path):
+        done = CliRunner().invoke(app, ["connect", "--create", "--queue", "of-its-own", "--json"], env=store)
+    url = json.loads(done.stdout)["host_environment"]["SQS_QUEUE_URL"]
+
+    assert health(examined(tmp_path, SQS_QUEUE_URL=url, **store))["notification rules"] == "ok"
+    name, detail, remedy = first(examined(tmp_path, **store))
+    assert (name, "SQS_QUEUE_URL is not set" in detail, f"SQS_QUEUE_URL={url}" in remedy) == (
+        "notification rules",
+        True,
+        True,
+    )
+    with contextlib.closing(moto.client("sqs")) as sqs:
+        sqs.delete_queue(QueueUrl=url)
+    for more in ({"SQS_QUEUE_URL": url}, {}):
+        name, detail, remedy = first(examined(tmp_path, **store, **more))
+        assert name == "notification rules"
+        assert "queue of-its-own, which does not exist" in detail
+        assert "connect --create" in remedy
 
 
 def online(broker: Mosquitto, count: int) -> None:
