@@ -109,8 +109,8 @@ class BrokerLeg:
         if leg == TCP:
             raise WrongError(
                 f"Nobody answers at {verdict.reason}.",
-                "Start the broker, or correct host and port in MQTT_URL (or in the stored settings). If they are right, "
-                "let this machine through the firewall in between.",
+                "Start the broker, or correct host and port in MQTT_URL (or in the stored settings). If these are "
+                "right, let this machine through the firewall in between.",
             )
         raise WrongError(f"{broker.url}: {verdict.reason.removeprefix(f'{broker.url}: ')}", verdict.detail)
 

@@ -44,7 +44,8 @@ def make_certificates(
 ) -> Certificates:
     """Writes an authority, a server certificate for localhost, 127.0.0.1 and ::1, and a client certificate.
 
-    They are valid for two days from now, the authority for `authority_valid_for`; keys are readable by their owner only. What was there is replaced.
+    They are valid for two days from now, the authority for `authority_valid_for`; keys are readable by their owner
+    only. What was there is replaced.
     Not `complete_authority`: without key usage, as people make them by hand.
     """
     directory.mkdir(parents=True, exist_ok=True)

@@ -206,17 +206,9 @@ def test_what_depends_on_something_wrong_is_not_checked(world: World) -> None:
 
 def run(world: World, before: list[str], **more: str) -> subprocess.CompletedProcess[str]:
     """The doctor in a process of its own, with `--json`; `before` are the words before the command."""
+    command = ["-c", "from infra.cli import app; app()", "doctor", "--host-url", world.host.url, "--json"]
     return subprocess.run(
-        [
-            *before,
-            sys.executable,
-            "-c",
-            "from infra.cli import app; app()",
-            "doctor",
-            "--host-url",
-            world.host.url,
-            "--json",
-        ],
+        [*before, sys.executable, *command],
         cwd=world.directory,
         env=variables(world, {"PYTHONPATH": str(Path(__file__).parents[2]), **more}),
         capture_output=True,
