@@ -176,6 +176,11 @@ class BrokerLeg:
         broker, verdict = self._ask()
         if broker.availability_topic is None:
             return "none: no discovery"
+        if not verdict.retain_available:
+            raise WrongError(
+                "The broker keeps no retained messages, and Home Assistant needs them: it forgets the cameras.",
+                "Switch retained messages on at the broker, or discovery off: `bucketbell mqtt set --no-discovery`.",
+            )
         if verdict.will_refused:
             who = f"the user {broker.username}" if broker.username else "this client"
             raise WrongError(

@@ -123,11 +123,14 @@ class DoorsLeg:
         if not waiting:
             return f"empty ({place})"
         time.sleep(max(0.0, METRICS_SECONDS - (time.monotonic() - asked_at)))
-        left = self._figures().get("queue_length", 0.0)
-        if left < waiting:
-            return f"{left:.0f} wait, and it gets fewer"
+        second = self._figures()
+        left = second.get("queue_length", 0.0)
+        # New ones may have come meanwhile, as many as have gone.
+        gone = waiting - left + second.get("total_events", 0.0) - first.get("total_events", 0.0)
+        if gone > 0:
+            return f"{left:.0f} wait, and {gone:.0f} have gone meanwhile"
         raise WrongError(
-            f"MinIO's queue does not get shorter: {left:.0f} events wait, although the host takes them.",
+            f"MinIO's queue stands still: {left:.0f} events wait, although the host takes them.",
             f"Look below {place} for the oldest `*.event` file, which is empty or torn (no JSON), and remove it: MinIO "
             "stops there. Its own event is lost; with SWEEP_SECONDS the file is announced all the same.",
         )

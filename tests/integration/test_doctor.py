@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from infra.cli import app
 from infra.connect import documents
 from infra.connect.minio import Doors
-from infra.doctor import sweepers
+from infra.doctor import doors, minio, sweepers
 from infra.host.sweep.marker import KEY as SWEEP_KEY
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
@@ -252,6 +252,14 @@ def test_a_missing_right_is_named_first(denied: tuple[str, ...], action: str, wo
     assert f"Allow {action} on arn:aws:s3:::{denied[0]}" in remedy
 
 
+def test_rules_that_may_not_be_read_are_not_checked(world: World) -> None:
+    """The host does not need that right."""
+    assert isinstance(world.store, Minio)
+    found = examined(world, **restricted(world.store, BUCKET, action="s3:GetBucketNotification"))
+    assert found["ok"] is True
+    assert health(found)["notification rules"] == "not checked"
+
+
 def test_rights_at_minio_alone_are_no_fault(world: World) -> None:
     """Without an administrator's rights, what only MinIO's administration tells is not checked."""
     assert isinstance(world.store, Minio)
@@ -369,8 +377,24 @@ def test_a_torn_file_in_minios_queue_is_named_first(world: World) -> None:
     finally:
         torn.unlink(missing_ok=True)
     assert name == "store's queue"
-    assert "does not get shorter" in detail
+    assert "stands still" in detail
     assert "*.event" in remedy
+
+
+@pytest.mark.parametrize(("later", "said"), [((5.0, 104.0), "ok"), ((9.0, 104.0), "wrong"), ((0.0, 100.0), "ok")])
+def test_a_queue_that_is_busy_is_well(
+    later: tuple[float, float], said: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many wait as before, and they are others; with each new one in it, it stands still."""
+    figures = iter([(5.0, 100.0), later])
+
+    def told_by_minio(*_: object) -> dict[str, dict[str, float]]:
+        waiting, total = next(figures)
+        return {"BUCKETBELLSURE": {"queue_length": waiting, "total_events": total}}
+
+    monkeypatch.setattr(minio, "target_metrics", told_by_minio)
+    monkeypatch.setattr(doors, "METRICS_SECONDS", 0.0)
+    assert health(examined(world))["store's queue"] == said
 
 
 def test_a_queue_that_is_full_is_named_first(world: World) -> None:

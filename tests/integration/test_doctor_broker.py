@@ -162,6 +162,18 @@ def test_a_last_will_that_the_broker_refuses_is_named_first(migrated_url: str, t
     assert health(found)["broker's login"] == "ok"
 
 
+def test_a_broker_without_retained_messages_is_named_first(tmp_path: Path) -> None:
+    """Rights are not what it lacks."""
+    key, url = new_key(), new_sqlite(tmp_path)
+    upgrade(url)
+    with FakeBroker(script=[Behaviour(retain_available=False)]) as broker:
+        stored(url, broker.port, key, discovery_enabled=True)
+        name, detail, remedy = first(examined(tmp_path, DATABASE_URL=url, ENCRYPTION_KEYS=key.get_secret_value()))
+    assert name == "last will"
+    assert "no retained messages" in detail
+    assert "--no-discovery" in remedy
+
+
 def test_a_last_will_that_the_broker_would_drop_is_named_first(guarded: Mosquitto, tmp_path: Path) -> None:
     """Mosquitto says nothing about it in CONNACK; but the host was not let say `online` there."""
     key = new_key()
