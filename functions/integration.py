@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from functions.admin.api import described, explain, router
 from functions.admin.operations import Administration, CannotPublishError
+from functions.admin.uploads import Uploads
+from functions.events.routes import Routes
 from functions.lifecycle import Renewal, begin
 from functions.settings import SettingsError
 from functions.stored.errors import StoreUnavailableError
@@ -72,7 +74,8 @@ def _ready() -> Router[None]:
             logger.error("settings cannot be read again", extra={"problem": str(error)})  # which holds no value
         if _router is None or changed:
             settings = _renewal.settings
-            _router = router(Administration(settings, ConfigStore.of(settings), NoLocalPublisher()))
+            administration = Administration(settings, ConfigStore.of(settings), NoLocalPublisher())
+            _router = router(administration, Uploads(Routes.of(settings)))
         return _router
 
 

@@ -23,6 +23,7 @@ from infra.commands.listen import EPILOG as LISTEN_EPILOG
 from infra.commands.listen import listen
 from infra.commands.mqtt import mqtt
 from infra.commands.tokens import token
+from infra.commands.uploads import RING_EPILOG, WHY_EPILOG, ring, why
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,5 +62,7 @@ app.add_typer(token)
 app.command(epilog=MIGRATE_EPILOG)(migrate)
 app.command(epilog=ROTATE_KEYS_EPILOG)(rotate_keys)
 app.add_typer(mqtt)
+app.command(epilog=WHY_EPILOG)(why)
+app.command(epilog=RING_EPILOG)(ring)
 app.command(epilog=LISTEN_EPILOG)(listen)
 app.command(epilog=CONFIG_EPILOG)(config)

@@ -41,6 +41,7 @@ _OURS = (
     "S3_",
     "WEBHOOK_",
     "SQS_",
+    "SWEEP_",
     "TOPIC_",
     "BUCKET",
     "CONFIGS_",

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from functions.admin import openapi
 from functions.admin.openapi import OPERATIONS, STALE, Operation
+from functions.admin.schemas import RingRequest
 from functions.settings import SettingsError
 from functions.stored.errors import PasswordNeededError, StoreUnavailableError, VersionConflictError
 from functions.stored.model import PASSWORD_NEEDED, MqttConfigChange, problems
 from functions.telemetry import logger
-from functions.web.messages import Problem, Reply, Request, as_json, internal, malformed, unavailable
+from functions.web.messages import Problem, Reply, Request, as_json, internal, malformed, unavailable, unfit
 from functions.web.router import Route, Router
 
 if TYPE_CHECKING:
     from functions.admin.operations import Administration
     from functions.admin.schemas import Schema
+    from functions.admin.uploads import Uploads
 
 MAX_BODY_BYTES = 64 * 1024
 BUSY_RETRY_SECONDS = 5  # the database is slow or down
@@ -31,8 +33,10 @@ MAX_VERSION_DIGITS = 18
 _NO_STORE = {"Cache-Control": "no-store"}
 _INVALID_JSON = "json_invalid"  # pydantic's name for it
 
+T = TypeVar("T", bound=BaseModel)
 
-def router(administration: Administration) -> Router[None]:
+
+def router(administration: Administration, uploads: Uploads) -> Router[None]:
     """All that an administrator can ask for."""
     answers: dict[str, Callable[[Request], Reply]] = {
         "config": lambda _: _config(administration),
@@ -41,6 +45,11 @@ def router(administration: Administration) -> Router[None]:
         "test": lambda request: _json(administration.test(_change(request))),
         "publish_discovery": lambda _: _json(administration.publish_discovery()),
         "forget_camera": lambda request: _forget_camera(administration, request),
+        "why": lambda request: _json(uploads.why(_needed(request, "key"))),
+        "ring": lambda request: _json(uploads.ring(_key(request))),
+        "modified_since": lambda request: _json(
+            uploads.modified_since(_needed(request, "since"), request.parameters("after").get("after", ""))
+        ),
     }
     routes = tuple(_route(operation, answers[operation.name]) for operation in OPERATIONS)
     # What can be asked is no secret.
@@ -77,17 +86,36 @@ def _forget_camera(administration: Administration, request: Request) -> Reply:
     return Reply(HTTPStatus.NO_CONTENT, _NO_STORE)
 
 
+def _needed(request: Request, name: str) -> str:
+    """A parameter of the query. Raises Problem."""
+    value = request.parameters(name).get(name, "")
+    if not value:
+        raise unfit([{"field": name, "problem": "is missing", "expected": "a query parameter"}])
+    return value
+
+
 def _change(request: Request) -> MqttConfigChange:
     """The settings in the body. Raises Problem."""
+    return _read(MqttConfigChange, request, problems)
+
+
+def _key(request: Request) -> str:
+    """The key in the body. Raises Problem."""
+    right = {"field": "key", "problem": "is not right", "expected": 'an object\'s key: {"key": "assets/x.bin"}'}
+    return _read(RingRequest, request, lambda _: [right]).key
+
+
+def _read(model: type[T], request: Request, found: Callable[[ValidationError], list[dict[str, str]]]) -> T:
+    """The body; `found` tells which fields are not right. Raises Problem."""
     if request.header("content-type").partition(";")[0].strip().lower() != "application/json":
         detail = "Send JSON, and say so: Content-Type: application/json."
         raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", detail)
     try:
-        return MqttConfigChange.model_validate_json(request.body)
+        return model.model_validate_json(request.body)
     except ValidationError as error:
         if any(one["type"] == _INVALID_JSON for one in error.errors(include_input=False, include_url=False)):
             raise malformed("bad_json", "The body is not JSON.") from None
-        raise _unfit(problems(error)) from None
+        raise unfit(found(error)) from None
 
 
 def _expected_version(request: Request) -> int | None:
@@ -120,7 +148,7 @@ def explain(error: Exception) -> Problem:
     if isinstance(error, VersionConflictError):
         return _outdated(error.current)
     if isinstance(error, PasswordNeededError):
-        return _unfit([PASSWORD_NEEDED])
+        return unfit([PASSWORD_NEEDED])
     if isinstance(error, StoreUnavailableError):
         logger.warning("database unavailable", extra={"problem": str(error)})  # which holds no credentials
         detail = f"The database cannot be used: {error}."
@@ -132,13 +160,6 @@ def explain(error: Exception) -> Problem:
     # Not its text, nor the trace's: either may quote what was sent.
     logger.error("request failed", extra={"kind": type(error).__name__})
     return internal()
-
-
-def _unfit(found: Iterable[Mapping[str, str]]) -> Problem:
-    """A 422 that names each field; `found` contains no values."""
-    errors = [dict(one) for one in found]
-    detail = "; ".join(f"{one['field']} {one['problem']}" for one in errors)
-    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "unfit", detail, more={"errors": errors})
 
 
 def _outdated(current: int | None) -> Problem:

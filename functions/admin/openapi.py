@@ -9,12 +9,24 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from functions.admin.schemas import ConfigAnswer, DiscoveryAnswer, ProbeAnswer, ProblemAnswer, StatusAnswer
+from functions.admin.schemas import (
+    ConfigAnswer,
+    DiscoveryAnswer,
+    FilesAnswer,
+    ProbeAnswer,
+    ProblemAnswer,
+    RingAnswer,
+    RingRequest,
+    StatusAnswer,
+    WhyAnswer,
+)
 from functions.stored.model import MqttConfigChange
 
 PATH = "/openapi.json"
-BASE = "/api/v1/integrations/mqtt"
-API_VERSION = "1.0.0"
+API = "/api/v1"
+BASE = f"{API}/integrations/mqtt"
+WHY, RING = f"{API}/why", f"{API}/ring"
+API_VERSION = "1.1.0"
 STALE = "Bucketbell-Stale"
 
 _ETAG = {"description": "The version, quoted.", "schema": {"type": "string"}}
@@ -39,9 +51,9 @@ _MEANING = {
     HTTPStatus.BAD_REQUEST: "The request cannot be read.",
     HTTPStatus.UNAUTHORIZED: "A token of ADMIN_TOKENS is needed.",
     HTTPStatus.FORBIDDEN: "That broker must not be connected to.",
-    HTTPStatus.NOT_FOUND: "There is no such camera.",
+    HTTPStatus.NOT_FOUND: "There is no such camera, or file.",
     HTTPStatus.REQUEST_TIMEOUT: "The body did not arrive in time.",
-    HTTPStatus.CONFLICT: "The process is not set up for this; `detail` says what to set.",
+    HTTPStatus.CONFLICT: "Not here, or not now; `detail` says why, and what to do.",
     HTTPStatus.PRECONDITION_FAILED: "Somebody else has changed the settings meanwhile.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is larger than 65536 bytes.",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "The body must be application/json.",
@@ -66,6 +78,8 @@ class Operation:
     problems: tuple[HTTPStatus, ...] = ()
     headers: tuple[str, ...] = ()
     if_match: bool = False
+    query: tuple[tuple[str, str, bool], ...] = ()
+    """The parameters: name, description, whether it is needed."""
 
 
 OPERATIONS = (
@@ -130,6 +144,41 @@ OPERATIONS = (
         None,
         problems=(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
     ),
+    Operation(
+        "why",
+        "GET",
+        WHY,
+        "What became of an upload",
+        "Whether the file is there, whether and where it is announced, which events came, what the broker said, and "
+        "what is in the way now. Of the last 10,000 events of the answering host, since its start at most.",
+        WhyAnswer,
+        problems=(HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY),
+        query=(("key", "The key, e.g. `assets/x.bin`; a config's MAC or a bare file name will do.", True),),
+    ),
+    Operation(
+        "ring",
+        "POST",
+        RING,
+        "Announce a file again",
+        "Under a new `id`, with the file's ETag, size and version as they are now; answers what the broker says. Host "
+        "only.",
+        RingAnswer,
+        body=RingRequest,
+        problems=(*_BODY, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+    ),
+    Operation(
+        "modified_since",
+        "GET",
+        RING,
+        "What was modified since then",
+        "The files that are announced, by their keys; to announce each of them again. Host only.",
+        FilesAnswer,
+        problems=(HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.CONFLICT),
+        query=(
+            ("since", "A time with its zone (RFC 3339), by the store's clock.", True),
+            ("after", "`next` of the answer before.", False),
+        ),
+    ),
 )
 
 
@@ -151,10 +200,10 @@ def document() -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "bucketbell: the MQTT integration",
+            "title": "bucketbell: administration",
             "version": API_VERSION,
-            "description": "Broker settings, status and test. Each request needs `Authorization: Bearer <a token of "
-            "ADMIN_TOKENS>`.",
+            "description": "Broker settings, status and test; what became of an upload. Each request needs "
+            "`Authorization: Bearer <a token of ADMIN_TOKENS>`.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
@@ -172,6 +221,9 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if "{camera_id}" in operation.path:
         schema = {"type": "string", "minLength": 1}
         parameters.append({"name": "camera_id", "in": "path", "required": True, "schema": schema})
+    for name, words, is_needed in operation.query:
+        schema = {"type": "string", "minLength": 1} if is_needed else {"type": "string"}
+        parameters.append({"name": name, "in": "query", "required": is_needed, "description": words, "schema": schema})
     if operation.if_match:
         words = 'The ETag of the settings that were edited, e.g. `"3"`; `"0"` to store the first ones.'
         parameters.append({"name": "If-Match", "in": "header", "description": words, "schema": {"type": "string"}})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
@@ -10,6 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from functions.web.messages import iso
 
 Moment = Annotated[datetime, PlainSerializer(iso, return_type=str, when_used="json")]
+
+
+def _to_the_millisecond(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Instant = Annotated[datetime, PlainSerializer(_to_the_millisecond, return_type=str, when_used="json")]
 
 
 class Schema(BaseModel):
@@ -118,6 +125,119 @@ class DiscoveryAnswer(Schema):
     """What was published again."""
 
     cameras: int = Field(description="How many cameras' discovery messages.")
+
+
+class ObjectAnswer(Schema):
+    """The object as it is in the bucket now."""
+
+    state: Literal["present", "absent", "not_checked"]
+    detail: str = Field(default="", description="Why it was not checked.")
+    etag: str | None = None
+    size: int | None = None
+    last_modified: Moment | None = Field(default=None, description="By the store's clock.")
+    version_id: str | None = None
+
+
+class RouteAnswer(Schema):
+    """Whether a key is announced, and where."""
+
+    announced: bool
+    topic: str | None = None
+    filename: str | None = Field(default=None, description="What the payload names.")
+    camera: bool = Field(default=False, description="A camera's event: its document is read first.")
+    reason: str | None = Field(default=None, description="Why not: the `outcome` in `events_total`.")
+    detail: str = Field(default="", description="The same in words.")
+    remedy: str = Field(default="", description="What to do.")
+
+
+class HeardAnswer(Schema):
+    """An event that came in, or several in a row that are alike."""
+
+    at: Instant = Field(description="When it was settled.")
+    until: Instant = Field(description="When the last of them was.")
+    times: int
+    door: str = Field(
+        description="Where it came in, as `source` in `events_total`: `sure`, `fast`, `sqs`, `sweep`, `again` (a new "
+        "try of what was given up), `ring` (by hand)."
+    )
+    outcome: str = Field(description="What became of it, as `outcome` in `events_total`.")
+    reason: str
+    reason_code: int | None = Field(description="The broker's (MQTT 5 §2.4), where it gave one.")
+    id: str = Field(description="The message's `id`; the same for each repeat of an event.")
+    etag: str | None
+    event_time: str | None = Field(description="As the store sent it.")
+    detail: str = Field(description="All this in words.")
+
+
+class SaidAnswer(Schema):
+    """A line of the story; `at` is null for what holds now."""
+
+    at: Instant | None
+    text: str
+
+
+class WhyAnswer(Schema):
+    """What became of an upload."""
+
+    key: str = Field(description="The whole key that was found for what was asked.")
+    scope: Literal["host", "lambda"] = Field(
+        description="`host`: the answering process publishes. `lambda`: another one does, and little is known here."
+    )
+    object: ObjectAnswer
+    route: RouteAnswer
+    events: tuple[HeardAnswer, ...] = Field(description="Oldest first, the last 100.")
+    left_out: int = Field(description="How many older ones are remembered.")
+    known_since: Moment | None = Field(description="Since when events are remembered; null: not here.")
+    sweep: Literal["off", "announced", "counted", "rolled_back", "unannounced", "not_checked"] = Field(
+        description="What the sweep's record says of the file as it is now. `counted`: it was there before the first "
+        "sweep. `rolled_back`: an older content has come back."
+    )
+    in_the_way: tuple[str, ...] = Field(description="What keeps it from being announced now.")
+    story: tuple[SaidAnswer, ...] = Field(description="In order of time.")
+    verdict: str = Field(
+        description="A word for programs: `announced`, `nobody_listens`, `sent`, `waiting`, `refused`, `given_up`, "
+        "`dropped`, `removed`, `not_announced`, `no_broker`, `no_file`, `counted`, `rolled_back`, `unheard`, "
+        "`unknown`, `elsewhere`."
+    )
+    well: bool = Field(description="Whether it was announced.")
+    answer: str = Field(description="The answer in one line.")
+
+
+class RingRequest(Schema):
+    """Which file to announce again."""
+
+    key: str = Field(min_length=1, max_length=1024, description="Its key; a config's MAC or a bare file name will do.")
+
+
+class RingAnswer(Schema):
+    """What the broker said to the new announcement."""
+
+    key: str
+    ok: bool
+    outcome: str = Field(description="As `outcome` in `events_total`.")
+    detail: str
+    reason_code: int | None = Field(description="The broker's (MQTT 5 §2.4), where it gave one.")
+    id: str = Field(description="The message's new `id`.")
+    topic: str | None
+    etag: str | None
+    size: int
+    version_id: str | None
+
+
+class FileAnswer(Schema):
+    """A file that is announced."""
+
+    key: str
+    etag: str | None
+    size: int
+    last_modified: Moment
+
+
+class FilesAnswer(Schema):
+    """Files in the order of their keys."""
+
+    files: tuple[FileAnswer, ...]
+    next: str | None = Field(description="Ask on with this as `after`; null: that is all.")
 
 
 class FieldProblem(Schema):

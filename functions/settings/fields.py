@@ -16,6 +16,7 @@ from functions.settings.addresses import check_database_url, parse_endpoint, par
 from functions.settings.reach import Targets
 
 MIN_TOKEN_CHARACTERS = 16
+OWN_PREFIX = ".bucketbell/"
 MAX_MQTT_BYTES = 65535  # MQTT 5 §1.5.4 and §1.5.6: the length of a string or of binary data has two bytes
 MAX_TOPIC_PREFIX_BYTES = 1024
 
@@ -127,6 +128,8 @@ def _key_prefix(prefix: str) -> str:
     prefix = prefix if prefix.endswith("/") else prefix + "/"
     if prefix.startswith("/") or "//" in prefix or not prefix.isprintable():
         raise ValueError("must be a key prefix without a leading or double slash, e.g. firmware/")
+    if prefix.startswith(OWN_PREFIX):
+        raise ValueError(f"must not be below {OWN_PREFIX}, where the host keeps its own, e.g. firmware/")
     return prefix
 
 

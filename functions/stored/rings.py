@@ -105,7 +105,7 @@ class Scope(NamedTuple):
         return f"{self.bucket} at {self.endpoint}"
 
 
-class Progress(NamedTuple):
+class PrefixProgress(NamedTuple):
     """How far the sweeps of a prefix have got. `t0` is the store's time at the first, in milliseconds since 1970.
 
     `is_complete`: all of it was listed once. `is_lost`: there was a first sweep before, whose state is gone.
@@ -183,18 +183,18 @@ class RingStore:
                 return forgotten
             last = bytes(found[-1][0])
 
-    def progress(self, prefix: str) -> Progress | None:
+    def progress(self, prefix: str) -> PrefixProgress | None:
         """Return how far the sweeps of this prefix have got; None: there was none."""
         return self.prefixes().get(prefix)
 
-    def prefixes(self) -> dict[str, Progress]:
+    def prefixes(self) -> dict[str, PrefixProgress]:
         """Return how far the sweeps of each prefix have got."""
         table = PREFIXES.c
         question = select(table.prefix, table.t0, table.is_complete, table.is_lost).where(table.scope == self._number)
         with self.database.transaction() as connection:
-            return {_text(prefix): Progress(*rest) for prefix, *rest in connection.execute(question)}
+            return {_text(prefix): PrefixProgress(*rest) for prefix, *rest in connection.execute(question)}
 
-    def begin(self, prefix: str, t0: int, *, lost: bool) -> Progress:
+    def begin(self, prefix: str, t0: int, *, lost: bool) -> PrefixProgress:
         """Note that the first sweep of this prefix begins; return what counts, which another host may have noted."""
         scope = {"scope": self._number, "bucket": self.scope.bucket, "endpoint": self.scope.endpoint}
         row = {"scope": self._number, "prefix": _raw(prefix), "t0": t0, "is_complete": False, "is_lost": lost}

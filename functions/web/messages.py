@@ -7,7 +7,7 @@ again. `Host` and `X-Forwarded-*` are never read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -138,6 +138,13 @@ def tagged(etag: str) -> dict[str, str]:
 def malformed(reason: str, detail: str) -> Problem:
     """A 400: nobody could fulfil this request."""
     return Problem(HTTPStatus.BAD_REQUEST, reason, detail)
+
+
+def unfit(found: Iterable[Mapping[str, str]]) -> Problem:
+    """A 422 that names each `field`, what is wrong with it (`problem`), and what is `expected`; never a value."""
+    errors = [dict(one) for one in found]
+    detail = "; ".join(f"{one['field']} {one['problem']}" for one in errors)
+    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "unfit", detail, more={"errors": errors})
 
 
 def too_large(limit_bytes: int) -> Problem:

@@ -18,7 +18,7 @@ from infra.connect import documents
 from infra.connect.apply import Clients, Plan, Wish, carry_out, look
 from infra.connect.errors import ConnectError, explain, explained, no_events
 from infra.connect.minio import DEFAULT_QUEUE_DIRECTORY, TOKEN_PLACEHOLDER, Doors
-from infra.connect.report import Report
+from infra.connect.report import ConnectReport
 from infra.connect.sweep import Events, Proposal, propose
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def connect(
     """
     if queue and queue_url:
         raise typer.BadParameter("use --queue or --queue-url, not both")
-    report = Report(as_json=as_json, dry_run=dry_run)
+    report = ConnectReport(as_json=as_json, dry_run=dry_run)
     try:
         settings = load(env_file=ENV_FILE, given={"BUCKET": bucket} if bucket else None).settings
     except SettingsError as error:
@@ -151,7 +151,7 @@ def connect(
     report.done(plan)
 
 
-def _set_up(settings: Settings, endpoint_url: str | None, wish: Wish, report: Report, *, dry_run: bool) -> Plan:
+def _set_up(settings: Settings, endpoint_url: str | None, wish: Wish, report: ConnectReport, *, dry_run: bool) -> Plan:
     """Plan the change and make it; raises ConnectError, also where something is left for a person to do."""
     clients = partial(_clients, settings, endpoint_url)
     try:

@@ -6,29 +6,25 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from functools import wraps
-from http import HTTPStatus
 from inspect import Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from functions.settings.sources import plain as line
-from infra.commands.common import ca_file_option, fail, http_client, http_url, plain, token_option
+from infra.commands.common import plain
+from infra.commands.host_api import SERVER, Api, AsJson, CaFile, HostAnswer, ServerUrl, Token, open_api, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from infra.http_client import Web
-
 BASE = "/api/v1/integrations/mqtt"
 PASSWORD_VARIABLE = "BUCKETBELL_MQTT_PASSWORD"  # noqa: S105 - a variable's name
-MAX_ANSWER_BYTES = 1 << 20
 POLL_SECONDS = 0.25
 DEFAULT_WAIT_SECONDS = 8.0
 # What a GET tells of the settings that a PUT takes back.
@@ -52,25 +48,6 @@ class PasswordFrom(StrEnum):
     clear = "clear"
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    etag: str
-    stale: str
-    document: dict[str, Any]
-
-
-def _server(url: str) -> str:
-    return http_url(url) or url
-
-
-ServerUrl = Annotated[
-    str, typer.Option(envvar="BUCKETBELL_SERVER", callback=_server, help="The host, e.g. http://127.0.0.1:8080.")
-]
-Token = Annotated[
-    str, token_option("BUCKETBELL_TOKEN", "One of the host's ADMIN_TOKENS", "one of the host's ADMIN_TOKENS")
-]
-CaFile = Annotated[Path | None, ca_file_option("BUCKETBELL_CA_FILE", "the host")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, as the API answers it.")]
 BrokerHost = Annotated[str | None, typer.Option(help="Name or address of the broker.")]
 BrokerPort = Annotated[int | None, typer.Option(help="Port of the broker.", min=1, max=65535)]
 Username = Annotated[str | None, typer.Option(help='User name at the broker; "" for none.')]
@@ -91,44 +68,8 @@ mqtt = typer.Typer(
 )
 
 
-class _Api:
-    """The API of one host."""
-
-    def __init__(self, web: Web, server: str, token: str) -> None:
-        self._web = web
-        self._server = server
-        self._token = token
-
-    def ask(
-        self, method: str, what: str, document: Mapping[str, object] | None = None, *, if_match: str = ""
-    ) -> _Answer:
-        """Return the answer, or say why there is not one and exit 1."""
-        from infra.device.trouble import FetchError  # noqa: PLC0415 - what this command needs is loaded when it runs
-
-        headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
-        body = None
-        if document is not None:
-            body, headers["Content-Type"] = json.dumps(document).encode(), "application/json"
-        if if_match:
-            headers["If-Match"] = if_match
-        try:
-            with self._web.request(method, f"{self._server}{BASE}/{what}", headers, body) as answer:
-                status, text = answer.status, answer.body(MAX_ANSWER_BYTES)
-                etag, stale = answer.headers.get("ETag", ""), answer.headers.get("Bucketbell-Stale", "")
-            found = json.loads(text)
-        except FetchError as trouble:
-            fail(f"{self._server}: {trouble}")
-        except ValueError:
-            fail(f"{self._server}: HTTP {status}, and the answer is not JSON: is this bucketbell's host?")
-        if not isinstance(found, dict) or status != HTTPStatus.OK:
-            _refused(self._server, status, found)
-        return _Answer(etag, stale, found)
-
-
-@contextmanager
-def _api(server: str, token: str, ca_file: Path | None) -> Iterator[_Api]:
-    with http_client(ca_file, "BUCKETBELL_CA_FILE") as web:
-        yield _Api(web, server, token)
+def _api(server: str, token: str, ca_file: Path | None) -> AbstractContextManager[Api]:
+    return open_api(server, token, ca_file, BASE)
 
 
 def _changes_broker(command: Callable[..., None]) -> Callable[..., None]:
@@ -137,7 +78,7 @@ def _changes_broker(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command, assigned=("__name__", "__doc__"))
     def run(
         *,
-        server: ServerUrl = "http://127.0.0.1:8080",
+        server: ServerUrl = SERVER,
         token: Token,
         ca_file: CaFile = None,
         broker_host: BrokerHost = None,
@@ -158,14 +99,12 @@ def _changes_broker(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @mqtt.command()
-def status(
-    *, server: ServerUrl = "http://127.0.0.1:8080", token: Token, ca_file: CaFile = None, as_json: AsJson = False
-) -> None:
+def status(*, server: ServerUrl = SERVER, token: Token, ca_file: CaFile = None, as_json: AsJson = False) -> None:
     """Show whether the host is connected to the broker. Exit 1 if it is not."""
     with _api(server, token, ca_file) as api:
         answer = api.ask("GET", "status")
         if as_json:
-            _print_json(answer.document)
+            print_json(answer.document)
         else:
             _show_status(answer)
     if not _is_connected(answer.document):
@@ -174,14 +113,14 @@ def status(
 
 @mqtt.command(name="test")
 @_changes_broker
-def attempt(api: _Api, given: dict[str, Any], password: PasswordFrom, *, as_json: AsJson = False) -> None:
+def attempt(api: Api, given: dict[str, Any], password: PasswordFrom, *, as_json: AsJson = False) -> None:
     """Let the host try to connect once, with the settings in force and those given here. It stores nothing."""
     settings = _changed(api.ask("GET", "config"), given, password)
     with _spinner(f"connecting to {settings['broker_host']} …", quiet=as_json):
         answer = api.ask("POST", "test", settings)
     verdict = answer.document
     if as_json:
-        _print_json(verdict)
+        print_json(verdict)
     else:
         _say(f"{verdict['broker']}: {verdict['detail']}", well=verdict["ok"])
         told = ("outcome", "reason_code", "address", "password", "duration_seconds")
@@ -193,7 +132,7 @@ def attempt(api: _Api, given: dict[str, Any], password: PasswordFrom, *, as_json
 @mqtt.command(name="set")
 @_changes_broker
 def store(
-    api: _Api,
+    api: Api,
     given: dict[str, Any],
     password: PasswordFrom,
     *,
@@ -229,7 +168,7 @@ def store(
     before = api.ask("GET", "config")
     stored = api.ask("PUT", "config", _changed(before, given, password), if_match=before.etag)
     if as_json:
-        _print_json(stored.document)
+        print_json(stored.document)
     else:
         _say(f"stored as version {stored.document['version']}")
         _rows(stored.document)
@@ -243,7 +182,7 @@ def store(
         raise typer.Exit(1)
 
 
-def _wait(api: _Api, wait_seconds: float) -> _Answer:
+def _wait(api: Api, wait_seconds: float) -> HostAnswer:
     until = time.monotonic() + wait_seconds
     while True:
         answer = api.ask("GET", "status")
@@ -257,7 +196,7 @@ def _is_connected(document: dict[str, Any]) -> bool:
     return bool(live["ok"] if live else document["connected"])
 
 
-def _changed(before: _Answer, given: dict[str, Any], password: PasswordFrom) -> dict[str, Any]:
+def _changed(before: HostAnswer, given: dict[str, Any], password: PasswordFrom) -> dict[str, Any]:
     """The settings in force, with what is given; the password, if any."""
     if before.stale:
         typer.echo(f"the database does not answer; these settings are of {before.stale}", err=True)
@@ -288,16 +227,6 @@ def _secret(source: PasswordFrom) -> dict[str, str | None]:
     return {"password": secret}
 
 
-def _refused(server: str, status: int, found: object) -> NoReturn:
-    problem = found if isinstance(found, dict) else {}
-    errors = problem.get("errors") or []
-    if not errors:
-        fail(f"{server}: HTTP {status}: {problem.get('detail') or problem.get('title') or 'no reason given'}")
-    for one in errors:
-        typer.echo(plain(f"{one['field']} {one['problem']}: it must be {one['expected']}"), err=True)
-    raise typer.Exit(1)
-
-
 def _console() -> Console:
     from rich.console import Console  # noqa: PLC0415 - as above
 
@@ -312,7 +241,7 @@ def _spinner(words: str, *, quiet: bool) -> AbstractContextManager[object]:
     return console.status(escape(plain(words)))
 
 
-def _show_status(answer: _Answer) -> None:
+def _show_status(answer: HostAnswer) -> None:
     document = answer.document
     live = document.get("probe")
     broker = (live or document)["broker"] or "no broker is configured"
@@ -359,7 +288,3 @@ def _rows(rows: Mapping[str, object]) -> None:
     for name, value in rows.items():
         shown = "-" if value is None else json.dumps(value) if isinstance(value, bool) else str(value)
         console.print(f"  [dim]{escape(plain(name)):<{width}}[/]  {escape(plain(shown))}")
-
-
-def _print_json(document: Mapping[str, object]) -> None:
-    typer.echo(json.dumps(document))

@@ -23,7 +23,7 @@ BESIDE_A_FUNCTION = "\n(No sweep where a Lambda function takes this queue's mess
 WHY_SWEEP = "Events can be lost. The host finds what it was not told of with these lines in its environment:\n\n"
 
 
-class Report:
+class ConnectReport:
     """Says what happens, to people or as one JSON document."""
 
     def __init__(self, *, as_json: bool, dry_run: bool) -> None:

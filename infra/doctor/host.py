@@ -34,7 +34,7 @@ _TEST = json.dumps({"Service": "bucketbell doctor", "Event": "s3:TestEvent"}).en
 _TURNED_AWAY = re.compile(r'^events_total\{[^}]*outcome="unauthorised"[^}]*\} (\S+)$', re.MULTILINE)
 
 
-class HostAnswer(NamedTuple):
+class DoorAnswer(NamedTuple):
     """What the host answered: its JSON, or None where it was none."""
 
     status: int
@@ -84,11 +84,11 @@ class HostLeg:
 
     def ask(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
-    ) -> HostAnswer:
+    ) -> DoorAnswer:
         """Ask the host. Raises WrongError where it does not answer."""
         try:
             with self._web.request(method, f"{self.url}{path}", headers or {}, body) as answer:
-                return HostAnswer(answer.status, answer.body(MAX_ANSWER_BYTES))
+                return DoorAnswer(answer.status, answer.body(MAX_ANSWER_BYTES))
         except FetchError as error:
             named = "name its address with `--host-url`" if self._is_default else "correct `--host-url`"
             certificate = "certificate" in str(error).lower()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
+from functions.admin.known import BY_HAND
 from functions.events.dialects import IgnoredReason
 from functions.events.envelopes import Malformed, ObjectCreated
 from functions.events.plan import Fate, Settled, Step, settle_one
@@ -18,6 +19,7 @@ from functions.mqtt.outcome import Outcome, Status
 from functions.telemetry import Telemetry, logger
 from infra.host.causes import RETRY_SECONDS, Holdups
 from infra.host.detections import HostReader, Reading
+from infra.host.history import History
 from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.host.pending import Patience, Pending
@@ -34,6 +36,7 @@ DOORS = {
     "sure": (*OUTCOMES, UNAUTHORISED, GAVE_UP),
     "fast": (*OUTCOMES, UNAUTHORISED, DROPPED),
     AGAIN: (*Status, *get_args(UnreadLabel)),
+    BY_HAND: (*Status, *get_args(UnreadLabel)),
 }
 QUEUE = {"sqs": OUTCOMES}
 ASKING = ("sure", "sqs")
@@ -112,6 +115,7 @@ class Bell:
         self._ask = ask
         self._seen = SeenEvents()
         self._refused = SeenEvents()
+        self.history = History()
         self.holdups = Holdups(retry_seconds, is_outage=self._is_outage, try_again=self._try_again)
         self._under_way: dict[bytes, PendingPublish | Reading] = {}
         self._log_counts: Counter[tuple[str, str, str]] = Counter()
@@ -185,7 +189,11 @@ class Bell:
 
     def has_rung(self, step: Step) -> bool:
         """Whether it was announced, as far as is remembered."""
-        return not isinstance(step.action, Skip) and step.action.identity in self._seen
+        return not isinstance(step.action, Skip) and self.knows(step.action.identity)
+
+    def knows(self, identity: bytes) -> bool:
+        """Whether this event needs no announcement any more."""
+        return identity in self._seen
 
     def turn_away(self, source: str) -> None:
         """Count an event that came without a valid token, and say so once a minute: its store may well stay silent."""
@@ -196,10 +204,16 @@ class Bell:
 
     def _known(self, step: Step, source: str) -> Step:
         """Return `step` under the identity by which its upload is known already, if it is."""
+        if source == BY_HAND:
+            return step
         if self._ledger is None:
             return self._twins.known(step)
         # The sweep has compared times itself, with what was announced before this process began, too.
         return step if source == SWEEP else self._ledger.known(self._twins.known(step))
+
+    def on_way(self, key: str) -> tuple[bytes, ...]:
+        """The identities of what of this key waits for a verdict."""
+        return tuple(identity for identity, pending in self._under_way.items() if pending.object_key == key)
 
     def _unknown(self, steps: Sequence[Step]) -> set[bytes]:
         """What we know nothing of; another host may."""
@@ -316,6 +330,7 @@ class Bell:
     def _account(self, settled: Settled, source: str) -> None:
         """Count every record; log each kind a bounded number of times a minute, and a repeat not at all."""
         self._telemetry.event(source, settled.label)
+        self.history.add(settled, source)
         if settled.label == REPEATED:
             return
         # One malformed event looks like the next; a failed publish names its file.

@@ -126,6 +126,14 @@ class Causes(Generic[T]):
         if known is not None and all(event.cause != known.cause for event in self._events.values()):
             self._clocks.pop(known.cause, None)
 
+    def of(self, identity: bytes) -> tuple[Cause, float, bool] | None:
+        """What this event fails for, how long that has lasted without outages, and whether the event is given up."""
+        event = self._events.get(identity)
+        clock = None if event is None else self._clocks.get(event.cause)
+        if event is None or clock is None:
+            return None
+        return event.cause, self._now - clock.began, event.given_up is not None
+
     def to_try(self) -> list[T]:
         """Return what was given up and is to be tried now.
 
@@ -202,6 +210,10 @@ class Holdups:
                 logger.info("announced again", extra={"place": cause.place, "reason": cause.reason})
         elif not outcome.is_transient:
             self._causes.forget(action.identity)
+
+    def of(self, identity: bytes) -> tuple[Cause, float, bool] | None:
+        """See `Causes.of`."""
+        return self._causes.of(identity)
 
     def lasts(self, action: Upload | Detection, outcome: Outcome | Unread) -> bool:
         """Whether an event that was given up still fails; then it stays on the list."""

@@ -23,9 +23,10 @@ READ_SECONDS = 8.0  # longer than the store's own deadlines, which hold while it
 class Reading:
     """One detection event on its way. `done` gets exactly one verdict, also when nobody waits any more."""
 
-    __slots__ = ("done",)
+    __slots__ = ("done", "object_key")
 
-    def __init__(self) -> None:
+    def __init__(self, object_key: str = "") -> None:
+        self.object_key = object_key
         self.done = Pending[Outcome | Unread]()
 
 
@@ -76,7 +77,7 @@ class HostReader:
         if self._waiting >= MAX_WAITING:
             raise QueueFullError
         loop = asyncio.get_running_loop()
-        reading = Reading()
+        reading = Reading(detection.object_key)
         self._waiting += 1
         read = loop.run_in_executor(self._pool, self._reader.read, detection)
         timer = loop.call_later(READ_SECONDS, read.cancel)

@@ -14,6 +14,7 @@ import uvloop
 
 from functions.admin.api import router as admin_router
 from functions.admin.operations import Administration
+from functions.admin.uploads import Uploads
 from functions.cameras.detections import LABEL
 from functions.cameras.reader import DetectionReader
 from functions.devices.api import router as devices_router
@@ -28,6 +29,7 @@ from infra.host import systemd
 from infra.host.bell import DOORS, QUEUE, SWEPT, Bell
 from infra.host.broker_settings import Integration
 from infra.host.heap import settle, share_one_heap
+from infra.host.inquiry import Inquiry
 from infra.host.logs import LinkLog, configure_logging
 from infra.host.metrics import PrometheusTelemetry, SweepTelemetry
 from infra.host.poller import LONG_POLL_SECONDS, Poller
@@ -94,6 +96,7 @@ class Host:
                 publisher=publisher,
                 telemetry=SweepTelemetry(telemetry.registry),
                 kept=announcer.retained.latest,
+                after_first=settle,
             )
         cameras = (LABEL,) if reader is not None else ()
         sources = DOORS | (QUEUE if settings.sqs_queue_url else {}) | (SWEPT if self._sweeper else {})
@@ -107,7 +110,9 @@ class Host:
             requests_per_minute=per_minute,
             shares_answers=True,
         )
-        administration = admin_router(Administration(settings, store, integration))
+        self._inquiry = Inquiry(bell, publisher, state=state, sweeper=self._sweeper)
+        uploads = Uploads(bell.routes, downloads.objects, self._inquiry)
+        administration = admin_router(Administration(settings, store, integration), uploads)
         if downloads.admin_tokens:
             administration = replace(administration, routes=(*administration.routes, *swagger.routes()))
         administrators = LimitedRouter(
@@ -158,6 +163,7 @@ class Host:
         def at_the_end(stop: Callable[[], Awaitable[None]]) -> None:
             stack.push_async_callback(_logged, stop)
 
+        self._inquiry.start()
         await self._integration.start()
         at_the_end(self._integration.stop)
         if self._state is not None and self._rung is not None:

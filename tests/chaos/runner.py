@@ -25,7 +25,7 @@ class Result:
 
     Without a `verdict` it could not be played, and `problem` says why; with one, `problem` is what its own check
     complains of. `events_from` says where events came from, `failed` how many PUTs the store did not answer with 200,
-    which count nowhere else, `times` how often the fault happened, `seconds` how long all took, `last_words` what
+    `times` how often the fault happened, `seconds` how long all took, `last_words` what
     the logs say where something is wrong.
     """
 
@@ -93,7 +93,7 @@ def _play(scenario: Scenario, profile: Profile, directory: Path, begun_at: float
             world.events_from,
             load.times,
             load.per_second,
-            world.uploads.failed,
+            len(world.uploads.unanswered),
             verdict,
             scenario.check(world, verdict) if scenario.check else "",
         )
@@ -103,15 +103,17 @@ def _play(scenario: Scenario, profile: Profile, directory: Path, begun_at: float
 
 def _listen(world: World, profile: Profile, *, patient: bool) -> Verdict:
     """Wait for what is missing, for as long as it grows less, then for repeats."""
-    uploads = world.uploads.answered
+    uploads, gone = world.to_be_heard()
     patience_seconds = profile.hear_seconds if patient else profile.repeat_seconds
     left, until = len(uploads) + 1, 0.0
-    while (missing := len(judge(uploads, world.heard()).missing)) and (missing < left or time.monotonic() < until):
+    while (missing := len(judge(uploads, world.heard(), gone=gone).missing)) and (
+        missing < left or time.monotonic() < until
+    ):
         if missing < left:  # a slow queue, on a busy machine, has lost nothing
             left, until = missing, time.monotonic() + patience_seconds
         time.sleep(LOOK_SECONDS)
     time.sleep(profile.repeat_seconds)
-    return judge(uploads, world.heard(), world.healed_at)
+    return judge(uploads, world.heard(), world.healed_at, gone)
 
 
 def _some(keys: tuple[str, ...]) -> str:

@@ -16,11 +16,12 @@ from tests.chaos import queue_faults as queue
 from tests.chaos import settings_faults as settings
 from tests.chaos import store_faults as store
 from tests.chaos import stranger_faults as strangers
+from tests.chaos import sweep_faults as sweep
 from tests.chaos.verdict import Verdict
 from tests.chaos.world import Profile, World
 
-Family = Literal["broker", "link", "credentials", "host", "store", "queue", "freeze", "control"]
-Expectation = Literal["nothing missing", "a loss", "a loss outside"]
+Family = Literal["broker", "link", "credentials", "host", "store", "sweep", "queue", "freeze", "control"]
+Expectation = Literal["nothing missing", "a loss"]
 
 FAMILIES: dict[Family, str] = {
     "broker": "The broker",
@@ -28,6 +29,7 @@ FAMILIES: dict[Family, str] = {
     "credentials": "What the broker lets in",
     "host": "The host",
     "store": "The store",
+    "sweep": "The sweep: what no event tells",
     "queue": "The queue (SQS)",
     "freeze": "A frozen function",
     "control": "Control: the safety is switched off",
@@ -59,10 +61,9 @@ class Scenario:
     """One row.
 
     `fault` makes one occurrence, from its beginning until all is well again; `make` says what is special about the
-    parts. `expects`: "nothing missing" but for the control, which shows "a loss", or the rig would be blind. "a loss
-    outside" is where the loss happens before anything of ours, and `why` says whose it is: such a row is reported,
-    and only fails when a repeat bears another id. `check` looks for what else must hold, while all parts still run,
-    and returns a complaint or "".
+    parts. `expects`: "nothing missing" but for the control, which shows "a loss", or the rig would be blind. `why`
+    says what a reader may wonder at. `check` looks for what else must hold, while all parts still run, and returns a
+    complaint or "".
     """
 
     name: str
@@ -277,33 +278,31 @@ _ROWS = (
     Scenario(
         "queue-full",
         "store",
-        "the host is down for longer than MinIO's queue has room",
+        "the host is down for longer than MinIO's queue has room; the sweep is on",
         store.overflow,
         store.small_queue,
         long=Load(2000, 40),
-        expects="a loss outside",
-        why="MinIO forgets events beyond QUEUE_LIMIT, and answers the upload with 200",
-        check=store.lost_what_was_dropped,
+        why="MinIO forgets events beyond QUEUE_LIMIT, and answers the upload with 200; the sweep finds the objects",
+        check=store.swept_what_was_dropped,
     ),
     Scenario(
         "queue-disk-full",
         "store",
-        "the host is down, and the disk under MinIO's queue has no room",
+        "the host is down, and the disk under MinIO's queue has no room; the sweep is on",
         store.overflow,
         store.small_disk,
         long=Load(2000, 40),
-        expects="a loss outside",
-        why="MinIO forgets events that it cannot write, and answers the upload with 200",
-        check=store.lost_what_was_dropped,
+        why="MinIO forgets events that it cannot write, and answers the upload with 200; the sweep finds the objects",
+        check=store.swept_what_was_dropped,
     ),
     Scenario(
         "queue-file-torn",
         "store",
-        "the host is down, MinIO dies and leaves half a file in its queue; later somebody removes it",
+        "the host is down, MinIO dies and leaves half a file in its queue; later somebody removes it; the sweep is on",
         store.tear_queue_file,
-        expects="a loss outside",
-        why="MinIO cannot read the event in it, and lets all others wait until it is removed",
-        check=store.lost_torn_files_only,
+        store.sweeping,
+        why="MinIO cannot read the event in it, and lets all others wait until it is removed; the sweep does not",
+        check=store.found_by_sweep,
     ),
     Scenario(
         "queue-blocked",
@@ -330,6 +329,47 @@ _ROWS = (
         "store",
         "the host wants a new token, and MinIO is told of it later",
         store.rotate_host_first,
+    ),
+    Scenario(
+        "no-rules",
+        "sweep",
+        "a bucket without any rule: the store tells nobody of an upload, and the host is killed and started again",
+        host.kill_host,
+        sweep.Silent,
+        check=store.found_by_sweep,
+    ),
+    Scenario(
+        "told-once",
+        "sweep",
+        "the host is away, and Versity Gateway tells of each upload once",
+        sweep.restart_host,
+        sweep.TellsOnce,
+        check=store.found_by_sweep,
+    ),
+    Scenario(
+        "state-lost",
+        "sweep",
+        "the host is killed, and the file that says what was announced has gone; no event tells of an upload",
+        sweep.lose_state,
+        sweep.with_state_in_a_file,
+        check=sweep.heard_again,
+    ),
+    Scenario(
+        "state-torn",
+        "sweep",
+        "half of what the host has saved in the bucket is left when it is started again; no event tells of an upload",
+        sweep.tear_state,
+        sweep.Silent,
+        check=sweep.heard_again,
+    ),
+    Scenario(
+        "sweeper-killed",
+        "sweep",
+        "two hosts with one PostgreSQL, a door each; the bucket's rules are gone for a while, and the host that "
+        "announces what no event told is killed",
+        sweep.kill_sweeper,
+        sweep.OneSweeps,
+        check=sweep.the_other_went_on,
     ),
     Scenario(
         "sqs-redelivers",

@@ -51,7 +51,7 @@ class CameraWorld(World):
     def put(self, key: str) -> None:
         """Upload the event that this key stands for."""
         document: dict[str, Any] = {
-            "event_id": key.replace("/", "-"),
+            "event_id": _event_id(key),
             "camera_id": "front",
             "camera_name": "Front door",
             "description": None,
@@ -62,8 +62,11 @@ class CameraWorld(World):
             "timestamp": "2026-11-20T12:00:00Z",
             "key": key,
         }
-        name = f"{EVENTS_PREFIX}front/{document['event_id']}.json"
-        self.s3.put_object(Bucket=BUCKET, Key=name, Body=json.dumps(document).encode())
+        self.s3.put_object(Bucket=BUCKET, Key=self.object_key(key), Body=json.dumps(document).encode())
+
+    def object_key(self, key: str) -> str:
+        """The event's document."""
+        return f"{EVENTS_PREFIX}front/{_event_id(key)}.json"
 
     def heard(self) -> list[Heard]:
         """What came where the settings say."""
@@ -72,6 +75,10 @@ class CameraWorld(World):
             for one in self.subscriber.messages
             if one.topic.startswith(f"{STORED_PREFIX}/")
         ]
+
+
+def _event_id(key: str) -> str:
+    return key.replace("/", "-")
 
 
 def start_without_settings(world: World, profile: Profile) -> None:

@@ -24,15 +24,15 @@ class Uploads:
 
     Every attempt has a number of its own. One that fails is not repeated: a second PUT of the same key would be
     another upload, with an event of its own. So `answered`, which holds those that the store answered with 200, has
-    gaps where `failed` counts, and such an object may ring or not.
+    gaps, which `unanswered` fills: such an object may be there or not, and its event too.
     """
 
     def __init__(self, put: Callable[[str], None], per_second: float) -> None:
         """Nothing is uploaded yet. `put` raises when the store did not answer 200."""
-        self.failed = 0
         self._put = put
         self._interval_seconds = THREADS / per_second
         self._answered: dict[str, Upload] = {}
+        self._unanswered: dict[str, Upload] = {}
         self._numbers = count(1)
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -48,6 +48,12 @@ class Uploads:
         """What was uploaded so far, in the order of the answers."""
         with self._lock:
             return dict(self._answered)
+
+    @property
+    def unanswered(self) -> dict[str, Upload]:
+        """What the store did not answer with 200 so far, and when it was given up."""
+        with self._lock:
+            return dict(self._unanswered)
 
     def reach(self, wanted: int, within_seconds: float) -> None:
         """Return once so many are answered. Raises `NotUploadedError`."""
@@ -85,11 +91,10 @@ class Uploads:
                 number = next(self._numbers)
             key = f"assets/{number:06}.bin"
             began_at = time.monotonic()
+            ended = self._answered
             try:
                 self._put(key)
             except Exception:  # noqa: BLE001 - whatever it was, the store has not said that it has this one
-                with self._lock:
-                    self.failed += 1
-            else:
-                with self._lock:
-                    self._answered[key] = Upload(began_at, time.monotonic())
+                ended = self._unanswered
+            with self._lock:
+                ended[key] = Upload(began_at, time.monotonic())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A PUT that the store answered with 200. Times are `time.monotonic`."""
+    """A PUT that the store answered with 200, or that was given up at `answered_at`. Times are `time.monotonic`."""
 
     began_at: float
     answered_at: float
@@ -29,10 +29,10 @@ class Verdict:
     """What became of all uploads of one scenario.
 
     `missing` and `renamed` are keys: uploaded and never heard; heard again under another id than the first time, or
-    under none. `repeats` are messages beyond each upload's first. `out_of_order` counts uploads that were first heard
-    after one whose PUT only began when theirs had been answered. `recovery_seconds` is the longest time from a healing
-    to the next message (None where nothing healed, or nothing was heard after it), `longest_wait_seconds` from a PUT's
-    answer to its message.
+    under none. `lost` were answered and never heard, and the store has them no longer: its own loss. `repeats` are
+    messages beyond each upload's first. `out_of_order` counts uploads that were first heard after one whose PUT only
+    began when theirs had been answered. `recovery_seconds` is the longest time from a healing to the next message (None
+    where nothing healed, or nothing was heard after it), `longest_wait_seconds` from a PUT's answer to its message.
     """
 
     uploaded: int
@@ -43,10 +43,19 @@ class Verdict:
     out_of_order: int
     recovery_seconds: float | None
     longest_wait_seconds: float
+    lost: tuple[str, ...] = ()
 
 
-def judge(uploads: Mapping[str, Upload], messages: Sequence[Heard], healed_at: Sequence[float] = ()) -> Verdict:
-    """Compare. `messages` are in the order of their arrival; those of other keys (probes) are not counted."""
+def judge(
+    uploads: Mapping[str, Upload],
+    messages: Sequence[Heard],
+    healed_at: Sequence[float] = (),
+    gone: Collection[str] = (),
+) -> Verdict:
+    """Compare. `messages` are in the order of their arrival; those of other keys (probes) are not counted.
+
+    `gone` are keys of uploads that the store has no longer.
+    """
     ours = [message for message in messages if message.key in uploads]
     copies: defaultdict[str, list[Heard]] = defaultdict(list)
     for message in ours:
@@ -56,12 +65,13 @@ def judge(uploads: Mapping[str, Upload], messages: Sequence[Heard], healed_at: S
     return Verdict(
         uploaded=len(uploads),
         heard=len(copies),
-        missing=tuple(key for key in uploads if key not in copies),
+        missing=tuple(key for key in uploads if key not in copies and key not in gone),
         repeats=len(ours) - len(copies),
         renamed=tuple(key for key, heard in copies.items() if _renamed([one.event_id for one in heard])),
         out_of_order=_out_of_order([uploads[first.key] for first in firsts]),
         recovery_seconds=_recovery_seconds([message.at for message in ours], healed_at),
         longest_wait_seconds=max(waits, default=0.0),
+        lost=tuple(key for key in uploads if key not in copies and key in gone),
     )
 
 

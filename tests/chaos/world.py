@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,15 @@ from infra.local.process import PartError, free_port
 from infra.local.stack import OURS, HostProcess
 from infra.local.stores import Minio, MotoServer, Store
 from infra.subscriber import Subscriber
+from tests.chaos.metrics import host_metric
 from tests.chaos.uploads import Uploads
-from tests.chaos.verdict import Heard
+from tests.chaos.verdict import Heard, Upload
 from tests.fakes.proxy import TcpProxy
 
 Source = Literal["minio", "sqs"]
+
+SWEEPING = {"SWEEP_SECONDS": "2"}
+"""The host's variables in a scenario with the sweep."""
 
 BUCKET = "chaos"
 TOPICS = "iotsupport/updates/#"
@@ -37,6 +41,8 @@ CONNECT_SECONDS = 60.0
 FIRST_SECONDS = 30.0
 EVENTUALLY_SECONDS = 30.0
 LOOK_SECONDS = 0.02
+LIST_ATTEMPTS = 5
+SWEPT_ONCE = "sweep_seconds_count"
 STOP_SECONDS = 3.0
 LOG_TAIL_CHARACTERS = 2000
 
@@ -98,11 +104,8 @@ class World:
             queue_directory=str(self.queue_directory),
             token=TOKEN,
         )
-        self.store: Store = (
-            Minio(directory / "minio", environment=doors.environment())
-            if source == "minio"
-            else MotoServer(directory / "moto")
-        )
+        self._doors = doors
+        self.store = self._make_store(directory, source)
         self.credentials = {
             "AWS_ENDPOINT_URL": self.store.endpoint_url,
             "AWS_ACCESS_KEY_ID": self.store.access_key,
@@ -127,9 +130,7 @@ class World:
         self.subscriber = Subscriber(**{"url": self.broker.url, "topics": [TOPICS], **session, **(ear or {})})
         self.uploads: Uploads
         self.healed_at: list[float] = []
-        self.store_killed_at = 0.0  # monotonic, as the others
         self.events_from = "MinIO" if source == "minio" else "SQS"
-        self._doors = doors
         self._queue = queue or {}
         # One attempt: boto3 would repeat a PUT under the same key, and that is another upload.
         self.s3: Any = self.store.client(attempts=1)
@@ -139,10 +140,7 @@ class World:
     def __enter__(self) -> Self:
         """Start all; returns when an upload was heard."""
         try:
-            self.broker.start()
-            self.store.start()
-            self._connect()
-            self.host.start()
+            self._start_parts()
             self.subscriber.start()
             self._first_ring()
         except BaseException:
@@ -156,6 +154,17 @@ class World:
             list(pool.map(lambda part: part.stop(STOP_SECONDS), (self.host, self.store, self.broker)))
         self.proxy.stop()
         self.s3.close()
+
+    def _make_store(self, directory: Path, source: Source) -> Store:
+        if source == "sqs":
+            return MotoServer(directory / "moto")
+        return Minio(directory / "minio", environment=self._doors.environment())
+
+    def _start_parts(self) -> None:
+        self.broker.start()
+        self.store.start()
+        self._connect()
+        self.host.start()
 
     def _connect(self) -> None:
         """Run `bucketbell connect` in this process, which saves its start, but as from a shell."""
@@ -188,12 +197,42 @@ class World:
             return bool(self.subscriber.silence(LOOK_SECONDS * 5))
 
         eventually(heard, "nothing rings even while all is well", FIRST_SECONDS)
+        if self.is_sweeping:  # what is uploaded before a host has looked for the first time counts as announced
+            eventually(
+                lambda: any(host_metric(host, SWEPT_ONCE) for host in self.hosts()), "nobody sweeps", FIRST_SECONDS
+            )
+
+    def hosts(self) -> Iterator[HostProcess]:
+        """All of them."""
+        yield self.host
 
     # What is measured.
 
     def put(self, key: str) -> None:
         """Upload one small object. Raises when the store does not answer 200."""
         self.s3.put_object(Bucket=BUCKET, Key=key, Body=key.encode())
+
+    def object_key(self, key: str) -> str:
+        """The object that `put` makes of this key."""
+        return key
+
+    def to_be_heard(self) -> tuple[dict[str, Upload], set[str]]:
+        """The uploads, and which of them a LIST of the store does not show.
+
+        With the sweep they are all that a LIST shows, whatever was answered; without it, all that was answered.
+        """
+        with contextlib.closing(self.store.client(attempts=LIST_ATTEMPTS)) as s3:
+            pages = s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+            listed = {entry["Key"] for page in pages for entry in page.get("Contents", ())}
+        answered, unanswered = self.uploads.answered, self.uploads.unanswered
+        there = {key: upload for key, upload in unanswered.items() if self.object_key(key) in listed}
+        uploads = answered | (there if self.is_sweeping else {})
+        return uploads, {key for key in uploads if self.object_key(key) not in listed}
+
+    @property
+    def is_sweeping(self) -> bool:
+        """Whether the host is told to."""
+        return SWEEPING.items() <= self.host.environment.items()
 
     def suffer(self, seconds: float) -> None:
         """Let the fault last. Raises `PartError` when the host then still says that it is ready: nothing was broken."""

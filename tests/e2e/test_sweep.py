@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import missing
 from tests.e2e.conftest import Build
 from tests.e2e.world import BUCKET, World, eventually, filename_of, fresh, fresh_config, id_of
 from tests.timing import PATIENCE_SECONDS
@@ -110,6 +111,43 @@ def test_an_event_that_comes_after_the_sweeps_message_is_a_repeat(build_minio: B
     assert world.ear.silence(0.2) == []
 
 
+def test_whatever_way_an_object_comes_into_minio_it_rings_once_and_versions_that_come_back_do_not(
+    build_minio: Build,
+) -> None:
+    """Parts, copies, copies onto themselves, empty and oddly named objects, with versions: one id, told or listed."""
+    world = build_minio(mqtt=SWEEP | {"SWEEP_GRACE_SECONDS": "0"})
+    world.s3.put_bucket_versioning(Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"})
+    after_sweeps(world, 1)
+    parts, copy, empty, odd = (fresh(name) for name in ("parts", "copy", "empty", "o d+d%2F\u00fc&\u65e5"))
+    upload = {"Bucket": BUCKET, "Key": f"assets/{parts}"}
+    upload |= {"UploadId": world.s3.create_multipart_upload(**upload)["UploadId"]}
+    etags = [
+        world.s3.upload_part(**upload, PartNumber=number, Body=bytes(size))["ETag"]
+        for number, size in ((1, 5 << 20), (2, 1))
+    ]
+    time.sleep(1.5)
+    listed = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+    world.s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": listed})
+    world.put(f"assets/{empty}", b"")
+    world.put(f"assets/{odd}")
+    source = {"Bucket": BUCKET, "Key": f"assets/{empty}"}
+    world.s3.copy_object(Bucket=BUCKET, Key=f"assets/{copy}", CopySource=source)
+    world.s3.copy_object(CopySource=source, MetadataDirective="REPLACE", Metadata={"a": "b"}, **source)
+    assert_each_rings_once(world, 5)
+    world.put(f"assets/{copy}", b"one")
+    second = world.put(f"assets/{copy}", b"two")
+    assert_each_rings_once(world, 2)
+    world.s3.delete_object(Bucket=BUCKET, Key=f"assets/{copy}", VersionId=second["VersionId"])
+    after_sweeps(world)
+    assert world.metric("sweep_rollbacks_total") == 1
+    marker = world.s3.delete_object(Bucket=BUCKET, Key=f"assets/{copy}")
+    after_sweeps(world)
+    world.s3.delete_object(Bucket=BUCKET, Key=f"assets/{copy}", VersionId=marker["VersionId"])
+    after_sweeps(world)
+    assert world.ear.drain() == []
+    assert world.metric("sweep_rollbacks_total") == 1
+
+
 def test_an_event_that_a_door_lost_rings_by_the_sweep(build: Build) -> None:
     """The bucket's rules were away for a moment; what its events told of meanwhile rings once."""
     world = build(mqtt=SWEEP | {"SWEEP_GRACE_SECONDS": "2"})
@@ -131,7 +169,8 @@ def test_an_event_that_a_door_lost_rings_by_the_sweep(build: Build) -> None:
 
 def test_files_that_came_while_the_host_was_down_ring_in_shares(build_moto: Build) -> None:
     """Not more than SWEEP_MAX_RINGS in each sweep, the newest first; the log says how many wait."""
-    world = build_moto(mqtt=SWEEP | {"SWEEP_MAX_RINGS": "100", "SWEEP_RINGS_PER_SECOND": "200"})
+    shares = {"SWEEP_MAX_RINGS": "100", "SWEEP_RINGS_PER_SECOND": "200", "SWEEP_GRACE_SECONDS": "0"}
+    world = build_moto(mqtt=SWEEP | shares)
     world.s3.put_bucket_notification_configuration(Bucket=BUCKET, NotificationConfiguration={})
     after_sweeps(world, 1)
     world.host.stop()
@@ -192,3 +231,30 @@ def test_files_in_the_folder_of_versity_ring_without_etag_and_under_new_names(
     world.hear(put)
     after_sweeps(world)
     assert world.ear.drain() == []
+
+
+def faked_time(offset: str) -> dict[str, str]:
+    """What has a process see another time, but for its monotonic clock: as when somebody sets a machine's clock."""
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    if not found:
+        missing("libfaketime", "apt-get install faketime")
+    return {"LD_PRELOAD": str(found[0]), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
+
+
+def test_the_clock_of_the_host_does_not_matter(build_moto: Build) -> None:
+    """An hour ahead, an hour behind, and set from one to the other: only what was not announced rings."""
+    world = build_moto(mqtt=SWEEP | {"SWEEP_GRACE_SECONDS": "0"})
+    world.s3.put_bucket_notification_configuration(Bucket=BUCKET, NotificationConfiguration={})
+    after_sweeps(world, 1)
+    for offset in ("+1h", "-1h", "+1h"):
+        world.host.stop()
+        away, name = fresh(), fresh()
+        world.put(f"assets/{away}")
+        world.host.environment |= faked_time(offset)
+        world.host.start()
+        world.hear(away)
+        world.put(f"assets/{name}")
+        world.hear(name)
+        after_sweeps(world)
+        assert world.ear.drain() == []
+    assert world.log("ERROR") == []

@@ -13,15 +13,15 @@ from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status
 from functions.s3.clients import StorageError
 from functions.stored.ring import KEPT, Ring
-from functions.stored.rings import Progress
+from functions.stored.rings import PrefixProgress
 from infra.host.bell import Bell
 from infra.host.metrics import PrometheusTelemetry, SweepTelemetry
 from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.link import LinkStatus
 from infra.host.mqtt.publisher import HostPublisher
-from infra.host.sweep.judge import Listed
+from infra.host.sweep.judge import ListedObject
 from infra.host.sweep.ledger import Ledger
-from infra.host.sweep.listing import Lister, Page
+from infra.host.sweep.listing import Lister, ListPage
 from infra.host.sweep.record import Rung
 from infra.host.sweep.state import State
 from infra.host.sweep.sweeper import Sweeper
@@ -39,7 +39,7 @@ class Bucket:
 
     def __init__(self, page_objects: int = 3, rounds_to: int = 1) -> None:
         self.now = EPOCH_MS
-        self.objects: dict[str, Listed] = {}
+        self.objects: dict[str, ListedObject] = {}
         self.page_objects = page_objects
         self.rounds_to = rounds_to
         self.calls = 0
@@ -48,13 +48,13 @@ class Bucket:
         """This call of `page` fails, counted from now; 0: none."""
         self.order: Any = str.encode
 
-    def put(self, key: str, etag: str, modified: int | None = None) -> Listed:
+    def put(self, key: str, etag: str, modified: int | None = None) -> ListedObject:
         """Upload."""
         at = self.now if modified is None else modified
-        self.objects[key] = Listed(key, etag, at // self.rounds_to * self.rounds_to, 1)
+        self.objects[key] = ListedObject(key, etag, at // self.rounds_to * self.rounds_to, 1)
         return self.objects[key]
 
-    def page(self, prefix: str, token: str = "", *, limit: int = 1000) -> Page:
+    def page(self, prefix: str, token: str = "", *, limit: int = 1000) -> ListPage:
         """As `Lister.page`."""
         self.calls += 1
         self.fails_at -= 1
@@ -64,7 +64,7 @@ class Bucket:
         begin = int(token or 0)
         end = begin + min(limit, self.page_objects)
         page = [self.objects[key] for key in keys[begin:end]]
-        return Page(page, self.now // 1000 * 1000, str(end) if end < len(keys) else "")
+        return ListPage(page, self.now // 1000 * 1000, str(end) if end < len(keys) else "")
 
     def has_rules(self) -> bool:
         """As `Lister.has_rules`."""
@@ -109,7 +109,7 @@ class MemoryRings:
 
     def __init__(self, now: Any = None) -> None:  # noqa: ANN401 - a clock
         self.by_key: dict[str, list[tuple[float, Ring]]] = {}
-        self.prefixes: dict[str, Progress] = {}
+        self.prefixes: dict[str, PrefixProgress] = {}
         self.on_look: Callable[[], object] = lambda: None
         """Called in the thread, before and after a look at what was announced."""
         self.leads = True
@@ -150,16 +150,16 @@ class MemoryRings:
             del self.by_key[key]
         return len(gone)
 
-    def progress(self, prefix: str) -> Progress | None:
+    def progress(self, prefix: str) -> PrefixProgress | None:
         """As `State.progress`."""
         return self.prefixes.get(prefix)
 
     def save(self) -> None:
         """As `State.save`."""
 
-    def begin(self, prefix: str, t0: int) -> Progress:
+    def begin(self, prefix: str, t0: int) -> PrefixProgress:
         """As `State.begin`."""
-        self.prefixes[prefix] = Progress(t0, is_complete=False, is_lost=self.is_lost)
+        self.prefixes[prefix] = PrefixProgress(t0, is_complete=False, is_lost=self.is_lost)
         return self.prefixes[prefix]
 
     def complete(self, prefix: str) -> None:
@@ -261,18 +261,18 @@ def told(message: Message) -> tuple[str, str]:
     return properties["subject"], properties.get("etag", "")
 
 
-def minio_event(listed: Listed, event_time: int | None = None) -> dict[str, Any]:
+def minio_event(listed: ListedObject, event_time: int | None = None) -> dict[str, Any]:
     """The event of an upload, as MinIO tells it."""
     at = listed.modified + 3 if event_time is None else event_time
     return _event("minio:s3", "s3:ObjectCreated:Put", listed, at, f"{listed.modified * 1_000_000 + 456_789:X}")
 
 
-def ceph_event(listed: Listed, event_time: int, version: str = "") -> dict[str, Any]:
+def ceph_event(listed: ListedObject, event_time: int, version: str = "") -> dict[str, Any]:
     """The event of an upload by a sender that does not tell when the object was modified."""
     return _event("ceph:s3", "ObjectCreated:Put", listed, event_time, version)
 
 
-def _event(source: str, name: str, listed: Listed, at: int, sequencer: str) -> dict[str, Any]:
+def _event(source: str, name: str, listed: ListedObject, at: int, sequencer: str) -> dict[str, Any]:
     fields = {"key": listed.object_key, "size": listed.size, "eTag": listed.etag, "sequencer": sequencer}
     moment = listed._replace(modified=at).created(BUCKET).event_time
     event = {"eventSource": source, "eventName": name, "eventTime": moment}

@@ -58,7 +58,7 @@ def test_the_api_is_what_its_document_says(host: Host, tmp_path: Path) -> None:
     assert generated, ended.stdout
     print(f"{generated[1]} requests")  # noqa: T201 - for `pytest -rP`
     assert int(generated[1]) >= 200
-    assert "Tested: 6\n" in ended.stdout
+    assert "Tested: 9\n" in ended.stdout
     assert host.http.get("/healthz").status_code == 200
     assert not host.lines("ERROR")
     assert "Traceback" not in host.log

@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from functions.admin.api import router as admin_router
 from functions.admin.openapi import OPERATIONS
 from functions.admin.operations import Administration
+from functions.admin.uploads import Uploads
 from functions.devices.api import router as devices_router
 from functions.devices.downloads import Downloads
 from functions.events.names import is_asset_path, is_config_name
+from functions.events.routes import Routes
 from functions.integration import NoLocalPublisher
 from functions.s3.objects import MAX_PAGE_OBJECTS, ObjectInfo, Objects, Page, Presigned
 from functions.settings import Settings, load
@@ -354,26 +356,31 @@ BODIES = st.one_of(
         {"content-type": st.sampled_from(["application/json", "application/json; charset=x", ""]) | ODD_TEXTS},
         optional={"if-match": st.sampled_from(['"1"', "*", 'W/"1"', '"' + "9" * 30 + '"', '"²"']) | ODD_TEXTS},
     ),
-    st.sampled_from([ADMIN, ADMIN, ADMIN, ADMIN[:-1], "", GOOD[MAC][0]]),
+    st.tuples(
+        st.sampled_from([ADMIN, ADMIN, ADMIN, ADMIN[:-1], "", GOOD[MAC][0]]),
+        st.sampled_from(["", "x.bin", MAC, "configs/", "assets/a\0b", "x" * 1025, "2026-11-30T12:00:00Z"]) | ODD_TEXTS,
+    ),
 )
 def test_no_request_of_an_administrator_fails(
     administration: Administration,
     operation: tuple[str, str],
     body: str,
     headers: dict[str, str],
-    token: str,
+    token_and_key: tuple[str, str],
 ) -> None:
     """Any settings are stored and read back the same, or refused field by field; no password comes back."""
     method, path = (
         operation[0],
         operation[1].replace("{camera_id}", quote(f"c{body[:20]}".replace("/", "_"), safe="", errors="replace")),
     )
-    event = http_event(path, method=method, headers=headers | {"authorization": f"Bearer {token}"})
+    token, asked = token_and_key
+    query = "&".join(f"{name}={quote(asked, safe='', errors='surrogatepass')}" for name in ("key", "since", "after"))
+    event = http_event(path, method=method, query=query, headers=headers | {"authorization": f"Bearer {token}"})
     event["body"], event["isBase64Encoded"] = body, False
     if len(body) % 2:
         event["body"], event["isBase64Encoded"] = base64.b64encode(body.encode(errors="replace")).decode(), True
     with strict_log() as said:
-        answer = check(respond(admin_router(administration), event))
+        answer = check(respond(admin_router(administration, Uploads(Routes())), event))
     assert not leaks(PASSWORD, said.getvalue() + json.dumps(answer))
     if token != ADMIN:
         assert answer["statusCode"] == 401
@@ -383,7 +390,9 @@ def test_no_request_of_an_administrator_fails(
             if name in sent and name not in {"broker_host", "topic_prefix", "discovery_prefix"}:
                 assert value == sent[name]
         again = http_event(path, headers={"authorization": f"Bearer {ADMIN}"})
-        assert json.loads(respond(admin_router(administration), again)["body"]) == json.loads(answer["body"])
+        assert json.loads(respond(admin_router(administration, Uploads(Routes())), again)["body"]) == json.loads(
+            answer["body"]
+        )
 
 
 def test_the_searches_begin_with_what_is_good(administration: Administration) -> None:
@@ -398,4 +407,4 @@ def test_the_searches_begin_with_what_is_good(administration: Administration) ->
             headers={"authorization": f"Bearer {ADMIN}", "content-type": "application/json"},
         )
         event["body"] = json.dumps(document)
-        assert respond(admin_router(administration), event)["statusCode"] == 200
+        assert respond(admin_router(administration, Uploads(Routes())), event)["statusCode"] == 200

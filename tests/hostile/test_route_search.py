@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from functions.admin.openapi import BASE
+from functions.admin.openapi import BASE, WHY
+from functions.admin.openapi import RING as RING_AGAIN
 from functions.web.tokens import Keyring
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import Minio
@@ -47,6 +48,9 @@ GOOD = [
         for path in (f"/thumbnails/door/1.jpg?token={PICTURE}", f"/thumbnails?filename=door/1.jpg&token={PICTURE}")
     ),
     *((what.split()[0], f"{BASE}/{what.split()[1]}", ADMIN) for what in ADMINISTRATION),
+    *(("GET", f"{WHY}?key={key}", ADMIN) for key in ("assets/dir/firmware.bin", MAC)),
+    *(("GET", f"{RING_AGAIN}?since={since}", ADMIN) for since in ("2026-01-01T00:00:00Z", "2999-01-01T00:00:00Z")),
+    ("POST", RING_AGAIN, ADMIN),
 ]
 """What is asked rightly; a search spoils up to two things about it."""
 
@@ -61,7 +65,9 @@ _encoded = st.one_of(
 )
 _query = st.lists(
     st.tuples(
-        st.sampled_from(["filename", "version_id", "token", "limit", "next", "mac", "Filename", "x", ""]),
+        st.sampled_from(
+            ["filename", "version_id", "token", "limit", "next", "mac", "key", "since", "after", "Filename", "x", ""]
+        ),
         st.one_of(
             _encoded,
             st.sampled_from([MAC, "0", "-1", "1", "1000", "1001", "9" * 5000, "null", "dir/firmware.bin", "+", "a=b"]),
@@ -99,6 +105,9 @@ _body = st.one_of(
     st.binary(max_size=200),
     st.builds(upload),
     st.just(b"x" * 70_000),
+    (st.sampled_from(["dir/firmware.bin", "a\0b", "x" * 1025, "\ud800", "..", "configs/", "%2e%2e"]) | ODD_TEXTS).map(
+        lambda text: json.dumps({"key": text}).encode()
+    ),
     ODD_TEXTS.map(lambda text: json.dumps({"broker_host": text, "topic_prefix": text, "password": text}).encode()),
 )
 

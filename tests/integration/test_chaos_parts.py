@@ -8,6 +8,8 @@ import socket
 import struct
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -19,6 +21,10 @@ from infra.host.metrics import PrometheusTelemetry
 from infra.local.certificates import make_certificates, renew_server
 from infra.local.mosquitto import Mosquitto
 from infra.subscriber import Subscriber, SubscriberError
+from tests.chaos.scenarios import PROFILES
+from tests.chaos.uploads import Uploads
+from tests.chaos.verdict import Upload
+from tests.chaos.world import BUCKET, SWEEPING, World
 from tests.conftest import missing
 from tests.fakes.broker import Kind
 from tests.fakes.dns import PORT, FakeDns
@@ -116,6 +122,31 @@ def test_a_certificate_can_expire_and_be_renewed_while_the_broker_runs(tmp_path:
         broker.reload()
         with Subscriber(broker.url, ["a"], ca_file=certificates.ca_file) as subscriber:
             assert subscriber.connected
+
+
+@pytest.mark.parametrize("sweeps", [True, False])
+def test_a_list_says_what_must_be_heard(tmp_path: Path, mosquitto_binary: Path, *, sweeps: bool) -> None:
+    """What was answered; with the sweep also what was not, and is there. What is not there is the store's own loss."""
+    del mosquitto_binary
+    world = World(tmp_path, PROFILES["short"], source="sqs", variables=SWEEPING if sweeps else {})
+    keys = {name: f"assets/{name}.bin" for name in ("answered", "gone", "unanswered", "refused")}
+    try:
+        with world.store:
+            world.s3.create_bucket(Bucket=BUCKET)
+            for name in ("answered", "unanswered"):
+                world.put(keys[name])
+            world.uploads = cast(
+                "Uploads",
+                SimpleNamespace(
+                    answered={keys[name]: Upload(0.0, 1.0) for name in ("answered", "gone")},
+                    unanswered={keys[name]: Upload(0.0, 1.0) for name in ("unanswered", "refused")},
+                ),
+            )
+            uploads, gone = world.to_be_heard()
+    finally:
+        world.proxy.stop()
+    assert uploads.keys() == {keys["answered"], keys["gone"]} | ({keys["unanswered"]} if sweeps else set())
+    assert gone == {keys["gone"]}
 
 
 def _read(client: socket.socket, size: int) -> bytes:

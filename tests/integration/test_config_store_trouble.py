@@ -194,8 +194,8 @@ def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:
     """And it stays as it is."""
     url = new_sqlite(tmp_path)
     file_of(url).write_bytes(b"a letter to a friend\n" * 100)
-    assert "no SQLite database" in refusal(store_of(url))
-    with pytest.raises(StoreUnavailableError, match="no SQLite database"):
+    assert "not a SQLite database" in refusal(store_of(url))
+    with pytest.raises(StoreUnavailableError, match="not a SQLite database"):
         upgrade(url)
     assert file_of(url).read_bytes() == b"a letter to a friend\n" * 100
 

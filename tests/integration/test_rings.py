@@ -10,7 +10,7 @@ import pytest
 from functions.stored.database import Database
 from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import KEPT, Ring
-from functions.stored.rings import AT_ONCE, KEPT_MS, MAX_FORGOTTEN, MAX_KEY_BYTES, Progress, RingStore, Scope
+from functions.stored.rings import AT_ONCE, KEPT_MS, MAX_FORGOTTEN, MAX_KEY_BYTES, PrefixProgress, RingStore, Scope
 from infra.migrations.runner import upgrade
 from tests.databases import execute, new_sqlite
 
@@ -125,13 +125,13 @@ def test_another_buckets_rings_are_not_ours(rings: RingStore, clock: Clock, migr
 def test_the_progress_of_each_prefix_is_kept(rings: RingStore, clock: Clock, migrated_url: str) -> None:
     """The first word about a prefix counts, whichever host has said it."""
     assert rings.progress("configs/") is None
-    assert rings.begin("configs/", 17, lost=False) == Progress(17, is_complete=False, is_lost=False)
+    assert rings.begin("configs/", 17, lost=False) == PrefixProgress(17, is_complete=False, is_lost=False)
     assert store(migrated_url, clock).begin("configs/", 99, lost=True).t0 == 17
-    assert rings.begin("\N{SNOWMAN}/", 18, lost=True) == Progress(18, is_complete=False, is_lost=True)
+    assert rings.begin("\N{SNOWMAN}/", 18, lost=True) == PrefixProgress(18, is_complete=False, is_lost=True)
     rings.complete("configs/")
     assert rings.prefixes() == {
-        "configs/": Progress(17, is_complete=True, is_lost=False),
-        "\N{SNOWMAN}/": Progress(18, is_complete=False, is_lost=True),
+        "configs/": PrefixProgress(17, is_complete=True, is_lost=False),
+        "\N{SNOWMAN}/": PrefixProgress(18, is_complete=False, is_lost=True),
     }
     assert rings.progress("assets/") is None
 

@@ -19,7 +19,7 @@ from functions.settings import load
 from functions.stored.database import VERSION_TABLE
 from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import Ring
-from functions.stored.rings import Progress
+from functions.stored.rings import PrefixProgress
 from infra.host.sweep import marker
 from infra.host.sweep.marker import KEY
 from infra.host.sweep.state import State
@@ -31,8 +31,8 @@ from tests.fakes.rights import restricted
 
 ROOT = Path(__file__).parents[2]
 HOMES = ["file", "bucket", "sqlite", "postgresql"]
-FIRST = Progress(17, is_complete=False, is_lost=False)
-LOST = Progress(99, is_complete=False, is_lost=True)
+FIRST = PrefixProgress(17, is_complete=False, is_lost=False)
+LOST = PrefixProgress(99, is_complete=False, is_lost=True)
 ONE = Ring("configs/a.json", "e1", 1000, is_exact=True, identity=b"1" * 16)
 
 _numbers = count()
@@ -138,7 +138,9 @@ def test_what_was_recorded_is_there_after_a_restart(world: World, caplog: pytest
         assert state.rings.progress("configs/") == FIRST._replace(is_complete=True)
         assert state.rings.of_keys([ONE.object_key]) == {ONE.object_key: [ONE]}
         assert state.rings.known([ONE.identity])
-        assert state.begin("assets/", 18) == Progress(18, is_complete=False, is_lost=False), "a prefix that is new"
+        assert state.begin("assets/", 18) == PrefixProgress(18, is_complete=False, is_lost=False), (
+            "a prefix that is new"
+        )
     assert world.keys() == [KEY]
     header = json.loads(world.content().partition(b"\n")[0])
     scope = f"{world.bucket} at {world.environment['AWS_ENDPOINT_URL_S3']}"
@@ -329,7 +331,7 @@ def test_another_buckets_state_is_refused_by_name(world: World, caplog: pytest.L
     if world.home == "bucket":  # mirrored, for instance
         world.s3.copy_object(Bucket=f"{world.bucket}-b", Key=KEY, CopySource={"Bucket": world.bucket, "Key": KEY})
     with world.host(BUCKET=f"{world.bucket}-b") as state:
-        assert state.begin("configs/", 99) == Progress(99, is_complete=False, is_lost=False)
+        assert state.begin("configs/", 99) == PrefixProgress(99, is_complete=False, is_lost=False)
         assert state.rings.of_keys([ONE.object_key]) == {}
     (said,) = warned(caplog)
     assert "another bucket or endpoint" in said["msg"]

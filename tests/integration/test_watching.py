@@ -240,7 +240,9 @@ def _without_values(watching: Prometheus, names: set[str]) -> set[str]:
 
 
 def _at_zero(watching: Prometheus, expressions: set[str]) -> list[str]:
-    return [one for one in expressions if max(watching.values(one), default=0.0) <= 0]
+    """Those without a value above 0; `sweep_waiting` is above 0 between two sweeps only, if too much is to be told."""
+    least = {one: -1.0 if "sweep_waiting" in one else 0.0 for one in expressions}
+    return [one for one in expressions if max(watching.values(one), default=-1.0) <= least[one]]
 
 
 def _not_here(watching: Prometheus, expression: str) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from openapi_schema_validator import OAS31Validator
@@ -21,9 +22,11 @@ from pydantic import SecretStr
 from functions import broker, integration
 from functions.admin import operations as module
 from functions.admin.api import MAX_BODY_BYTES, router
-from functions.admin.openapi import BASE, OPERATIONS, document
+from functions.admin.openapi import BASE, OPERATIONS, RING, WHY, document
 from functions.admin.operations import Administration, CannotPublishError, TopicVerdict
 from functions.admin.probe import ProbeVerdict
+from functions.admin.uploads import Uploads
+from functions.events.routes import Routes
 from functions.integration import NoLocalPublisher
 from functions.mqtt.broker import BrokerConfig
 from functions.settings import load
@@ -157,6 +160,7 @@ class Rig:
             self.here.said = None
         settings = load(ENVIRONMENT | variables).settings
         self.api = Administration(settings, self.store if store else None, self.here)
+        self.uploads = Uploads(Routes.of(settings))
 
     def ask(
         self,
@@ -167,19 +171,27 @@ class Rig:
         token: str | None = ADMIN,
         headers: Mapping[str, str] | None = None,
         raw: str | bytes | None = None,
+        query: str = "",
     ) -> Answered:
         """One answer, which is as the OpenAPI document says."""
         path = what if what.startswith("/") else f"{BASE}/{what}"
         sent = {"Authorization": f"Bearer {token}"} if token else {}
-        event = http_event(path, method=method, headers={**sent, "Content-Type": "application/json", **(headers or {})})
+        headers = {**sent, "Content-Type": "application/json", **(headers or {})}
+        event = http_event(path, method=method, query=query, headers=headers)
         if isinstance(raw, bytes):
             event["body"], event["isBase64Encoded"] = base64.b64encode(raw).decode(), True
         elif raw is not None or body is not None:
             event["body"] = json.dumps(body) if raw is None else raw
-        answer = Answered.by(router(self.api), event)
+        answer = Answered.by(router(self.api, self.uploads), event)
         check_against_document(method, path, answer)
         assert CANARY not in json.dumps(answer.headers) + answer.body
         return answer
+
+    def why(self, key: str) -> Any:  # noqa: ANN401 - a document
+        """What became of a file."""
+        answer = self.ask("GET", WHY, query=f"key={quote(key)}")
+        assert answer.status == 200
+        return answer.document
 
     def put(self, body: object = None, **more: Any) -> Answered:  # noqa: ANN401 - as `ask`
         """Store settings."""
@@ -706,6 +718,38 @@ def test_a_function_says_that_it_publishes_nothing() -> None:
         assert (refused.status, "host" in refused.document["detail"]) == (409, True)
 
 
+def test_a_function_says_what_can_be_known_of_an_upload() -> None:
+    """That another one publishes, and where to look; a key that rings no bell is told at once, without the bucket."""
+    rig = Rig()
+    for key, found in (("x.bin", "assets/x.bin"), ("A1B2C3D4E5F6", "configs/A1-B2-C3-D4-E5-F6.json")):
+        said = rig.why(key)
+        assert (said["key"], said["scope"], said["verdict"], said["well"]) == (found, "lambda", "elsewhere", False)
+        assert (said["object"]["state"], said["known_since"], said["events"]) == ("not_checked", None, [])
+        assert "NotifyFunction" in said["answer"]
+        assert said["route"]["topic"].startswith("iot/updates/")
+    said = rig.why("configs/kitchen.json")
+    assert (said["verdict"], said["route"]["reason"]) == ("not_announced", "bad_config_name")
+    for asked in (("POST", RING, {"key": "assets/x.bin"}), ("GET", RING)):
+        refused = rig.ask(*asked, query="since=2026-01-01T00:00:00Z")
+        assert (refused.status, "host" in refused.document["detail"]) == (409, True)
+
+
+def test_what_can_be_no_key_and_no_time_is_refused_by_its_field() -> None:
+    """422, before anybody is asked."""
+    rig = Rig()
+    for query in ("", "key=", "key=a%00b", f"key={'x' * 1025}", f"key={'%c3%a4' * 513}"):
+        refused = rig.ask("GET", WHY, query=query)
+        assert (refused.status, refused.document["errors"][0]["field"]) == (422, "key")
+    bodies: list[object] = [{"key": ""}, {"key": "x" * 1025}, {"key": 7}, {"key": "a", "more": 1}, {}, []]
+    for body in bodies:
+        refused = rig.ask("POST", RING, body)
+        assert (refused.status, refused.document["errors"][0]["field"]) == (422, "key")
+    for query in ("", "since=yesterday", "since=2026-11-30", "since=2026-11-30T12:00:00"):
+        refused = rig.ask("GET", RING, query=query)
+        assert (refused.status, refused.document["errors"][0]["field"]) == (422, "since")
+    assert rig.ask("GET", WHY, query="key=a&key=b").status == 400
+
+
 def test_the_document_is_served_to_anybody() -> None:
     """It is no secret, and the same as the code's."""
     answer = Rig().ask("GET", "/openapi.json", token=None)
@@ -723,6 +767,7 @@ def test_as_a_function_without_a_database_it_answers_and_imports_none() -> None:
         "from tests.gateway import CONTEXT, http_event\n"
         f"headers = {{'Authorization': 'Bearer {ADMIN}'}}\n"
         f"events = [http_event('{BASE}/' + what, headers=headers) for what in ('config', 'status')]\n"
+        f"events.append(http_event('{WHY}', query='key=x.bin', headers=headers))\n"
         "answers = [handler(event, CONTEXT) for event in events]\n"
         "heavy = {'sqlalchemy', 'alembic', 'psycopg', 'cryptography', 'boto3'} & set(sys.modules)\n"
         "print(json.dumps([[one['statusCode'] for one in answers], answers[0]['body'], sorted(heavy)]))"
@@ -739,7 +784,7 @@ def test_as_a_function_without_a_database_it_answers_and_imports_none() -> None:
         check=True,
     )
     statuses, body, heavy = json.loads(done.stdout.splitlines()[-1])
-    assert (statuses, json.loads(body)["source"], heavy) == ([200, 200], "environment", [])
+    assert (statuses, json.loads(body)["source"], heavy) == ([200, 200, 200], "environment", [])
 
 
 def test_as_a_function_with_wrong_settings_it_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -762,4 +807,4 @@ def test_a_deployment_may_name_the_function_as_before() -> None:
 
 def test_an_event_that_no_gateway_sends_is_answered() -> None:
     """500, and no trace of it."""
-    assert Answered.by(router(Rig().api), {}).status == 500
+    assert Answered.by(router(Rig().api, Uploads(Routes())), {}).status == 500

@@ -37,6 +37,12 @@ def test_what_was_never_heard_is_missing_by_name() -> None:
     assert judge(ONE_AFTER_ANOTHER, []).missing == (A, B, C)
 
 
+def test_what_the_store_has_no_longer_is_its_own_loss() -> None:
+    """Not missing, and told apart; what was heard of is neither."""
+    verdict = judge(ONE_AFTER_ANOTHER, heard(A), gone={A, B})
+    assert (verdict.missing, verdict.lost) == ((C,), (B,))
+
+
 def test_messages_of_probes_do_not_stand_in_for_uploads() -> None:
     """They are neither heard uploads nor repeats."""
     verdict = judge({A: Upload(1.0, 1.5)}, heard("assets/probe-1", "assets/probe-1"))
@@ -90,7 +96,7 @@ def test_a_put_that_failed_does_not_count_and_its_number_is_not_used_again() -> 
 
     with Uploads(put, 1000.0) as uploads:
         uploads.reach(3, 5.0)
-    assert uploads.failed == 1
+    assert uploads.unanswered.keys() == {FIRST}
     assert len(set(tried)) == len(tried)
     assert uploads.answered.keys() == set(tried) - {FIRST}
 
@@ -107,6 +113,7 @@ def test_too_few_uploads_are_an_error_not_a_small_figure() -> None:
 
 WELL = judge(ONE_AFTER_ANOTHER, heard(A, B, C))
 LOST = judge(ONE_AFTER_ANOTHER, heard(A, C))
+GONE = judge(ONE_AFTER_ANOTHER, heard(A, C), gone={B})
 RENAMED = judge(ONE_AFTER_ANOTHER, [*heard(A, B, C), Heard(B, "another", 20.0)])
 
 
@@ -119,7 +126,8 @@ RENAMED = judge(ONE_AFTER_ANOTHER, [*heard(A, B, C), Heard(B, "another", 20.0)])
         ("broker-killed", None, "not played"),
         ("control", LOST, ""),
         ("control", WELL, "nothing was lost with the safety off: this rig cannot see a loss"),
-        ("queue-full", LOST, ""),
+        ("queue-full", LOST, "1 missing: assets/b"),
+        ("queue-full", GONE, ""),
         ("queue-full", RENAMED, "1 repeats bear another id: assets/b"),
     ],
 )
@@ -136,9 +144,9 @@ def test_a_result_survives_json() -> None:
 
 def test_the_page_names_what_failed_and_does_not_count_what_the_store_lost() -> None:
     """The summary is the first thing that is read."""
-    results = [Result("broker-killed", 1.0, verdict=LOST), Result("queue-full", 1.0, verdict=LOST)]
+    results = [Result("broker-killed", 1.0, verdict=LOST), Result("queue-full", 1.0, verdict=GONE)]
     text = page(results, "short", 60.0, "a machine")
-    assert "1 ways to break it, 3 uploads: 1 missing" in text
+    assert "2 ways to break it, 6 uploads: 1 missing" in text
     assert "Failed: `broker-killed`." in text
-    assert "reported, not counted: `queue-full`" in text
+    assert "has no longer: queue-full 1." in text
     assert "**broker-killed** failed: 1 missing: assets/b." in text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from functions.admin.openapi import BASE, OPERATIONS, document
+from functions.admin.openapi import API, OPERATIONS, document
 from infra.docs import openapi
 
 
@@ -40,7 +40,7 @@ def test_every_operation_is_in_it_and_needs_a_token() -> None:
     made = document()
     served = {(path, method.upper()) for path, methods in made["paths"].items() for method in methods}
     assert served == {(one.path, one.method) for one in OPERATIONS}
-    assert all(path.startswith(BASE) for path, _ in served)
+    assert all(path.startswith(API) for path, _ in served)
     assert made["security"] == [{"admin": []}]
     schemas = made["components"]["schemas"]
     assert [name for name, schema in schemas.items() if "password" in schema["properties"]] == [

@@ -204,6 +204,7 @@ def test_the_defaults_are_those_of_the_design() -> None:
         ("MQTT_PASSWORD", ["a\udcff"], "must be UTF-8"),
         ("CONFIGS_PREFIX", ["/configs", "a//b", "configs//", "/", "a\nb", "a\x7fb"], "key prefix"),
         ("ASSETS_PREFIX", ["/assets", "assets//"], "key prefix"),
+        ("ASSETS_PREFIX", [".bucketbell", ".bucketbell/assets/"], "keeps its own"),
         ("ASSETS_PREFIX", ["configs", "configs/", "configs/assets"], "must not overlap CONFIGS_PREFIX"),
         ("WEBHOOK_TOKENS", ["short", "a" * 15], "at least 16"),
         (

@@ -15,8 +15,8 @@ from functions.s3.clients import StorageError
 from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import Ring
 from infra.host.sweep import sweeper as sweeper_module
-from infra.host.sweep.judge import Listed
-from infra.host.sweep.listing import Page
+from infra.host.sweep.judge import ListedObject
+from infra.host.sweep.listing import ListPage
 from tests.fakes.swept import (
     DAY_MS,
     EPOCH_MS,
@@ -84,6 +84,23 @@ async def test_the_first_sweep_goes_on_after_a_restart_from_where_its_time_began
     host.bucket.put("assets/9", "e")
     host = again(host)
     assert await host.sweep() == [("assets/9", "e")]
+
+
+@on_uvloop
+async def test_a_page_that_always_fails_keeps_nothing_else_from_being_announced() -> None:
+    """The pages before it, and the other prefixes."""
+    host = await swept_once()
+    for key in (CONFIG, *(f"assets/{number}" for number in range(9))):
+        host.bucket.put(key, "e")
+    rang = []
+    for _ in range(2):
+        host.bucket.fails_at = 3
+        with pytest.raises(StorageError):
+            await host.sweep()
+        await host.rung.flush()
+        rang.append(sorted(told(message)[0] for message in host.publisher.messages))
+    assert rang == [["assets/0", "assets/1", "assets/2", CONFIG]] * 2
+    assert len(await host.sweep()) == 6
 
 
 @on_uvloop
@@ -270,6 +287,7 @@ async def test_where_pages_come_in_another_order_nothing_is_forgotten_or_announc
         host.pass_time(2 * 24 * 3600)
         assert await host.sweep() == []
     assert "assets/x-y" in host.rung.store.by_key
+    assert host.metric("events_total", source="sweep", outcome="repeated") == 0  # or it was forgotten meanwhile
 
 
 @on_uvloop
@@ -322,13 +340,13 @@ class Endless(Bucket):
         super().__init__(page_objects=1000)
         self.count = count
 
-    def page(self, prefix: str, token: str = "", *, limit: int = 1000) -> Page:
+    def page(self, prefix: str, token: str = "", *, limit: int = 1000) -> ListPage:
         """As `Lister.page`."""
         self.calls += 1
         begin = int(token or 0)
         end = min(begin + limit, self.count) if prefix == "assets/" else begin
-        page = [Listed(f"{prefix}{number:07}", "e", EPOCH_MS - 1000, 1) for number in range(begin, end)]
-        return Page(page, self.now, str(end) if begin < end < self.count else "")
+        page = [ListedObject(f"{prefix}{number:07}", "e", EPOCH_MS - 1000, 1) for number in range(begin, end)]
+        return ListPage(page, self.now, str(end) if begin < end < self.count else "")
 
 
 class AllKnown(MemoryRings):

@@ -9,8 +9,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from functions.s3.clients import StorageError
-from infra.host.sweep.judge import Listed
-from infra.host.sweep.listing import Lister, Page
+from infra.host.sweep.judge import ListedObject
+from infra.host.sweep.listing import Lister, ListPage
 
 NOON = datetime(2026, 11, 30, 12, 0, 0, tzinfo=UTC)
 NOON_MS = 1_796_040_000_000
@@ -36,7 +36,7 @@ class Store:
         return self.answer
 
 
-def page(answer: dict[str, Any], token: str = "") -> Page:
+def page(answer: dict[str, Any], token: str = "") -> ListPage:
     """What a LIST of assets/ comes to."""
     return Lister(lambda: cast("Any", Store(answer)), "devices").page("assets/", token)
 
@@ -65,9 +65,9 @@ def test_a_page_is_read_with_the_stores_time() -> None:
     assert found.store_time == NOON_MS
     assert found.token == "t"
     assert found.objects == [
-        Listed("assets/a", "e", NOON_MS + 123, 7),
-        Listed("assets/b", "", NOON_MS, 0),
-        Listed("assets/c", "", NOON_MS, 7),
+        ListedObject("assets/a", "e", NOON_MS + 123, 7),
+        ListedObject("assets/b", "", NOON_MS, 0),
+        ListedObject("assets/c", "", NOON_MS, 7),
     ]
 
 
@@ -105,9 +105,12 @@ def test_a_page_that_cannot_be_believed_is_none(answer: dict[str, Any]) -> None:
         ({"QueueConfigurations": [{}]}, True),
         ({"EventBridgeConfiguration": {}}, True),
         ({"Error": {"Code": "NotImplemented"}}, False),
-        ({"Error": {"Code": "AccessDenied"}}, False),
+        ({"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, None),
+        ({"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}, None),
     ],
 )
-def test_whether_a_store_tells_anybody_is_asked_where_that_can_be(answer: dict[str, Any], *, wanted: bool) -> None:
+def test_whether_a_store_tells_anybody_is_asked_where_that_can_be(
+    answer: dict[str, Any], *, wanted: bool | None
+) -> None:
     """Many stores have no such thing, and not everybody may ask."""
     assert Lister(lambda: cast("Any", Store(answer)), "devices").has_rules() is wanted

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +18,12 @@ from hypothesis import strategies as st
 from functions.events.dialects import ObjectCreated
 from functions.events.plan import Settled, Step
 from functions.s3.clients import StorageError
-from infra.host.sweep.judge import Listed
+from functions.stored.database import Database
+from functions.stored.ring import Ring
+from functions.stored.rings import PrefixProgress, RingStore, Scope
+from infra.host.sweep.judge import ListedObject
 from infra.host.sweep.ledger import SWEEP
+from infra.migrations.runner import upgrade
 from tests.fakes.swept import Bucket, MemoryRings, SweptHost, ceph_event, minio_event
 from tests.hostile.searching import tries
 
@@ -33,16 +40,15 @@ Act = tuple[Any, ...]
 class World:
     """A bucket, its doors, hosts one after the other, and devices that fetch a file whenever its message comes."""
 
-    def __init__(self, *, tells_modified: bool, grace_seconds: float = GRACE_SECONDS) -> None:
+    def __init__(self, *, tells_modified: bool, rings: MemoryRings | None = None) -> None:
         self.tells_modified = tells_modified
-        self.grace_seconds = grace_seconds
         self.bucket = Bucket(page_objects=2, rounds_to=1 if tells_modified else 1000)
-        self.rings = MemoryRings(lambda: 0)
+        self.rings = rings or MemoryRings(lambda: 0)
         self.host: SweptHost
         self.uploads = 0
         self.shown: dict[str, int] = {}
         """The upload that a LIST shows of each key."""
-        self.listed: dict[int, Listed] = {}
+        self.listed: dict[int, ListedObject] = {}
         self.versions: dict[str, list[int]] = {}
         self.rolled_back: set[str] = set()
         self.waiting: list[tuple[int, dict[str, Any]]] = []
@@ -58,7 +64,7 @@ class World:
         """Another life: what was announced is recorded, what the process remembered is gone."""
         if self.uploads:
             self.rings.record(self.host.rung.waiting)
-        self.host = SweptHost(self.bucket, self.rings, grace_seconds=self.grace_seconds)
+        self.host = SweptHost(self.bucket, self.rings, grace_seconds=GRACE_SECONDS)
         self.heard.clear()
         ring_then = self.host.bell.ring_then
 
@@ -211,6 +217,41 @@ async def live(world: World, history: Sequence[Act]) -> None:
     await world.come_to_rest()
 
 
+class StoredRings(MemoryRings):
+    """As they are kept for real."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.store = RingStore(Database(file, keeps_connections=True), Scope("devices", "http://store"))
+
+    def record(self, rings: Sequence[Ring]) -> None:
+        """As `State.record`."""
+        self.store.record(rings)
+
+    def of_keys(self, keys: Sequence[str]) -> Mapping[str, Sequence[Ring]]:
+        """As `State.of_keys`."""
+        self.on_look()
+        found = self.store.of_keys(keys)
+        self.on_look()
+        return found
+
+    def forget_gone(self, prefix: str, after: str, upto: str | None, keys: Collection[str]) -> int:
+        """As `State.forget_gone`."""
+        return self.store.forget_gone(prefix, after, upto, keys)
+
+    def progress(self, prefix: str) -> PrefixProgress | None:
+        """As `State.progress`."""
+        return self.store.progress(prefix)
+
+    def begin(self, prefix: str, t0: int) -> PrefixProgress:
+        """As `State.begin`."""
+        return self.store.begin(prefix, t0, lost=False)
+
+    def complete(self, prefix: str) -> None:
+        """As `State.complete`."""
+        self.store.complete(prefix)
+
+
 def judge(world: World) -> None:
     """In the end devices have of each key what a LIST shows, unless an old version came back; nothing rang twice."""
     assert OLD not in world.fetched
@@ -234,3 +275,32 @@ def test_a_search_for_a_history_that_loses_a_file_or_rings_twice(
         return world
 
     judge(asyncio.run(scenario()))
+
+
+@pytest.mark.parametrize("tells_modified", [True, False])
+@tries(25)
+@given(history=st.lists(SOMETHING, min_size=1, max_size=12))
+def test_the_same_search_with_the_database_that_is_used(
+    empty_database: Path, history: Sequence[Act], *, tells_modified: bool
+) -> None:
+    """What is kept of a key, and forgotten, is enough."""
+
+    async def scenario() -> World:
+        with tempfile.TemporaryDirectory() as directory:
+            file = Path(directory) / "state.db"
+            shutil.copy(empty_database, file)
+            rings = StoredRings(file)
+            world = World(tells_modified=tells_modified, rings=rings)
+            await live(world, history)
+            rings.store.close()
+        return world
+
+    judge(asyncio.run(scenario()))
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its tables, and nothing in them."""
+    file = tmp_path_factory.mktemp("database") / "empty.db"
+    upgrade(file)
+    return file

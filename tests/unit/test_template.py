@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from functions.admin.openapi import BASE, PATH
+from functions.admin.openapi import API, PATH
 from functions.mqtt.broker import BrokerConfig
 from functions.s3 import clients as storage
 from functions.settings import Settings, load
@@ -282,7 +282,7 @@ def test_the_http_api_has_a_route_for_each_request(*, cameras: bool, stored: boo
     }
     files = (*FILES, *THUMBNAILS) if cameras else FILES
     downloads = {("GET", "/manifest"), *((method, path) for method in ("GET", "HEAD") for path in files)}
-    administration = {("X-AMAZON-APIGATEWAY-ANY-METHOD", BASE + "/{proxy+}"), ("GET", PATH)} if stored else set()
+    administration = {("X-AMAZON-APIGATEWAY-ANY-METHOD", API + "/{proxy+}"), ("GET", PATH)} if stored else set()
     assert routes.keys() == downloads | administration
     for route, integration in routes.items():
         assert integration["payloadFormatVersion"] == "2.0"

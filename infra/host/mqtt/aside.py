@@ -26,6 +26,11 @@ class PendingPublish:
         self.suspect = False  # it was on its way when a connection ended
         self.has_closed = False  # alone
 
+    @property
+    def object_key(self) -> str:
+        """Of the file that it tells of; "" for what is no event."""
+        return next((value for name, value in self.message.user_properties if name == "subject"), "")
+
 
 class Aside:
     """What is known of one broker, and the messages that wait because of it."""

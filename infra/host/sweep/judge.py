@@ -18,7 +18,7 @@ from functions.stored.ring import Ring, Verdict, verdict
 MAX_YOUNG = 10_000
 
 
-class Listed(NamedTuple):
+class ListedObject(NamedTuple):
     """An object as a LIST shows it. `etag` is unquoted, "" where the store has none; `modified` in ms since 1970."""
 
     object_key: str
@@ -57,7 +57,7 @@ class Young:
         self._limit = limit
         self._seen: OrderedDict[str, tuple[str, int, float]] = OrderedDict()
 
-    def is_young(self, listed: Listed, store_time: int, now: float, grace_seconds: float) -> bool:
+    def is_young(self, listed: ListedObject, store_time: int, now: float, grace_seconds: float) -> bool:
         """Whether an event of it may be about to come: by the store's clock, and by how long we have seen it.
 
         `store_time` in ms since 1970, `now` in monotonic seconds.
@@ -80,10 +80,10 @@ class Newest:
     def __init__(self, limit: int) -> None:
         """Begin empty."""
         self._limit = limit
-        self._heap: list[tuple[int, str, Listed]] = []
+        self._heap: list[tuple[int, str, ListedObject]] = []
         self.left_out = 0
 
-    def add(self, listed: Listed) -> None:
+    def add(self, listed: ListedObject) -> None:
         """Take it, maybe in place of an older one."""
         item = (listed.modified, listed.object_key, listed)
         if len(self._heap) < self._limit:
@@ -92,7 +92,7 @@ class Newest:
             heapq.heappushpop(self._heap, item)
             self.left_out += 1
 
-    def oldest_first(self) -> list[Listed]:
+    def oldest_first(self) -> list[ListedObject]:
         """Return them in the order in which they are announced."""
         return [listed for _, _, listed in sorted(self._heap)]
 
@@ -103,18 +103,18 @@ class Compared:
 
     counted: list[Ring] = field(default_factory=list)
     """It counts as announced: it is older than the first sweep."""
-    rollbacks: list[Listed] = field(default_factory=list)
+    rollbacks: list[ListedObject] = field(default_factory=list)
     """An older content came back, of a version for instance: it is not announced again."""
-    candidates: list[Listed] = field(default_factory=list)
+    candidates: list[ListedObject] = field(default_factory=list)
 
 
 def compare(
-    page: Iterable[Listed],
+    page: Iterable[ListedObject],
     rings: Mapping[str, Sequence[Ring]],
     *,
-    is_wanted: Callable[[Listed], bool] = lambda _: True,
+    is_wanted: Callable[[ListedObject], bool] = lambda _: True,
     counts_before: int | None = None,
-    is_young: Callable[[Listed], bool],
+    is_young: Callable[[ListedObject], bool],
 ) -> Compared:
     """Compare a page with what was announced: the rings of each key, newest first.
 

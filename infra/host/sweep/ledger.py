@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
@@ -32,8 +32,8 @@ class Ledger:
         self.door_has_spoken = False
         """Whether any event has come from the store."""
         self._rang = rang
-        self._on_way: Counter[str] = Counter()
-        self._heard: set[str] = set()
+        self._on_way: dict[str, int] = {}
+        self._heard: set[str] | None = None
         self._swept: OrderedDict[str, list[Ring]] = OrderedDict()
         self._aliases: OrderedDict[bytes, bytes] = OrderedDict()
         self._given_up: OrderedDict[str, Ring] = OrderedDict()
@@ -64,7 +64,7 @@ class Ledger:
         """Note that it is on its way."""
         record, action = step.record, step.action
         if isinstance(record, ObjectCreated) and not isinstance(action, Skip):
-            self._on_way[record.object_key] += 1
+            self._on_way[record.object_key] = self._on_way.get(record.object_key, 0) + 1
             if source == SWEEP:
                 rings = self._swept.get(record.object_key, [])
                 ring = _ring(record, action.identity)
@@ -76,13 +76,14 @@ class Ledger:
         if not isinstance(record, ObjectCreated):
             return
         key = record.object_key
-        self._on_way[key] -= 1
-        if self._on_way[key] <= 0:
-            del self._on_way[key]
+        others = self._on_way.pop(key, 1) - 1
+        if others > 0:
+            self._on_way[key] = others
         if not is_settled:
             return
         ring = _ring(record, b"" if isinstance(action, Skip) else action.identity)
-        self._heard.add(key)
+        if self._heard is not None:
+            self._heard.add(key)
         self._given_up.pop(key, None)
         if isinstance(action, Detection):
             _put(self._cameras, action.camera_id, max(ring.modified, self._cameras.get(action.camera_id, 0)))
@@ -97,12 +98,16 @@ class Ledger:
     # The sweep's side.
 
     def listen(self) -> None:
-        """Forget what was heard: from now on anew."""
-        self._heard.clear()
+        """Hear what rings from now on, until the next time or `rest`."""
+        self._heard = set()
+
+    def rest(self) -> None:
+        """Hear no more: much may ring until the next sweep."""
+        self._heard = None
 
     def is_busy(self, key: str) -> bool:
         """Whether an upload to this key is on its way, or was announced since `listen`."""
-        return key in self._on_way or key in self._heard
+        return key in self._on_way or (self._heard is not None and key in self._heard)
 
     def given_up(self, key: str) -> tuple[Ring, ...]:
         """What of this key is left to the end of what it failed for."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from functions.s3.clients import BAD_REQUEST, StorageError, storage_errors
 from functions.s3.objects import unquoted
-from infra.host.sweep.judge import Listed
+from infra.host.sweep.judge import ListedObject
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,10 +22,10 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 _RULES = ("TopicConfigurations", "QueueConfigurations", "LambdaFunctionConfigurations", "EventBridgeConfiguration")
 
 
-class Page(NamedTuple):
+class ListPage(NamedTuple):
     """A part of a LIST. `store_time` is the `Date` of the answer, in ms since 1970; `token` is "" on the last page."""
 
-    objects: list[Listed]
+    objects: list[ListedObject]
     store_time: int
     token: str = ""
 
@@ -37,7 +38,7 @@ class Lister:
         self._open = open_client
         self._bucket = bucket
 
-    def page(self, prefix: str, token: str = "", *, limit: int = PAGE_OBJECTS) -> Page:
+    def page(self, prefix: str, token: str = "", *, limit: int = PAGE_OBJECTS) -> ListPage:
         """What is there now below `prefix`: from its beginning, or from where the page ended that gave this `token`.
 
         By the store's token, because not every store lists in the order of the keys. Versions are not asked for: some
@@ -49,7 +50,7 @@ class Lister:
         entries = found.get("Contents", [])
         try:
             objects = [
-                Listed(
+                ListedObject(
                     entry["Key"],
                     unquoted(entry.get("ETag", "")),
                     (entry["LastModified"] - _EPOCH) // _MILLISECOND,
@@ -63,15 +64,15 @@ class Lister:
         goes_on = found.get("NextContinuationToken", "") if found.get("IsTruncated", False) else ""
         if found.get("IsTruncated", False) and goes_on in {"", token}:
             raise StorageError(BAD_REQUEST, "the store's LIST says that there is more, and not where")
-        return Page(objects, _store_time(found), goes_on)
+        return ListPage(objects, _store_time(found), goes_on)
 
-    def has_rules(self) -> bool:
-        """Whether the store tells anybody of uploads to this bucket, as far as it says."""
+    def has_rules(self) -> bool | None:
+        """Whether the store tells anybody of uploads to this bucket; None if it does not say."""
         try:
             with storage_errors():
                 found = self._open().get_bucket_notification_configuration(Bucket=self._bucket)
-        except StorageError:  # not every store has them, and not everybody may ask
-            return False
+        except StorageError as error:  # not every store has them, and not everybody may ask
+            return False if error.answered and error.status != HTTPStatus.FORBIDDEN else None
         return any(name in found for name in _RULES)
 
 

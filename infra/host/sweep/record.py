@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from infra.host.sweep.state import State
 
 BATCH_SECONDS = 1.0  # at most so much is forgotten by a kill -9, and announced again by a sweep
+SHARED_BATCH_SECONDS = 0.02  # the same upload may come to another host's door a moment later
 MAX_BATCH = 1000
 MAX_WAITING = 20_000  # 10 MB or so, while the database is away
 ASK_SECONDS = 0.1
@@ -114,7 +115,7 @@ class Rung:
     async def _go(self) -> None:
         while True:
             await self._stirred.wait()
-            await asyncio.sleep(BATCH_SECONDS)
+            await asyncio.sleep(SHARED_BATCH_SECONDS if self.is_shared else BATCH_SECONDS)
             self._stirred.clear()
             try:
                 if not await self.flush():

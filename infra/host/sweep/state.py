@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from functions.settings import Settings
     from functions.stored.ring import Ring
-    from functions.stored.rings import Progress, RingStore
+    from functions.stored.rings import PrefixProgress, RingStore
 
 SAVE_SECONDS = 300.0
 CLOSE_SECONDS = 0.2
@@ -127,7 +127,7 @@ class State:
             self._is_compared = True
             self._mark({prefix: progress.t0 for prefix, progress in begun.items()})
 
-    def begin(self, prefix: str, t0: int) -> Progress:
+    def begin(self, prefix: str, t0: int) -> PrefixProgress:
         """Note that the first sweep of this prefix begins, and say whether there was one before whose state is lost."""
         with self._turn:
             self.open()
@@ -138,7 +138,7 @@ class State:
             self._mark({prefix: progress.t0})
             return progress
 
-    def progress(self, prefix: str) -> Progress | None:
+    def progress(self, prefix: str) -> PrefixProgress | None:
         """See `RingStore.progress`; the bucket's word is heard, too."""
         self.open()
         return self._use(lambda rings: rings.progress(prefix))

@@ -20,18 +20,17 @@ from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import Ring, Verdict, verdict
 from functions.telemetry import logger
 from infra.host.bell import REPEATED
-from infra.host.heap import settle
-from infra.host.sweep.judge import Compared, Listed, Newest, Young, compare, in_order
+from infra.host.sweep.judge import Compared, ListedObject, Newest, Young, compare, in_order
 from infra.host.sweep.ledger import SWEEP, Ledger
 from infra.host.sweep.terms import Round, Terms
 from infra.host.threads import in_thread
 
 if TYPE_CHECKING:
-    from functions.stored.rings import Progress
+    from functions.stored.rings import PrefixProgress
     from infra.host.bell import Bell
     from infra.host.metrics import SweepTelemetry
     from infra.host.mqtt.publisher import HostPublisher
-    from infra.host.sweep.listing import Lister, Page
+    from infra.host.sweep.listing import Lister, ListPage
     from infra.host.sweep.record import Rung
     from infra.host.sweep.state import State
 
@@ -62,8 +61,12 @@ class Sweeper:
         telemetry: SweepTelemetry,
         kept: Callable[[str], int] = lambda _camera_id: 0,
         now: Callable[[], float] = time.monotonic,
+        after_first: Callable[[], object] = lambda: None,
     ) -> None:
-        """`kept` tells when a camera's event was that the broker keeps, in ms since 1970; `now` is monotonic."""
+        """`kept` tells when a camera's event was that the broker keeps, in ms since 1970; `now` is monotonic.
+
+        `after_first` is called in a thread when the first round is over, by when everything is imported.
+        """
         self._terms = terms
         self._lister = lister
         self._state = state
@@ -74,16 +77,23 @@ class Sweeper:
         self._telemetry = telemetry
         self._kept = kept
         self._now = now
+        self._after_first = after_first
         self._young = Young()
         self._has_rules: bool | None = None
-        self._rolled_back: OrderedDict[str, Listed] = OrderedDict()
+        self._rolled_back: OrderedDict[str, ListedObject] = OrderedDict()
         """What was counted: each is seen again by every sweep."""
         self._in_order: dict[str, bool] = {}
         """Of each prefix: whether the whole of the last LIST came in the order of its keys."""
         self._rounds = 0
         self._has_begun = False
-        self._problem = ""
+        self.problem = ""
+        """Why the bucket cannot be swept now."""
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def pause_seconds(self) -> float:
+        """Between two sweeps."""
+        return self._terms.pause_seconds
 
     async def start(self) -> None:
         """Begin. Returns at once."""
@@ -112,50 +122,53 @@ class Sweeper:
 
     def _say(self, problem: str) -> None:
         """Once for each spell."""
-        if problem and problem != self._problem:
+        if problem and problem != self.problem:
             logger.warning("the bucket cannot be swept; trying on", extra={"reason": problem})
-        elif self._problem and not problem:
+        elif self.problem and not problem:
             logger.info("the bucket is swept again")
-        self._problem = problem
+        self.problem = problem
 
     # A round.
 
     async def sweep(self) -> bool:
         """Go through all prefixes once, and announce what is missing; False: another host does.
 
-        Raises StorageError and StoreUnavailableError: then nothing of what was not seen is judged.
+        Raises StorageError where a page failed, of which nothing is judged then, and StoreUnavailableError.
         """
         await self._until(lambda: self._publisher.configured and self._publisher.status.broker is not None)
         if not await in_thread(self._state.lead, "sweep"):
             return False
-        round_ = Round(Newest(self._terms.max_rings), self._now())
+        try:
+            await self._sweep(Round(Newest(self._terms.max_rings), self._now()))
+        finally:
+            self._ledger.rest()
+        return True
+
+    async def _sweep(self, round_: Round) -> None:
         progress = await in_thread(self._begin, "sweep")
         self._has_begun = True
         if self._has_rules is None:
             self._has_rules = await in_thread(self._lister.has_rules, "sweep")
+        failure: StorageError | None = None
         for prefix, begun in progress.items():
-            if prefix == self._terms.events_prefix and self._rounds and self._ledger.door_has_spoken:
-                continue
-            await self._go_through(prefix, begun, round_)
+            if prefix == self._terms.events_prefix:
+                await in_thread(partial(self._state.forget_gone, prefix, prefix, None, ()), "sweep")
+                if self._rounds and self._ledger.door_has_spoken:
+                    continue
+            try:
+                await self._go_through(prefix, begun, round_)
+            except StorageError as error:  # what was found elsewhere is announced all the same
+                failure = error
         self._rounds += 1
-        self._telemetry.waiting(round_.newest.left_out)
-        if round_.newest.left_out:
-            logger.error(
-                "more files to announce than SWEEP_MAX_RINGS: the newest are announced now, the others by the next "
-                "sweeps. Raise SWEEP_MAX_RINGS to announce more of them at once",
-                extra={"announced": self._terms.max_rings, "waiting": round_.newest.left_out},
-            )
-        candidates = round_.newest.oldest_first()
-        for at in range(0, len(candidates), self._batch_size):
-            if not await self._announce(candidates[at : at + self._batch_size], round_):
-                break
+        await self._announce_all(round_)
         await in_thread(partial(self._state.save), "sweep")
+        if failure is not None:
+            raise failure
         self._tell(round_)
         if self._rounds == 1:
-            settle()
-        return True
+            await in_thread(self._after_first, "sweep")
 
-    def _begin(self) -> dict[str, Progress]:
+    def _begin(self) -> dict[str, PrefixProgress]:
         """Each prefix with its beginning. All that are new begin with the store's time now, before any LIST of them."""
         prefixes = self._terms.prefixes
         if self._terms.events_prefix is not None:
@@ -170,12 +183,10 @@ class Sweeper:
             }
         return {prefix: progress for prefix, progress in known.items() if progress is not None}
 
-    async def _go_through(self, prefix: str, progress: Progress, round_: Round) -> None:
+    async def _go_through(self, prefix: str, progress: PrefixProgress, round_: Round) -> None:
         is_events = prefix == self._terms.events_prefix
         begins = progress.t0
         token, after, was_in_order, is_in_order = "", "", self._in_order.get(prefix, False), True
-        if is_events:
-            await in_thread(partial(self._state.forget_gone, prefix, prefix, None, ()), "sweep")
         while True:
             await self._until(lambda: not self._publisher.away)
             self._ledger.listen()
@@ -201,7 +212,7 @@ class Sweeper:
             await in_thread(partial(self._state.complete, prefix), "sweep")
             round_.lost = round_.lost or progress.is_lost
 
-    def _take(self, page: Page, compared: Compared, round_: Round) -> None:
+    def _take(self, page: ListPage, compared: Compared, round_: Round) -> None:
         for listed in compared.candidates:
             round_.newest.add(listed)
         for listed in compared.rollbacks:
@@ -227,7 +238,7 @@ class Sweeper:
     # In a thread.
 
     def _judge(
-        self, prefix: str, page: Page, horizon: int, progress: Progress, gone: tuple[str, str | None] | None
+        self, prefix: str, page: ListPage, horizon: int, progress: PrefixProgress, gone: tuple[str, str | None] | None
     ) -> Compared:
         compared = compare(
             page.objects,
@@ -243,7 +254,12 @@ class Sweeper:
         return compared
 
     def _judge_events(
-        self, _prefix: str, page: Page, horizon: int, _progress: Progress, _gone: tuple[str, str | None] | None
+        self,
+        _prefix: str,
+        page: ListPage,
+        horizon: int,
+        _progress: PrefixProgress,
+        _gone: tuple[str, str | None] | None,
     ) -> Compared:
         """An event is news for a moment, and until its camera has another. Of what is older nothing is kept."""
         since = max(horizon, page.store_time - self._terms.events_max_age_seconds * 1000)
@@ -253,35 +269,48 @@ class Sweeper:
         compared.rollbacks.clear()
         return compared
 
-    def _is_wanted(self, listed: Listed) -> bool:
+    def _is_wanted(self, listed: ListedObject) -> bool:
         """Whether it is for devices, or was meant to be and its name is wrong: that is said once."""
         action = self._step(listed).action
         return not isinstance(action, Skip) or action.is_warning
 
-    def _is_news(self, listed: Listed) -> bool:
+    def _is_news(self, listed: ListedObject) -> bool:
         action = self._step(listed).action
         if not isinstance(action, Detection):
             return False
         return listed.modified > max(self._ledger.latest(action.camera_id), self._kept(action.camera_id))
 
-    def _is_young(self, listed: Listed, store_time: int) -> bool:
+    def _is_young(self, listed: ListedObject, store_time: int) -> bool:
         grace_seconds = self._terms.grace_seconds
         if grace_seconds is None:
-            has_doors = self._has_rules or self._terms.polls or self._ledger.door_has_spoken
+            has_doors = self._has_rules is not False or self._terms.polls or self._ledger.door_has_spoken
             grace_seconds = GRACE_SECONDS if has_doors else 0.0
         return self._young.is_young(listed, store_time, self._now(), grace_seconds)
 
-    def _step(self, listed: Listed) -> Step:
+    def _step(self, listed: ListedObject) -> Step:
         created = listed.created(self._terms.bucket)
         return Step(created, self._bell.routes.route(created))
 
     # Announcing.
 
+    async def _announce_all(self, round_: Round) -> None:
+        self._telemetry.waiting(round_.newest.left_out)
+        if round_.newest.left_out:
+            logger.error(
+                "more files to announce than SWEEP_MAX_RINGS: the newest are announced now, the others by the next "
+                "sweeps. Raise SWEEP_MAX_RINGS to announce more of them at once",
+                extra={"announced": self._terms.max_rings, "waiting": round_.newest.left_out},
+            )
+        candidates = round_.newest.oldest_first()
+        for at in range(0, len(candidates), self._batch_size):
+            if not await self._announce(candidates[at : at + self._batch_size], round_):
+                break
+
     @property
     def _batch_size(self) -> int:
         return min(self._terms.rings_per_second, BATCH)
 
-    async def _announce(self, batch: Sequence[Listed], round_: Round) -> bool:
+    async def _announce(self, batch: Sequence[ListedObject], round_: Round) -> bool:
         """Announce these, paced, but for what a door has announced since; False where the broker is away."""
         self._ledger.listen()
         await self._flush()
@@ -346,5 +375,5 @@ def _timed(call: Callable[[], T]) -> tuple[T, float]:
     return call(), time.thread_time() - began_at
 
 
-def _knows(listed: Listed, rings: Sequence[Ring]) -> bool:
+def _knows(listed: ListedObject, rings: Sequence[Ring]) -> bool:
     return verdict(listed.etag, listed.modified, rings)[0] is not Verdict.NEW
