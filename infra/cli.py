@@ -15,6 +15,8 @@ from infra.commands.database import MIGRATE_EPILOG, ROTATE_KEYS_EPILOG, migrate,
 from infra.commands.demo import demo
 from infra.commands.device import EPILOG as DEVICE_EPILOG
 from infra.commands.device import device
+from infra.commands.doctor import EPILOG as DOCTOR_EPILOG
+from infra.commands.doctor import doctor
 from infra.commands.host import EPILOG as HOST_EPILOG
 from infra.commands.host import host
 from infra.commands.listen import EPILOG as LISTEN_EPILOG
@@ -54,6 +56,7 @@ def main(
 app.command(epilog=HOST_EPILOG)(host)
 app.command()(demo)
 app.command(epilog=CONNECT_EPILOG)(connect)
+app.command(epilog=DOCTOR_EPILOG)(doctor)
 app.command(epilog=DEVICE_EPILOG)(device)
 app.add_typer(token)
 app.command(epilog=MIGRATE_EPILOG)(migrate)

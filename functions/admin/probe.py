@@ -96,6 +96,10 @@ class ProbeVerdict:
     """Why the broker accepts us only without our last will."""
     retain_available: bool = True
     maximum_qos: int = 2
+    reason: str = ""
+    """What exactly failed, without credentials."""
+    certificate_expires_at: float | None = None
+    """Until when the broker's certificate is valid (`time.time`); None without TLS."""
 
     @property
     def ok(self) -> bool:
@@ -123,6 +127,7 @@ def probe(
             round(time.monotonic() - began_at, 3),
             None if failure is None else failure.reason_code,
             None if address is None else str(address),
+            reason="" if failure is None else failure.reason,
         )
 
     addresses = _resolve(broker.host, deadline)
@@ -147,6 +152,7 @@ def probe(
                 will_refused=will_refused,
                 retain_available=accepted.retain_available,
                 maximum_qos=accepted.maximum_qos,
+                certificate_expires_at=accepted.certificate_expires_at,
             )
     raise AssertionError("the last address has been judged")
 

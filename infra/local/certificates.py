@@ -36,15 +36,20 @@ class _Authority:
 
 
 def make_certificates(
-    directory: Path, *, client_name: str = "bucketbell-client", complete_authority: bool = True
+    directory: Path,
+    *,
+    client_name: str = "bucketbell-client",
+    complete_authority: bool = True,
+    authority_valid_for: dt.timedelta = VALID_FOR,
 ) -> Certificates:
     """Writes an authority, a server certificate for localhost, 127.0.0.1 and ::1, and a client certificate.
 
-    They are valid for two days from now; keys are readable by their owner only. What was there is replaced.
+    They are valid for two days from now, the authority for `authority_valid_for`; keys are readable by their owner
+    only. What was there is replaced.
     Not `complete_authority`: without key usage, as people make them by hand.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    authority = _authority("bucketbell local authority", key_usage=complete_authority)
+    authority = _authority("bucketbell local authority", key_usage=complete_authority, valid_for=authority_valid_for)
     stranger = _authority("bucketbell stranger")
     files = Certificates(
         ca_file=directory / "ca.pem",
@@ -90,10 +95,10 @@ def _issue_server(files: Certificates, authority: _Authority, valid_for: dt.time
     _write_key(files.server_key, key)
 
 
-def _authority(name: str, *, key_usage: bool = True) -> _Authority:
+def _authority(name: str, *, key_usage: bool = True, valid_for: dt.timedelta = VALID_FOR) -> _Authority:
     key = ec.generate_private_key(ec.SECP256R1())
     constraints = x509.BasicConstraints(ca=True, path_length=0 if key_usage else None)
-    builder = _builder(name, key, VALID_FOR).issuer_name(_named(name)).add_extension(constraints, critical=True)
+    builder = _builder(name, key, valid_for).issuer_name(_named(name)).add_extension(constraints, critical=True)
     if key_usage:
         builder = builder.add_extension(_key_usage(authority=True), critical=True)
     return _Authority(builder.sign(key, hashes.SHA256()), key)

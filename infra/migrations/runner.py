@@ -41,6 +41,15 @@ def downgrade(url: str | Path, revision: str) -> bool:
     return _run(command.downgrade, url, revision)
 
 
+def revision_of(url: str | Path) -> str | None:
+    """Return the step that this database has had last, None where there was none. Raises `StoreUnavailableError`."""
+    with Database(url).transaction() as connection:
+        if not connection.dialect.has_table(connection, VERSION_TABLE):
+            return None
+        found = connection.exec_driver_sql(f"SELECT max(version_num) FROM {VERSION_TABLE}")  # noqa: S608 - a constant
+        return found.scalar()
+
+
 def _is_newest(url: str | Path) -> bool:
     with Database(url, deadline_seconds=MIGRATION_DEADLINE_SECONDS).migrating() as connection:
         if not connection.dialect.has_table(connection, VERSION_TABLE):

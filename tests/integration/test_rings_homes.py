@@ -144,6 +144,9 @@ def test_what_was_recorded_is_there_after_a_restart(world: World, caplog: pytest
     assert world.keys() == [KEY]
     header = json.loads(world.content().partition(b"\n")[0])
     scope = f"{world.bucket} at {world.environment['AWS_ENDPOINT_URL_S3']}"
+    times = header.pop("hosts").values()
+    assert times
+    assert all(first <= last for first, last in times)
     assert header == {"bucketbell": "sweep", "format": 1, "swept": {scope: {"configs/": 17, "assets/": 18}}}
     assert not warned(caplog)
 

@@ -1,4 +1,4 @@
-"""One object in the bucket says what was swept there, and carries the sweep's state where that has no other home.
+"""One object in the bucket says what was swept there and by whom, and carries the sweep's state if that has no home.
 
 Its first line is JSON; behind it there may be a SQLite file, compressed.
 """
@@ -8,9 +8,12 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import os
+import socket
 import stat
 import tempfile
 import threading
+import time
 import zlib
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
@@ -32,11 +35,16 @@ CHUNK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 1 << 16
 MAX_STATE_BYTES = 4 << 30  # whoever may write to the bucket shall not fill our disk
 MAX_SCOPES = 16
+MAX_HOSTS = 16
+FORGOTTEN_SECONDS = 24 * 3600
 MAX_REMOVED = 100  # older versions at a time
 FORBIDDEN = 403
 
 Swept = dict[str, dict[str, int]]
 """By scope: the prefixes of which there was a first sweep, and when that was."""
+
+Sweeping = dict[str, tuple[int, int]]
+"""By host, of one life of it each: when it first wrote the object and when it last did, by its own clock (Unix)."""
 
 
 class MarkerDamagedError(Exception):
@@ -57,6 +65,10 @@ class Marker:
         self._lock = threading.Lock()
         self._client: S3Client | None = None
         self._said: set[str] = set()
+        self._name = f"{socket.gethostname()} ({os.urandom(2).hex()})"  # a container's every start may bear one name
+        self._first: int | None = None
+        self.hosts: Sweeping = {}
+        """Who wrote it, as far as it was read or written."""
 
     def fetch(self, into: Path | None = None) -> Swept | None:
         """Return what was swept; write the state that it carries, if any, to a file. None: there is no such object.
@@ -78,7 +90,12 @@ class Marker:
 
     def put(self, swept: Mapping[str, Mapping[str, int]], state: Path | None = None) -> bool:
         """Write it, with the state in this file; older versions are removed. False: we have no right to."""
-        header = {"bucketbell": "sweep", "format": FORMAT, "swept": dict(list(swept.items())[-MAX_SCOPES:])}
+        header = {
+            "bucketbell": "sweep",
+            "format": FORMAT,
+            "swept": dict(list(swept.items())[-MAX_SCOPES:]),
+            "hosts": self._join(),
+        }
         with tempfile.TemporaryFile(dir=None if state is None else state.parent) as file:
             file.write(json.dumps(header).encode() + b"\n")
             if state is not None:
@@ -103,6 +120,19 @@ class Marker:
             self._remove_older(version)
         return True
 
+    def _join(self) -> Sweeping:
+        """Those who write this object, ourselves among them: two that take turns at it both sweep."""
+        with suppress(StorageError, MarkerDamagedError, NewerMarkerError), storage_errors():
+            some = f"bytes=0-{MAX_HEADER_BYTES - 1}"
+            with self.s3().get_object(Bucket=self._bucket, Key=KEY, Range=some)["Body"] as body:
+                self._read(body, None)
+        now = int(time.time())
+        self._first = now if self._first is None else self._first
+        self.hosts[self._name] = self._first, now
+        kept = sorted(self.hosts.items(), key=lambda one: one[1][1])[-MAX_HOSTS:]
+        self.hosts = {name: times for name, times in kept if now - times[1] < FORGOTTEN_SECONDS}
+        return self.hosts
+
     def set_aside(self) -> str:
         """Keep what is there under another name, which is returned."""
         name = f"{KEY}.damaged"
@@ -125,8 +155,10 @@ class Marker:
                 str(scope): {str(prefix): int(t0) for prefix, t0 in prefixes.items()}
                 for scope, prefixes in header["swept"].items()
             }
+            hosts = {str(name): (int(since), int(last)) for name, (since, last) in header.get("hosts", {}).items()}
         except (ValueError, TypeError, KeyError, AttributeError):
             raise MarkerDamagedError("its first line is not ours") from None
+        self.hosts = hosts
         if into is not None:
             _decompress(rest, body, into)
         return swept

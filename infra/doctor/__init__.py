@@ -1,0 +1,1 @@
+"""`bucketbell doctor`: looks at each leg of an installation by itself, and says what to mend first."""
