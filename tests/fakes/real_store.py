@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from infra.local.stores import Store
 from tests.fakes.slow_store import listed
+
+StoreT = TypeVar("StoreT", bound=Store)
+
+
+def emptied(store: StoreT, bucket: str) -> StoreT:
+    """The store, with nothing in this bucket, which is made if need be."""
+    s3 = store.client()
+    if bucket not in {one["Name"] for one in s3.list_buckets()["Buckets"]}:
+        s3.create_bucket(Bucket=bucket)
+    for one in s3.list_objects_v2(Bucket=bucket).get("Contents", []):
+        s3.delete_object(Bucket=bucket, Key=one["Key"])
+    return store
 
 
 class RealStore:

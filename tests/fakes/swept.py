@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
@@ -32,6 +34,11 @@ BUCKET = "devices"
 DELIVERED = Outcome(Status.DELIVERED)
 EPOCH_MS = 1_795_000_000_000
 DAY_MS = 24 * 3600 * 1000
+
+A, B, CONFIG = "assets/a", "assets/b", "configs/aa-bb-cc-dd-ee-ff.json"
+FORBIDDEN = Outcome(Status.REFUSED, "the broker answered 0x87", 0x87)
+REFUSED = Outcome(Status.REFUSED, "the broker answered 0x99", 0x99)
+UNCONFIRMED = Outcome(Status.UNCONFIRMED, "connection lost")
 
 
 class Bucket:
@@ -306,3 +313,8 @@ def again(host: SweptHost, **terms: Any) -> SweptHost:  # noqa: ANN401 - Terms' 
 async def until_swept(host: SweptHost, rounds: int) -> None:
     """Wait for so many rounds."""
     await until(lambda: host.metric("sweep_seconds_count") >= rounds)
+
+
+def lines(said: io.StringIO, level: str) -> list[dict[str, Any]]:
+    """Lines of the log."""
+    return [line for line in map(json.loads, said.getvalue().splitlines()) if line["level"] == level]

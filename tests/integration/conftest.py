@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from infra.local.mosquitto import Mosquitto
+from infra.subscriber import Subscriber
 from tests.admin import administered
 from tests.fakes.device_rig import FILE, NEW, DeviceRig
 from tests.fakes.slow_store import SlowStore
@@ -33,3 +35,10 @@ def host(tmp_path: Path) -> Iterator[Host]:
     """A host with a database of its own, and no broker yet."""
     with administered(tmp_path) as one:
         yield one
+
+
+@pytest.fixture
+def ear(mosquitto: Mosquitto) -> Iterator[Subscriber]:
+    """Hears everything."""
+    with Subscriber(mosquitto.url, ["#"]) as subscriber:
+        yield subscriber

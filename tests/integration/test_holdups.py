@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from infra.local.stores import Minio
 from infra.subscriber import Subscriber
 from tests.fakes.broker import Kind
 from tests.fakes.proxy import TcpProxy
+from tests.fakes.real_store import emptied
 from tests.fakes.rights import restricted
 from tests.hosts import Host, environment, event, eventually, exactly, on_uvloop, record, until
 from tests.timing import PATIENCE_SECONDS
@@ -57,19 +58,7 @@ ALL = "topic readwrite #\n"
 @pytest.fixture
 def store(minio: Minio) -> Minio:
     """A MinIO with an empty bucket."""
-    s3 = minio.client()
-    if BUCKET not in {one["Name"] for one in s3.list_buckets()["Buckets"]}:
-        s3.create_bucket(Bucket=BUCKET)
-    for one in s3.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        s3.delete_object(Bucket=BUCKET, Key=one["Key"])
-    return minio
-
-
-@pytest.fixture
-def ear(mosquitto: Mosquitto) -> Iterator[Subscriber]:
-    """Hears everything."""
-    with Subscriber(mosquitto.url, ["#"]) as subscriber:
-        yield subscriber
+    return emptied(minio, BUCKET)
 
 
 def upload(store: Minio, event_id: str, *, picture: bool = False) -> bytes:

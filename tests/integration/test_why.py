@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from infra.local.stores import Minio
 from infra.subscriber import Subscriber
+from tests.fakes.real_store import emptied
 from tests.hosts import Host, environment, event, eventually, exactly, record
 from tests.timing import PATIENCE_SECONDS
 
@@ -34,19 +35,7 @@ ALL = "topic readwrite #\n"
 @pytest.fixture
 def store(minio: Minio) -> Minio:
     """A MinIO with an empty bucket."""
-    s3 = minio.client()
-    if BUCKET not in {one["Name"] for one in s3.list_buckets()["Buckets"]}:
-        s3.create_bucket(Bucket=BUCKET)
-    for one in s3.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        s3.delete_object(Bucket=BUCKET, Key=one["Key"])
-    return minio
-
-
-@pytest.fixture
-def ear(mosquitto: Mosquitto) -> Iterator[Subscriber]:
-    """Hears everything."""
-    with Subscriber(mosquitto.url, ["#"]) as subscriber:
-        yield subscriber
+    return emptied(minio, BUCKET)
 
 
 def started(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import json
 import tracemalloc
 from typing import Any
 
 import pytest
 
-from functions.mqtt.outcome import Outcome, Status
 from functions.s3.clients import StorageError
 from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import Ring
@@ -18,12 +15,16 @@ from infra.host.sweep import sweeper as sweeper_module
 from infra.host.sweep.judge import ListedObject
 from infra.host.sweep.listing import ListPage
 from tests.fakes.swept import (
+    CONFIG,
     DAY_MS,
     EPOCH_MS,
+    A,
+    B,
     Bucket,
     MemoryRings,
     SweptHost,
     again,
+    lines,
     minio_event,
     new_host,
     swept_once,
@@ -32,17 +33,6 @@ from tests.fakes.swept import (
 )
 from tests.hostile.searching import strict_log
 from tests.hosts import on_uvloop, until
-
-A, B, CONFIG = "assets/a", "assets/b", "configs/aa-bb-cc-dd-ee-ff.json"
-FORBIDDEN = Outcome(Status.REFUSED, "the broker answered 0x87", 0x87)
-REFUSED = Outcome(Status.REFUSED, "the broker answered 0x99", 0x99)
-UNCONFIRMED = Outcome(Status.UNCONFIRMED, "connection lost")
-
-
-def lines(said: io.StringIO, level: str) -> list[dict[str, Any]]:
-    """Lines of the log."""
-    return [line for line in map(json.loads, said.getvalue().splitlines()) if line["level"] == level]
-
 
 # The first sweep.
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import json
 from typing import Any, cast
 
 import pytest
@@ -19,9 +17,15 @@ from infra.host.sweep.judge import ListedObject, Young
 from infra.host.sweep.listing import ListPage
 from tests.fakes.swept import (
     DAY_MS,
+    FORBIDDEN,
+    REFUSED,
+    UNCONFIRMED,
+    A,
+    B,
     SweptHost,
     again,
     ceph_event,
+    lines,
     minio_event,
     new_host,
     swept_once,
@@ -30,17 +34,6 @@ from tests.fakes.swept import (
 )
 from tests.hostile.searching import strict_log
 from tests.hosts import on_uvloop, until
-
-A, B, CONFIG = "assets/a", "assets/b", "configs/aa-bb-cc-dd-ee-ff.json"
-FORBIDDEN = Outcome(Status.REFUSED, "the broker answered 0x87", 0x87)
-REFUSED = Outcome(Status.REFUSED, "the broker answered 0x99", 0x99)
-UNCONFIRMED = Outcome(Status.UNCONFIRMED, "connection lost")
-
-
-def lines(said: io.StringIO, level: str) -> list[dict[str, Any]]:
-    """Lines of the log."""
-    return [line for line in map(json.loads, said.getvalue().splitlines()) if line["level"] == level]
-
 
 # Clocks.
 
