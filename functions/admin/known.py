@@ -71,6 +71,8 @@ class Known:
 
     since: float
     """Since when it remembers events, in wall-clock seconds."""
+    now: float
+    """When all this was so, by the same clock."""
     broker: str | None
     connected: bool
     trouble: str = ""

@@ -25,7 +25,7 @@ from functions.stored.model import MqttConfigChange
 PATH = "/openapi.json"
 API = "/api/v1"
 BASE = f"{API}/integrations/mqtt"
-WHY, RING = f"{API}/why", f"{API}/ring"
+STATUS, WHY, RING = f"{BASE}/status", f"{API}/why", f"{API}/ring"
 API_VERSION = "1.1.0"
 STALE = "Bucketbell-Stale"
 
@@ -109,7 +109,7 @@ OPERATIONS = (
     Operation(
         "status",
         "GET",
-        f"{BASE}/status",
+        STATUS,
         "The connection",
         "Of the answering process, and what others last recorded; on Lambda what was recorded, and a live probe.",
         StatusAnswer,

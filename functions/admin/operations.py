@@ -15,7 +15,9 @@ from pydantic import SecretStr
 from functions.admin.probe import WORDS, ProbeVerdict, probe
 from functions.admin.schemas import (
     ConfigAnswer,
+    DeviceTokensAnswer,
     DiscoveryAnswer,
+    EndingTokenAnswer,
     ErrorAnswer,
     ProbeAnswer,
     ProcessAnswer,
@@ -33,6 +35,7 @@ from functions.web.messages import Problem
 if TYPE_CHECKING:
     from functions.settings import Settings
     from functions.stored.store import ConfigStore, ProcessStatus, Stored
+    from functions.web.tokens import SeenTokens
 
 LIVE_PROBE_SECONDS = 2.5  # within a status: its reader waits
 PROBE_KEPT_SECONDS = 5.0
@@ -95,8 +98,19 @@ class Administration:
     Methods raise `Problem`, `StoreUnavailableError`, `VersionConflictError`.
     """
 
-    def __init__(self, settings: Settings, store: ConfigStore | None, publishing: Publishing) -> None:
-        """`store` is None where DATABASE_URL is unset: the environment alone is in force then. Raises SettingsError."""
+    def __init__(
+        self,
+        settings: Settings,
+        store: ConfigStore | None,
+        publishing: Publishing,
+        *,
+        seen_tokens: Callable[[], SeenTokens] | None = None,
+    ) -> None:
+        """`store` is None where DATABASE_URL is unset: the environment alone is in force then.
+
+        `seen_tokens` is None where another process serves the devices. Raises SettingsError.
+        """
+        self._seen_tokens = seen_tokens
         self._settings = settings
         self.tokens = tuple(token.get_secret_value() for token in settings.admin_tokens)
         self._store = store
@@ -145,7 +159,13 @@ class Administration:
             others = list(recorded.value)
             newest = next((one for one in others if one.scope == "lambda"), None)
             said, live = _NOBODY if newest is None else _process(newest), self._live()
-        answer = StatusAnswer(**dict(said), probe=live, topics=self._topics(), recorded=tuple(map(_process, others)))
+        answer = StatusAnswer(
+            **dict(said),
+            probe=live,
+            topics=self._topics(),
+            recorded=tuple(map(_process, others)),
+            device_tokens=None if self._seen_tokens is None else _device_tokens(self._seen_tokens()),
+        )
         return Read(answer, recorded.stale)
 
     def test(self, change: MqttConfigChange) -> ProbeAnswer:
@@ -307,6 +327,11 @@ _NOBODY = ProcessAnswer(
     reconnect_attempts=None,
     recorded_at=None,
 )
+
+
+def _device_tokens(seen: SeenTokens) -> DeviceTokensAnswer:
+    ending = tuple(EndingTokenAnswer(mac=mac, expires_at=expires_at) for mac, expires_at in seen.ending)
+    return DeviceTokensAnswer(devices=seen.devices, ending=ending)
 
 
 def _credentials(stored: Stored) -> Literal["ok", "unreadable", "none"]:

@@ -108,6 +108,20 @@ class ProbeAnswer(Schema):
     )
 
 
+class EndingTokenAnswer(Schema):
+    """A device whose newest token ends within 30 days, or has ended."""
+
+    mac: str
+    expires_at: Moment
+
+
+class DeviceTokensAnswer(Schema):
+    """What this process has seen of devices' tokens since its start, of the last 16,384."""
+
+    devices: int = Field(description="How many devices have shown a valid one.")
+    ending: tuple[EndingTokenAnswer, ...] = Field(description="The next to end first, at most 100.")
+
+
 class StatusAnswer(ProcessAnswer):
     """This process's connection, and what all have recorded."""
 
@@ -119,6 +133,9 @@ class StatusAnswer(ProcessAnswer):
         default=(), description="What the broker last said to this process, by topic: the rights that it has."
     )
     recorded: tuple[ProcessAnswer, ...] = Field(description="What other processes last recorded, newest first.")
+    device_tokens: DeviceTokensAnswer | None = Field(
+        default=None, description="Null where another process serves the devices, as on Lambda."
+    )
 
 
 class DiscoveryAnswer(Schema):
@@ -188,6 +205,9 @@ class WhyAnswer(Schema):
     events: tuple[HeardAnswer, ...] = Field(description="Oldest first, the last 100.")
     left_out: int = Field(description="How many older ones are remembered.")
     known_since: Moment | None = Field(description="Since when events are remembered; null: not here.")
+    asked_at: Instant | None = Field(
+        description="When this was answered, by the clock that `events` were timed with; null: there are none here."
+    )
     sweep: Literal["off", "announced", "counted", "rolled_back", "unannounced", "not_checked"] = Field(
         description="What the sweep's record says of the file as it is now. `counted`: it was there before the first "
         "sweep. `rolled_back`: an older content has come back."

@@ -37,6 +37,8 @@ MIN_SECRET_BYTES = 32  # RFC 7518 §3.2: as long as the hash
 ED25519_BYTES = 32
 MAX_TOKEN_CHARACTERS = 2048  # ours have about 300
 MAX_REMEMBERED_TOKENS = 16_384  # some ten megabytes
+SOON_SECONDS = 30 * 24 * 3600
+MAX_ENDING = 100
 
 _REQUIRED = ["sub", "aud", "exp", "iat", "jti"]
 _CLAIMS_UNCHECKED: Options = {
@@ -86,6 +88,15 @@ class DeviceToken:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenTokens:
+    """Of the devices that have shown a token: how many, and whose last one ends soon and when (the next first)."""
+
+    devices: int
+    ending: tuple[tuple[str, datetime], ...]
+    """At most MAX_ENDING."""
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """A token taken apart, true or not: `reason` is "" for a valid one. Its signature is left out."""
 
@@ -127,6 +138,10 @@ class _VerifiedTokens:
             if known is not None:
                 self._known.move_to_end(token)
             return known
+
+    def values(self) -> tuple[_Verified, ...]:
+        with self._lock:
+            return tuple(self._known.values())
 
     def put(self, token: str, verified: _Verified) -> None:
         with self._lock:
@@ -187,6 +202,17 @@ class Keyring:
     def verify_for_object(self, token: str) -> str:
         """The key of the object that `token` is for, if it is one of ours and in force; raises TokenError otherwise."""
         return self._verify(token, OBJECT_AUDIENCE).subject
+
+    def seen(self) -> SeenTokens:
+        """What is remembered of devices' tokens. Who has a newer one already needs none."""
+        last: dict[str, _Verified] = {}
+        for one in self._remembered.values():
+            mac = one.subject.casefold()
+            if one.audience == AUDIENCE and one.jti not in self.revoked:
+                last[mac] = max(one, last.get(mac, one), key=lambda token: token.ends_at)
+        soon = [one for one in last.values() if one.ends_at < time.time() + SOON_SECONDS]
+        soon = sorted(soon, key=lambda one: one.ends_at)[:MAX_ENDING]
+        return SeenTokens(len(last), tuple((one.subject, one.expires_at) for one in soon))
 
     def needs_signature(self, token: str) -> bool:
         """Whether the signature of `token` still has to be computed."""

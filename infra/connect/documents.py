@@ -128,6 +128,26 @@ def our_queue_names(document: Document) -> tuple[str, ...]:
     return tuple(dict.fromkeys(arn.split(":")[-1] for arn in arns))
 
 
+def has_ours(document: Document) -> bool:
+    """Whether any of these rules is ours."""
+    return any(is_ours(rule) for rule in document.get(QUEUES, ()))
+
+
+def doors_of(document: Document, key: str) -> frozenset[str]:
+    """`fast`, `sure` or `queue`: where our rules for exactly this key send its events."""
+    found = [rule for _, rule in _rules(document) if _filters(rule) == {"prefix": key}]
+    ids = (_OUR_ID.fullmatch(str(rule.get("Id"))) for rule in found)
+    return frozenset(match[1] for match in ids if match)
+
+
+def without(document: Document, key: str) -> Document:
+    """`document` without rules for exactly this key."""
+    return {
+        section: [rule for rule in rules if _filters(rule) != {"prefix": key}] if section in ARN_FIELDS else rules
+        for section, rules in document.items()
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """What changes in the rules, each in words; `kept` are everyone else's and those of ours that are right."""

@@ -11,16 +11,19 @@ from functions.s3.clients import StorageError, configured_endpoint, is_loopback
 from functions.s3.objects import Objects
 from infra.device.trouble import FetchError
 from infra.doctor.checks import Checkup, NotCheckedError, Timed, WrongError
+from infra.doctor.host import HOST
 from infra.doctor.store import GET
 
 if TYPE_CHECKING:
     from functions.settings import Settings
+    from infra.doctor.host import HostLeg
     from infra.doctor.store import StoreLeg
     from infra.http_client import Web
 
-LINK, KEYS, PUBLIC = "download link", "device tokens", "PUBLIC_BASE_URL"
+LINK, KEYS, ENDING, PUBLIC = "download link", "device tokens", "tokens' end", "PUBLIC_BASE_URL"
 
 ANSWER_BYTES = 4096
+NAMED_DEVICES = 5
 _CODE = re.compile(rb"<Code>([A-Za-z]+)</Code>")
 _FINE = frozenset({200, 206})
 
@@ -28,8 +31,9 @@ _FINE = frozenset({200, 206})
 class DownloadsLeg:
     """Links as the host makes them, and the host's own address."""
 
-    def __init__(self, settings: Settings, store: StoreLeg | None, web: Web) -> None:
+    def __init__(self, settings: Settings, store: StoreLeg | None, host: HostLeg, web: Web) -> None:
         """Nothing is asked yet."""
+        self._host = host
         self._settings = settings
         self._store = store
         self._web = web
@@ -41,7 +45,7 @@ class DownloadsLeg:
             store = self._store
             checks.append(Checkup(LINK, lambda: self._link(store), (GET,)))
         if self._settings.device_token_keys:
-            checks.append(Checkup(KEYS, self._keys))
+            checks += [Checkup(KEYS, self._keys), Checkup(ENDING, self._ending, (KEYS, HOST))]
         if self._settings.public_base_url is not None:
             checks.append(Checkup(PUBLIC, self._public))
         return tuple(checks)
@@ -117,6 +121,22 @@ class DownloadsLeg:
         except KeyringError as error:
             raise WrongError(str(error), "Correct DEVICE_TOKEN_KEYS: `<kid>:<base64 of at least 32 bytes>`.") from None
         return f"{len(keys)} {'key' if len(keys) == 1 else 'keys'}; the first signs"
+
+    def _ending(self) -> str:
+        seen = self._host.status().get("device_tokens")
+        if seen is None:
+            raise NotCheckedError("the host is of an older release")
+        if not seen["devices"]:
+            raise NotCheckedError("no device has shown the host a token since its start")
+        ending = [f"{one['mac']} on {one['expires_at'][:10]}" for one in seen["ending"]]
+        if ending:
+            more = f" and {len(ending) - NAMED_DEVICES} more" if len(ending) > NAMED_DEVICES else ""
+            raise WrongError(
+                f"Devices' tokens end within 30 days, or have ended: {', '.join(ending[:NAMED_DEVICES])}{more}.",
+                "Make new ones with `bucketbell token MAC`, and bring them to these devices. With `--json`, "
+                "`bucketbell mqtt status` names up to 100.",
+            )
+        return f"none of the {seen['devices']} devices that the host has seen needs a new one within 30 days"
 
     def _public(self) -> str:
         base = (self._settings.public_base_url or "").rstrip("/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from infra.doctor.broker import LOGIN, BrokerLeg
+from infra.doctor.canary import CanaryLeg
 from infra.doctor.checks import Checkup, NotCheckedError
 from infra.doctor.database import STORED, DatabaseLeg
 from infra.doctor.doors import DoorsLeg
@@ -27,6 +28,7 @@ def checks_of(
     database = DatabaseLeg(settings)
     broker = BrokerLeg(database, host_url, (STORED,))
     host = HostLeg(database, web, host_url, broker=LOGIN, is_default=host_is_default)
+    hosts = HostsLeg(database, broker)
     store = None if settings.bucket is None else StoreLeg(settings, settings.bucket)
     checks = database.checks()
     if store is None:
@@ -35,9 +37,9 @@ def checks_of(
             Checkup(BUCKET, _no_bucket),
             *broker.checks(),
             *host.checks(),
-            *host.rights(None, ring),
-            *DownloadsLeg(settings, None, web).checks(),
-            *HostsLeg(database, broker).checks(),
+            *host.rights(ring),
+            *DownloadsLeg(settings, None, host, web).checks(),
+            *hosts.checks(),
         )
     rules = RulesLeg(store, host_url)
     return (
@@ -47,10 +49,11 @@ def checks_of(
         *broker.checks(),
         *host.checks(),
         *DoorsLeg(store, rules, host).checks(),
-        *host.rights(store, ring),
-        *DownloadsLeg(settings, store, web).checks(),
+        *CanaryLeg(store, rules, host, hosts).checks(),
+        *host.rights(ring),
+        *DownloadsLeg(settings, store, host, web).checks(),
         *SweepersLeg(store).checks(),
-        *HostsLeg(database, broker).checks(),
+        *hosts.checks(),
     )
 
 

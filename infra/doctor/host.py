@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
-from urllib.parse import quote_plus
+from urllib.parse import urlencode
 
+from functions.admin import openapi
 from functions.cameras.detections import LABEL
 from functions.cameras.discovery import availability_label
-from functions.events.routes import Routes, Skip
-from functions.s3.clients import StorageError
+from functions.events.routes import Routes
 from infra.device.trouble import FetchError
 from infra.doctor.checks import Checkup, NotCheckedError, Timed, WrongError
 from infra.host.mqtt.birth_messages import WILL
@@ -22,16 +22,27 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from infra.doctor.database import DatabaseLeg
-    from infra.doctor.store import StoreLeg
     from infra.http_client import Web
 
-HOST, TOKEN, READY, TOPICS, RING = "host", "webhook token", "host's broker", "publish rights", "ring"
+HOST, TOKEN, READY, TOPICS = "host", "webhook token", "host's broker", "publish rights"
 
 MAX_ANSWER_BYTES = 1 << 22  # metrics of a host with many cameras, too
 RING_SECONDS = 12.0
-STATUS = "/api/v1/integrations/mqtt/status"
 _TEST = json.dumps({"Service": "bucketbell doctor", "Event": "s3:TestEvent"}).encode()
 _TURNED_AWAY = re.compile(r'^events_total\{[^}]*outcome="unauthorised"[^}]*\} (\S+)$', re.MULTILINE)
+
+
+_NOT_NOW = frozenset(
+    {HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.FORBIDDEN}
+)
+
+
+class HeardAgo(NamedTuple):
+    """An event that the host has heard: at which door, of which ETag, and how many seconds ago."""
+
+    door: str
+    etag: str
+    seconds: float
 
 
 class DoorAnswer(NamedTuple):
@@ -70,11 +81,10 @@ class HostLeg:
             Checkup(READY, self._ready, (HOST, self._broker)),
         )
 
-    def rights(self, store: StoreLeg | None, key: str | None) -> tuple[Checkup, ...]:
+    def rights(self, key: str | None) -> tuple[Checkup, ...]:
         """What the broker lets the host publish; with a `key`, by announcing that file again."""
         if key is not None:
-            needs = (HOST, TOKEN, READY)
-            return (Checkup(TOPICS, lambda: self._ring(store, key), needs, seconds=RING_SECONDS),)
+            return (Checkup(TOPICS, lambda: self._ring(key), (HOST, READY), seconds=RING_SECONDS),)
         return (Checkup(TOPICS, self._topics, (HOST, READY)),)
 
     def turned_away(self) -> float:
@@ -143,8 +153,6 @@ class HostLeg:
         return f"connected to {mqtt.get('broker', '')}"
 
     def _topics(self) -> str:
-        if not self.settings.admin_tokens:
-            raise NotCheckedError("MQTT has no question for it: `--ring FILE` announces a real file again")
         topics = self._verdicts()
         for topic, reason in topics.items():
             if reason:
@@ -168,61 +176,48 @@ class HostLeg:
 
     def _verdicts(self) -> dict[str, str]:
         """What the broker last said to the host: by topic, "" where it took the message."""
-        token = self.settings.admin_tokens[0].get_secret_value()
-        answer = self.ask("GET", STATUS, {"Authorization": f"Bearer {token}", "Accept": "application/json"})
-        if answer.status != HTTPStatus.OK:
-            raise NotCheckedError(f"the host does not accept the first of ADMIN_TOKENS (HTTP {answer.status})")
-        topics = answer.document.get("topics", [])
+        topics = self.status().get("topics", [])
         return {str(one["topic"]): "" if one["accepted"] else str(one["reason"]) for one in topics}
 
-    def _ring(self, store: StoreLeg | None, key: str) -> Timed:
-        if store is None:
-            raise NotCheckedError("BUCKET is not set")
-        try:
-            found = store.objects.head(key)
-        except StorageError as error:
-            raise NotCheckedError(f"the store does not tell of {key}: {error.message}") from None
-        if found is None:
-            raise WrongError(f"There is no file {key} in the bucket.", "Name one that is there, with its prefix.")
-        record = {
-            "eventSource": "aws:s3",
-            "eventName": "ObjectCreated:Put",
-            "eventTime": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "s3": {
-                "bucket": {"name": store.bucket},
-                "object": {"key": quote_plus(key), "size": found.size, "eTag": found.etag}
-                | ({"versionId": found.version_id} if found.version_id else {}),
-            },
-        }
-        topic = self._topic_of(record)
-        headers = {"Content-Type": "application/json"}
-        if self.settings.webhook_tokens:
-            headers["Authorization"] = f"Bearer {self.settings.webhook_tokens[0].get_secret_value()}"
+    def status(self) -> dict[str, Any]:
+        """What the host says of its broker, and of devices' tokens."""
+        return self.administer("GET", openapi.STATUS).document
+
+    def administer(self, method: str, path: str, body: Mapping[str, object] | None = None) -> DoorAnswer:
+        """Ask what only an administrator may."""
+        if not self.settings.admin_tokens:
+            raise NotCheckedError("only with ADMIN_TOKENS does the host tell")
+        headers = {"Authorization": f"Bearer {self.settings.admin_tokens[0].get_secret_value()}"}
+        headers |= {"Accept": "application/json", "Content-Type": "application/json"}
+        answer = self.ask(method, path, headers, None if body is None else json.dumps(body).encode())
+        if answer.status in _NOT_NOW:
+            raise NotCheckedError(f"the host does not tell: HTTP {answer.status}: {answer.document.get('detail', '')}")
+        return answer
+
+    def events_of(self, key: str) -> list[HeardAgo]:
+        """What the host has heard of this key."""
+        found = self.administer("GET", f"{openapi.WHY}?{urlencode({'key': key})}").document
+        if "asked_at" not in found:
+            raise NotCheckedError("the host is of an older release")
+        now = datetime.fromisoformat(found["asked_at"])  # its clock need not be ours
+        return [
+            HeardAgo(one["door"], one["etag"] or "", (now - datetime.fromisoformat(one["at"])).total_seconds())
+            for one in found["events"]
+        ]
+
+    def _ring(self, key: str) -> Timed:
         began_at = time.monotonic()
-        answer = self.ask("POST", "/events", headers, json.dumps({"Records": [record]}).encode())
-        outcome = ", ".join(map(str, answer.document.get("outcomes", [])))
-        if answer.status == HTTPStatus.OK and outcome in {"delivered", "sent", "no_subscribers"}:
-            said = {"no_subscribers": ", and nobody listens there", "sent": " (QoS 0: nobody confirms it)"}
-            return Timed.since(began_at, f"{key} rang on {topic}{said.get(outcome, '')}")
-        if outcome in {"refused", "gave_up"}:
-            reasons = self._verdicts() if self.settings.admin_tokens else {}
-            self._refused(topic, reasons.get(topic) or "not allowed")
+        answer = self.administer("POST", openapi.RING, {"key": key})
+        found = answer.document
+        if answer.status == HTTPStatus.OK and found.get("ok") is True:
+            return Timed.since(began_at, f"{found['key']}: {found['detail']} ({found['topic']})")
+        if found.get("outcome") == "refused":
+            self._topics()  # the host has just met it
         raise WrongError(
-            f"{key} was not announced on {topic}: {outcome or f'HTTP {answer.status}'}.",
-            "The host's log names the reason (`publish failed`): most often the broker's rules forbid this topic.",
+            f"{key} was not announced: {found.get('detail') or f'HTTP {answer.status}'}",
+            "Name a file that is in the bucket and that devices use. If it is one, the host's log names the reason "
+            "(`publish failed`).",
         )
-
-    def _topic_of(self, record: Mapping[str, Any]) -> str:
-        from functions.events.plan import plan  # noqa: PLC0415 - only to ring
-
-        action = plan({"Records": [record]}, Routes.of(self.settings))[0].action
-        if isinstance(action, Skip):
-            raise WrongError(
-                f"No device would hear of that file: {action.reason}.",
-                "Name a file below CONFIGS_PREFIX or ASSETS_PREFIX; a config's name is <mac>.json with dashes.",
-            )
-        message = getattr(action, "message", None)
-        return "a camera's topic" if message is None else str(message.topic)
 
     def _refused(self, label: str, reason: str) -> NoReturn:
         stored = self._database.stored

@@ -38,17 +38,28 @@ class HostsLeg:
             return ()
         return (Checkup(HOSTS, self._hosts, (STORED, LOGIN)),)
 
+    def count(self) -> int:
+        """How many hosts share this database; 0 where that is not known."""
+        try:
+            return len(self._ours())
+        except StoreUnavailableError:
+            return 0
+
+    def _ours(self) -> set[str]:
+        """The hosts that share this database, by their names. Raises StoreUnavailableError."""
+        store = ConfigStore.of(self._database.settings)
+        since = datetime.now(UTC) - timedelta(seconds=GONE_SECONDS)
+        recorded = () if store is None else store.recorded()
+        return {one.process for one in recorded if one.scope == "host" and one.recorded_at > since}
+
     def _hosts(self) -> str:
         stored, broker = self._database.stored, self._broker.broker
-        store = ConfigStore.of(self._database.settings)
-        if store is None or stored is None or broker is None or not stored.config.discovery_enabled:
+        if stored is None or broker is None or not stored.config.discovery_enabled:
             raise NotCheckedError("hosts tell the broker of themselves only where discovery is on")
         try:
-            recorded = store.recorded()
+            ours = self._ours()
         except StoreUnavailableError as error:
             raise NotCheckedError(str(error)) from None
-        since = datetime.now(UTC) - timedelta(seconds=GONE_SECONDS)
-        ours = {one.process for one in recorded if one.scope == "host" and one.recorded_at > since}
         prefix = stored.config.topic_prefix
         known = {availability_topic(prefix, process) for process in ours}
         strangers = sorted(_online(broker, f"{prefix}/bucketbell/+/availability") - known)

@@ -16,6 +16,7 @@ from infra.connect.sweep import propose
 from infra.doctor import minio
 from infra.doctor.checks import Checkup, NotCheckedError, WrongError
 from infra.doctor.store import BUCKET, FORBIDDEN, TARGETS_SECONDS
+from infra.host.sweep.marker import CANARY_KEY
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
@@ -44,6 +45,10 @@ class RulesLeg:
         """Why there are no `targets`."""
         self.names: tuple[str, ...] = ()
         """MinIO's targets that the rules use."""
+        self.before: dict[str, Any] = {}
+        """The rules as they are; none where they cannot be read, of which `look` tells."""
+        self.posts_without_rules = False
+        """Whether it is a store that has no rules and may tell of each upload all the same."""
 
     def checks(self) -> tuple[Checkup, ...]:
         """All of them, in order."""
@@ -51,7 +56,7 @@ class RulesLeg:
 
     def _rules(self) -> str:
         settings, bucket = self._store.settings, self._store.bucket
-        before = self._before()
+        before = self.before = self._before()
         doors = Doors(self._host_url, self._is_sure_only(before), DEFAULT_QUEUE_DIRECTORY, None)
         queues = documents.our_queue_names(before)
         wish = Wish(
@@ -83,7 +88,6 @@ class RulesLeg:
         return ", ".join(self.names) or (plan.queue.name if plan.queue else "")
 
     def _before(self) -> dict[str, Any]:
-        """The rules as they are; none where they cannot be read, of which `look` tells."""
         try:
             with storage_errors():
                 found: Any = self._store.s3.get_bucket_notification_configuration(Bucket=self._store.bucket)
@@ -129,12 +133,13 @@ class RulesLeg:
             raise WrongError(f"MinIO does not know {' and '.join(unknown)}, which the rules need.", _NEW_LINES)
 
     def _judge(self, plan: Plan) -> None:
-        change = documents.difference(plan.before, plan.after)
+        # Without a rule for it nothing is missing but what `CanaryLeg` sees.
+        change = documents.difference(*(documents.without(rules, CANARY_KEY) for rules in (plan.before, plan.after)))
         if not change.added and not change.removed:
             return
         wanted = tuple(rule for rule in plan.after.get(documents.QUEUES, ()) if documents.is_ours(rule))
         others = documents.overlapping(plan.before, wanted)
-        if others and not any(documents.is_ours(rule) for rule in plan.before.get(documents.QUEUES, ())):
+        if others and not documents.has_ours(plan.before):
             raise NotCheckedError(f"the rules were not made by `connect`: {'; '.join(others)}")
         if change.removed:
             raise WrongError(
@@ -154,12 +159,13 @@ class RulesLeg:
                 f"{what} does not exist.", "Run `bucketbell connect --create`, and correct SQS_QUEUE_URL if it is set."
             )
         if error.code == "UnsupportedStore":
+            self.posts_without_rules = True
             if error.server == VERSITY:
                 words = "Versity Gateway says at its own start where it posts events (VGW_EVENT_WEBHOOK_URL)"
             else:
                 words = "this store has neither rules that can be read, nor a queue"
             raise NotCheckedError(f"{words}{'' if sweeps else '. SWEEP_SECONDS would find what it does not tell'}")
-        if error.code == "OverlappingRules" and not any(map(documents.is_ours, before.get(documents.QUEUES, ()))):
+        if error.code == "OverlappingRules" and not documents.has_ours(before):
             raise NotCheckedError("the rules were not made by `connect`")
         if "may not use" in error.message:
             raise NotCheckedError(

@@ -24,6 +24,7 @@ from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.host.pending import Patience, Pending
 from infra.host.sweep.ledger import SWEEP, Ledger
+from infra.host.sweep.marker import CANARY_KEY
 from infra.host.twins import Twins
 
 SEEN_LIMIT = 50_000
@@ -329,12 +330,15 @@ class Bell:
 
     def _account(self, settled: Settled, source: str) -> None:
         """Count every record; log each kind a bounded number of times a minute, and a repeat not at all."""
-        self._telemetry.event(source, settled.label)
         self.history.add(settled, source)
+        record = settled.step.record
+        if not isinstance(record, Malformed) and record.object_key == CANARY_KEY:
+            return  # no upload: `doctor` asks where it was heard
+        self._telemetry.event(source, settled.label)
         if settled.label == REPEATED:
             return
         # One malformed event looks like the next; a failed publish names its file.
-        lines = 1 if isinstance(settled.step.record, Malformed) else LOG_LINES_PER_KIND
+        lines = 1 if isinstance(record, Malformed) else LOG_LINES_PER_KIND
         if self._may_log((source, settled.label, settled.reason), lines):
             log(settled)
 

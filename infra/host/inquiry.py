@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from datetime import UTC
 from typing import TYPE_CHECKING, TypeVar
@@ -64,6 +65,7 @@ class Inquiry:
         status = self._publisher.status
         return Known(
             since=since,
+            now=time.time(),
             broker=status.broker,
             connected=status.connected,
             trouble=status.reason,

@@ -112,7 +112,8 @@ class Host:
         )
         self._inquiry = Inquiry(bell, publisher, state=state, sweeper=self._sweeper)
         uploads = Uploads(bell.routes, downloads.objects, self._inquiry)
-        administration = admin_router(Administration(settings, store, integration), uploads)
+        operations = Administration(settings, store, integration, seen_tokens=downloads.keyring.seen)
+        administration = admin_router(operations, uploads)
         if downloads.admin_tokens:
             administration = replace(administration, routes=(*administration.routes, *swagger.routes()))
         administrators = LimitedRouter(

@@ -19,7 +19,7 @@ KEY, ETAG, IDENTITY = "assets/x.bin", "ab", b"i" * 16
 ROUTES = Routes(events_prefix="events/")
 ROUTE = shown_route(ROUTES, ROUTES.route(ObjectCreated("b", KEY, "ObjectCreated:Put")))
 PRESENT = ObjectAnswer(state="present", etag=ETAG, size=7)
-WELL = Known(since=1_000.0, broker="mqtt://b", connected=True)
+WELL = Known(since=1_000.0, now=2_000.0, broker="mqtt://b", connected=True)
 AWAY = replace(WELL, connected=False, trouble="nobody there")
 
 
