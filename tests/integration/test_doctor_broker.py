@@ -24,11 +24,11 @@ from infra.local.stores import MotoServer
 from infra.migrations.runner import NEWEST_REVISION, upgrade
 from infra.subscriber import Subscriber
 from tests.databases import execute, new_key, new_sqlite, store_of
+from tests.doctor import ADMIN, first, health
 from tests.fakes.broker import Behaviour, FakeBroker
 from tests.hosts import Host, environment, eventually
 
 PASSWORD = "a-bells-password"
-ADMIN = "an-administrators-own-token-0123"
 LONG = dt.timedelta(days=40)
 
 
@@ -41,18 +41,6 @@ def examined(directory: Path, *options: str, **more: str) -> dict[str, Any]:
     assert done.exit_code == (0 if found["ok"] else 1), done.output
     assert PASSWORD not in done.output
     return found
-
-
-def first(found: dict[str, Any]) -> tuple[str, str, str]:
-    """The first wrong thing: its name, what was found, and the remedy."""
-    wrong = next(one for one in found["checks"] if one["health"] == "wrong")
-    assert found["first"] == wrong["name"]
-    return wrong["name"], wrong["detail"], wrong["remedy"]
-
-
-def health(found: dict[str, Any]) -> dict[str, str]:
-    """By name."""
-    return {one["name"]: one["health"] for one in found["checks"]}
 
 
 @pytest.fixture

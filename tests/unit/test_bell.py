@@ -17,11 +17,13 @@ from functions.mqtt.outcome import Outcome, Status
 from infra.host import bell as bell_module
 from infra.host.bell import SEEN_LIMIT, Bell, SeenEvents
 from infra.host.causes import RETRY_SECONDS, TRY_SECONDS
+from infra.host.history import of_key
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.link import LinkStatus
 from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.host.pending import Patience, Pending
+from infra.host.sweep.marker import CANARY_KEY
 from tests.hosts import on_uvloop, record
 from tests.timing import PATIENCE_SECONDS
 
@@ -624,3 +626,19 @@ async def test_what_is_known_here_is_asked_nowhere() -> None:
     case.publisher.flights[0].done.set_result(DELIVERED)
     assert [settled.label for settled in await ringing] == ["repeated", "unmapped"]
     assert not others.asked
+
+
+@on_uvloop
+async def test_the_doctors_canary_is_remembered_and_counted_nowhere() -> None:
+    """At each door it is an event that the host has heard of, and no upload."""
+    case = Case()
+    steps = case.steps(record(CANARY_KEY, eTag="11"))
+    case.bell.ring_soon(steps, "fast")
+    await case.bell.ring(steps, "sure")
+    assert case.publisher.flights == []
+    assert [(one.source, one.etag) for one in of_key(case.bell.history.events(), CANARY_KEY)[0]] == [
+        ("fast", "11"),
+        ("sure", "11"),
+    ]
+    counted = case.telemetry.exposition(((), {})).decode()
+    assert [line for line in counted.splitlines() if line.startswith("events_total")] == []
