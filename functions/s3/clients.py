@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 from urllib.parse import urlsplit
 
+from functions.s3.regions import QUESTION, WRONG_REGION, Region, mismatch, named_region, remedy
 from functions.settings import Settings
 from functions.settings.fields import is_region
 from functions.settings.secret import DEFAULT_REGION
@@ -43,13 +45,11 @@ UNREACHABLE = "not reachable"
 NO_CREDENTIALS = "no credentials"
 BAD_REQUEST = "bad request"
 
-WRONG_REGION = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"})
-"""Codes of a store that was asked, or signed for, with a region that is not its own."""
-
 OUR_SERVICES = frozenset({"s3", "sqs", "sts", "portal.sso", "oidc"})
 """Ours, and those that give credentials, by their names in botocore's list of endpoints."""
 
-_QUESTION = " (is S3_REGION, or else AWS_REGION, the store's region?)"
+_QUESTION = f" ({QUESTION})"
+_WRONG_SCOPE = "scoped to a valid region"  # as SQS says it, with the code of a wrong secret key
 _ELSEWHERE = frozenset({301, 302, 307, 400})
 # S3 tells queues of the bucket's own region only (S3, "Configuring event notifications").
 _QUEUE_REGION = re.compile(r"https://sqs\.([a-z0-9-]+)\.amazonaws\.com(?:\.cn)?/")
@@ -69,6 +69,11 @@ class StorageError(Exception):
         self.status = status
         self.server = server
         super().__init__(f"{code}: {message}")
+
+    @property
+    def is_of_region(self) -> bool:
+        """Whether the store's region is another than ours; the message says so, and what to do."""
+        return self.code != UNREACHABLE and "S3_REGION" in self.message
 
     @property
     def answered(self) -> bool:
@@ -108,16 +113,44 @@ def client(service: Literal["s3", "sqs"], settings: Settings, **options: Unpack[
         proxies={} if endpoint and is_loopback(endpoint) else None,
     )
     key_id, secret, token = _credentials(settings)
+    ours = region(settings, session)
+    ours = Region(options.get("region_name") or ours.name, ours.origin)
     with storage_errors():
-        return session.client(
+        made = session.client(
             service,
             endpoint_url=endpoint,
-            region_name=options.get("region_name") or region(settings, session).name,
+            region_name=ours.name,
             aws_access_key_id=key_id,
             aws_secret_access_key=secret,
             aws_session_token=token,
             config=config,
         )
+    if service == "s3":
+        made.meta.events.register_first("needs-retry.s3", partial(_explain_region, ours))
+    return made
+
+
+def _explain_region(ours: Region, response: tuple[Any, Any] | None = None, **_: object) -> None:
+    """Write into a refusal what is wrong with our region, and have boto3 follow a store that says it in words only."""
+    theirs = _other_region(ours.name, response)
+    if response is None or not theirs:
+        return
+    error = response[1].setdefault("Error", {})
+    code = str(error.get("Code"))
+    if code in WRONG_REGION or code.isdigit():  # an answer to HEAD; some stores name their region whatever is wrong
+        error["Region"] = theirs
+        error["Message"] = f"{mismatch(ours, theirs)}: {remedy(theirs)}"
+
+
+def _other_region(ours: str, response: tuple[Any, Any] | None) -> str:
+    """The region that this answer names, where it refuses ours; else ""."""
+    if response is None or response[0].status_code not in _ELSEWHERE:
+        return ""
+    headers = response[1].get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    error = response[1].get("Error", {})
+    # An answer to HEAD has no body, and some stores have no such header.
+    theirs = headers.get("x-amz-bucket-region") or error.get("Region") or named_region(str(error.get("Message", "")))
+    return theirs if theirs != ours and is_region(theirs) else ""
 
 
 def _addressing(settings: Settings, *, own_endpoint: bool) -> Any:  # noqa: ANN401 - botocore has no public type for it
@@ -127,13 +160,6 @@ def _addressing(settings: Settings, *, own_endpoint: bool) -> Any:  # noqa: ANN4
     # Otherwise boto3 presigns for AWS's global endpoint, which knows no region that was opened since 2019. A bucket
     # whose name does not fit before a host is still put behind it.
     return {"addressing_style": settings.s3_addressing_style or "virtual", "us_east_1_regional_endpoint": "regional"}
-
-
-class Region(NamedTuple):
-    """A region's name, and the variable that says so, or `profile`, or `default`."""
-
-    name: str
-    origin: str
 
 
 def region(settings: Settings, session: Session | None = None) -> Region:
@@ -161,12 +187,7 @@ def on_other_region(s3: S3Client, hear: Callable[[str], None]) -> None:
     ours = s3.meta.region_name
 
     def listen(response: tuple[Any, Any] | None = None, **_: object) -> None:
-        if response is None or response[0].status_code not in _ELSEWHERE:
-            return
-        headers = response[1].get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        # An answer to HEAD has no body, and some stores have no such header.
-        theirs = headers.get("x-amz-bucket-region") or response[1].get("Error", {}).get("Region") or ""
-        if theirs != ours and is_region(theirs):
+        if theirs := _other_region(ours, response):
             hear(theirs)
 
     s3.meta.events.register_first("needs-retry.s3", listen)
@@ -266,9 +287,11 @@ def _translated(error: Exception) -> StorageError:
         headers = answer.get("HTTPHeaders", {})
         # An answer to HEAD has no body: MinIO says in a header what it would have said there.
         code = str(headers.get("x-minio-error-code") or details.get("Code", "unknown"))
+        message = str(details.get("Message", error))
+        asks = (code in WRONG_REGION or _WRONG_SCOPE in message) and "S3_REGION" not in message
         return StorageError(
             code,
-            str(details.get("Message", error)) + (_QUESTION if code in WRONG_REGION else ""),
+            message + (_QUESTION if asks else ""),
             status=answer.get("HTTPStatusCode"),
             server=headers.get("server"),
         )

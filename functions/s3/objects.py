@@ -126,12 +126,7 @@ class Objects:
                 return
             self._regions.append(name)
             self._tools = None
-        set_to = region(self._settings)
-        details = {"bucket": self._bucket, "region": name, "set": set_to.name, "by": set_to.origin}
-        if set_to.origin == "default":
-            logger.info("the bucket has named its region; S3_REGION would spare the question", extra=details)
-        else:
-            logger.warning(f"{set_to.origin} is not the store's region: the bucket's own is used", extra=details)
+        log_other_region(self._settings, self._bucket, name)
 
     def head(self, key: str, version_id: str = "") -> ObjectInfo | None:
         """What `key` is now, or was at that version; None where there is no such object or version."""
@@ -275,6 +270,16 @@ class Objects:
             found = s3.list_objects_v2(Bucket=self._bucket, Prefix=prefix, MaxKeys=limit, StartAfter=start_after)
         objects = tuple(_told(entry["Key"], entry, entry["Size"]) for entry in found.get("Contents", []))
         return Page(objects, objects[-1].object_key if found.get("IsTruncated") and objects else "")
+
+
+def log_other_region(settings: Settings, bucket: str, theirs: str) -> None:
+    """Log, once for each client, that the store has named another region than ours."""
+    ours = region(settings)
+    details = {"bucket": bucket, "region": theirs, "set": ours.name, "by": ours.origin}
+    if ours.origin == "default":
+        logger.info("the bucket has named its region; S3_REGION would spare the question", extra=details)
+    else:
+        logger.warning(f"{ours.origin} is not the store's region: the bucket's own is used", extra=details)
 
 
 def _lacks_versions(error: StorageError) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from functions.s3 import clients as storage
+from functions.s3.regions import mismatch, remedy, sentence
 from functions.settings import Settings, SettingsError, load
 from infra.commands.common import ENV_FILE, http_url
 from infra.commands.common import endpoint_url as parsed_endpoint_url
@@ -165,10 +166,7 @@ def _set_up(settings: Settings, endpoint_url: str | None, wish: Wish, report: Co
                 )
             raise
         if found != region.name:
-            report.say(
-                f"The bucket is in {found}, not in {region.name} ({region.origin}): set S3_REGION={found}, for the "
-                "host too."
-            )
+            report.say(f"{sentence(mismatch(region, found))}: {remedy(found)}, for the host too.")
         if plan.store != "none":
             report.planned(plan)
         if plan.changes_anything and not dry_run:

@@ -51,11 +51,13 @@ def doctor(
 
     It looks at the settings, the database, the store (its clock, region, bucket, the rights in it, its notification
     rules), the broker (name, TLS, login, last will), the running host and what MinIO says of its way there, download
-    links, and other hosts. Run it where the host runs, with the host's settings.
+    links, tokens that end soon, and other hosts. A small file of its own goes the whole way, to see how long it takes
+    to each door. Run it where the host runs, with the host's settings.
 
     What is **wrong** comes with its remedy. What depends on it, or cannot be seen from here, is **not checked**. It
-    changes nothing: it sends the host a test event, asks the store to refuse a wrong checksum where the sweep must be
-    able to write, and connects to the broker without publishing. It takes a few seconds, at most 25.
+    leaves nothing behind: the host gets a test event and announces nothing, the file is removed, the store is asked to
+    refuse a wrong checksum where the sweep must be able to write, and nothing is published at the broker. It takes a
+    few seconds, at most 25.
     """
     findings = _findings(host_url, ring, ca_file, quiet=as_json)
     wrong = [finding for finding in findings if finding.health == "wrong"]

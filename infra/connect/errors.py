@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 
-from functions.s3.clients import NO_CREDENTIALS, UNREACHABLE, WRONG_REGION, StorageError
+from functions.s3.clients import NO_CREDENTIALS, UNREACHABLE, StorageError
 from infra.connect.queues import NO_SUCH_QUEUE
 
 NO_EVENTS = "This store sends no events that the host can read: there is nothing to set up in it."
@@ -61,12 +61,12 @@ def explain(error: StorageError, actions: str, name: str) -> ConnectError:
     if error.code == "NotImplemented":
         return unsupported()
     message, advice = error.message, "Correct that, then run this again."
-    if error.code == UNREACHABLE:
+    if error.is_of_region:
+        advice = "Set S3_REGION to the store's region, then run this again."
+    elif error.code == UNREACHABLE:
         advice = "Is the store running, and is --endpoint-url right? Then run this again."
     elif error.code == NO_CREDENTIALS:
         advice = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
-    elif error.code in WRONG_REGION:
-        advice = "Set S3_REGION to the store's region, then run this again."
     elif error.code in _WRONG_CREDENTIALS:
         advice = "Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
     elif error.status == HTTPStatus.FORBIDDEN:

@@ -9,6 +9,7 @@ import html
 import re
 from http import HTTPStatus
 
+from functions.s3.regions import named_region, remedy
 from infra.device.trouble import FetchError, Reason
 
 MAX_ERROR_BYTES = 8 * 1024
@@ -19,6 +20,7 @@ _CODE = re.compile(r"<Code>\s*([A-Za-z0-9._-]{1,64})\s*</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,2000})</Message>")
 _SECRET = re.compile(r"://|Signature=|Security-Token=", re.IGNORECASE)  # a store may repeat the URL
 
+_OTHER_REGION = "the server signs for another region than the store's"
 _CODES: dict[str, tuple[Reason, str]] = {
     "InvalidObjectState": ("archived", "the object is in an archive, and must be restored first"),
     "RequestTimeTooSkewed": ("clock_skew", "the clocks of server and store differ"),
@@ -32,7 +34,7 @@ _CODES: dict[str, tuple[Reason, str]] = {
             "PermanentRedirect",
             "TemporaryRedirect",
         ),
-        ("misdirected", "the server signs for another region than the store's"),
+        ("misdirected", _OTHER_REGION),
     ),
     "SignatureDoesNotMatch": ("misdirected", "the server signs for another address, or with a wrong secret key"),
     **dict.fromkeys(
@@ -75,6 +77,8 @@ def refusal(status: int, body: bytes, *, fresh: bool) -> FetchError:
         reason, meaning = _CODES.get(code) or _STATUSES.get(status) or ("refused", "the store refuses this object")
         if not fresh and status in _AS_EXPIRED and reason in {"forbidden", "misdirected", "refused"}:
             reason, meaning = "expired", "the store no longer accepts the URL"
+    if (region := named_region(text)) and meaning == _OTHER_REGION:
+        meaning = f"{_OTHER_REGION}: {remedy(region)} there"
     said = "" if not message or _SECRET.search(message) else f": {message}"
     answer = f"the store answered {status} {code}".rstrip()
     return FetchError(reason, f"{meaning} ({answer}{said})", code=code or None)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from functions.s3.clients import StorageError, configured_endpoint, is_loopback
+from functions.s3.clients import region as store_region
 from functions.s3.objects import Objects
+from functions.s3.regions import WRONG_IN_A_LINK, mismatch, named_region, remedy, sentence
 from infra.device.trouble import FetchError
 from infra.doctor.checks import Checkup, NotCheckedError, Timed, WrongError
 from infra.doctor.host import HOST
@@ -24,7 +26,7 @@ LINK, KEYS, ENDING, PUBLIC = "download link", "device tokens", "tokens' end", "P
 
 ANSWER_BYTES = 4096
 NAMED_DEVICES = 5
-_CODE = re.compile(rb"<Code>([A-Za-z]+)</Code>")
+_CODE = re.compile(r"<Code>([A-Za-z]+)</Code>")
 _FINE = frozenset({200, 206})
 
 
@@ -65,12 +67,18 @@ class DownloadsLeg:
             "S3_PUBLIC_ENDPOINT_URL" if self._settings.s3_public_endpoint_url else "AWS_ENDPOINT_URL_S3 (or _URL)"
         )
         began_at = time.monotonic()
-        status, code = self._fetch(url, place, variable)
+        status, said = self._fetch(url, place, variable)
+        code = found[1] if (found := _CODE.search(said)) else ""
         if status in _FINE:
             alone = "; only devices on this machine can use it" if is_loopback(place) else ""
             return Timed.since(began_at, f"{place} gives the file{alone}")
         if code == "SignatureDoesNotMatch":
             self._explain_mismatch(store, key, place)
+        if code in WRONG_IN_A_LINK and (region := named_region(said)):
+            ours = store_region(self._settings)
+            raise WrongError(
+                f"A link to {place} is refused: {mismatch(ours, region)}.", f"{sentence(remedy(region))} for the host."
+            )
         if code in {"NoSuchBucket", "NoSuchKey", "InvalidAccessKeyId", ""}:
             raise WrongError(
                 f"What answers at {place} is not the store that signs: HTTP {status}{code and f', {code}'}.",
@@ -103,9 +111,7 @@ class DownloadsLeg:
     def _fetch(self, url: str, place: str, variable: str) -> tuple[int, str]:
         try:
             with self._web.get(url, {"Range": "bytes=0-0"}) as answer:
-                body = answer.beginning(ANSWER_BYTES)
-                found = _CODE.search(body)
-                return answer.status, found[1].decode() if found else ""
+                return answer.status, answer.beginning(ANSWER_BYTES).decode(errors="replace")
         except FetchError as error:
             raise WrongError(
                 f"Nobody gives the file at {place}: {error}",

@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from functions.s3 import clients as storage
-from functions.s3.clients import NO_CREDENTIALS, UNREACHABLE, WRONG_REGION, StorageError, storage_errors
+from functions.s3.clients import NO_CREDENTIALS, UNREACHABLE, StorageError, storage_errors
 from functions.s3.objects import S3_CONNECT_TIMEOUT_SECONDS, S3_READ_TIMEOUT_SECONDS, Objects
+from functions.s3.regions import mismatch, remedy, sentence
 from infra.doctor.checks import Checkup, NotCheckedError, Timed, WrongError
 from infra.host.sweep.marker import KEY as SWEEP_KEY
 
@@ -184,12 +185,8 @@ class StoreLeg:
         ours = storage.region(self.settings)
         if self._regions and self._regions[-1] != ours.name:
             theirs = self._regions[-1]
-            set_by = "which nobody set" if ours.origin == "default" else f"by {ours.origin}"
-            raise WrongError(
-                f"The bucket's region is {theirs}, and ours is {ours.name} ({set_by}).",
-                f"Set S3_REGION={theirs} for the host.",
-            )
-        if self._error is not None and self._error.code in WRONG_REGION:
+            raise WrongError(f"{sentence(mismatch(ours, theirs))}.", f"{sentence(remedy(theirs))} for the host.")
+        if self._error is not None and self._error.is_of_region:
             raise WrongError(
                 f"The store's region is not {ours.name}: {self._error.message}",
                 "Set S3_REGION to the store's region, for the host too.",

@@ -36,14 +36,15 @@ _NOT_PASSED_ON = frozenset({"connection", "date", "keep-alive", "server", "trans
 class Habits:
     """What a kind of store does otherwise than AWS, as seen of Garage 2.5 and SeaweedFS 4.53.
 
-    `server` is its header of that name, `region` the only one that it takes a signature for ("": any). Without
-    `events` it knows no notifications, without `versions` no ListObjectVersions; `wrong_etags` are those that the
-    latter shows. `by_directory` lists each folder before the names that only begin like it (`a/x` before `a-b`),
-    and `whole_seconds` dates objects without a fraction.
+    `server` is its header of that name, `region` the only one that it takes a signature for ("": any); it says which
+    in words, and with `names_region` for programs, too. Without `events` it knows no notifications, without `versions`
+    no ListObjectVersions; `wrong_etags` are those that the latter shows. `by_directory` lists each folder before the
+    names that only begin like it (`a/x` before `a-b`), and `whole_seconds` dates objects without a fraction.
     """
 
     server: str = ""
     region: str = ""
+    names_region: bool = True
     events: bool = True
     versions: bool = True
     wrong_etags: bool = False
@@ -231,8 +232,8 @@ def _seaweed_etag(entry: ListedObject) -> str:
     return f'"{entry.etag.strip(chr(34))}-{chunks}"' if chunks > 1 else entry.etag
 
 
-def _refusal(status: int, code: str, message: str) -> Answer:
-    body = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+def _refusal(status: int, code: str, message: str, more: str = "") -> Answer:
+    body = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{message}</Message>{more}</Error>'
     return Answer(status, {"Content-Type": "application/xml"}, body.encode())
 
 
@@ -281,12 +282,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _own(self) -> Answer | None:
         """What this kind of store answers otherwise than the one behind it; None: nothing."""
         habits = self.server.front.habits
-        signed_for = _SCOPE.search(self.headers.get("Authorization", ""))
+        signed_for = _SCOPE.search(self.headers.get("Authorization") or unquote(self.path))
         if habits.region and signed_for and signed_for[1] != habits.region:
             return _refusal(
                 HTTPStatus.BAD_REQUEST,
                 "AuthorizationHeaderMalformed",
-                f"Authorization header malformed, unexpected scope: {signed_for[1]}",
+                "Authorization header malformed, unexpected scope: "
+                f"&apos;{signed_for[0].split('/', 1)[1]}s3/aws4_request&apos;, expected: "
+                f"&apos;{signed_for[0].split('/')[1]}/{habits.region}/s3/aws4_request&apos;",
+                f"<Region>{habits.region}</Region>" if habits.names_region else "",
             )
         place = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(place.query, keep_blank_values=True).items()}

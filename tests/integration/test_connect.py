@@ -405,7 +405,8 @@ def test_a_region_that_is_not_the_stores_is_named_and_the_stores_used(
     with store:
         store.client().create_bucket(Bucket="firmware")
         wrong = run(store, "--dry-run", **{name: "us-west-2"})
-        assert f"The bucket is in eu-central-1, not in us-west-2 ({name}): set S3_REGION=eu-central-1" in wrong.output
+        words = f"{name} is us-west-2, but the store signs for eu-central-1: set S3_REGION=eu-central-1, for the host"
+        assert words in wrong.output
         right = run(store, "--dry-run", S3_REGION="eu-central-1")
         assert right.output in wrong.output
 

@@ -43,6 +43,7 @@ from tests.doctor import (
 from tests.e2e.world import ASSETS, BUCKET, CONFIGS, TOKEN, World, fresh, fresh_config
 from tests.fakes.meddling_proxy import MeddlingProxy
 from tests.fakes.rights import restricted
+from tests.fakes.s3_front import GARAGE, S3Front
 from tests.hosts import Host, eventually
 
 ALL_TOPICS = "user bell\ntopic write iotsupport/#\n\nuser ear\ntopic read #\n"
@@ -120,7 +121,12 @@ def test_wrong_settings_come_first(world: World) -> None:
     ("more", "name", "detail", "remedy"),
     [
         ({"MQTT_PASSWORD": "not-the-password"}, "broker's login", "refuses the user bell", "MQTT_PASSWORD"),
-        ({"S3_REGION": "eu-west-1"}, "region", "region is us-east-1, and ours is eu-west-1", "S3_REGION=us-east-1"),
+        (
+            {"S3_REGION": "eu-west-1"},
+            "region",
+            "S3_REGION is eu-west-1, but the store signs for us-east-1",
+            "S3_REGION=us-east-1",
+        ),
         ({"BUCKET": "elsewhere"}, "bucket", "no bucket elsewhere", "connect --create"),
         ({"AWS_SECRET_ACCESS_KEY": "not-the-secret"}, "store credentials", "not accept", "AWS_SECRET_ACCESS_KEY"),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "store", "does not answer", "AWS_ENDPOINT_URL"),
@@ -380,6 +386,18 @@ def test_a_public_endpoint_that_is_not_the_one_that_signs_is_named_first(inner: 
     assert name == "download link"
     assert ("refuses the signature" if inner != "another" else "is not the store that signs") in detail
     assert "S3_PUBLIC_ENDPOINT_URL" in remedy
+
+
+def test_a_public_endpoint_of_another_region_is_named_first(world: World) -> None:
+    """The store itself has a region of its own."""
+    front = S3Front(world.store, GARAGE)
+    try:
+        name, detail, remedy = first(examined(world, S3_PUBLIC_ENDPOINT_URL=front.endpoint_url))
+    finally:
+        front.stop()
+    assert name == "download link"
+    assert "AWS_REGION is us-east-1, but the store signs for garage" in detail
+    assert remedy == "Set S3_REGION=garage for the host."
 
 
 def test_a_store_that_sends_no_events_needs_the_sweep(world: World) -> None:

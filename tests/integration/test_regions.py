@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
 from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.exceptions import EndpointConnectionError
+from typer.testing import CliRunner
 
 from functions.s3 import clients as storage
 from functions.s3.objects import Objects
 from functions.settings import Settings, load
-from infra.local.stores import Minio, Store, VersityGateway
+from infra.cli import app
+from infra.connect.errors import explain
+from infra.local.mosquitto import Mosquitto
+from infra.local.stack import OURS
+from infra.local.stores import Minio, MotoServer, Store, VersityGateway
+from infra.subscriber import Subscriber
+from tests.fakes.s3_front import GARAGE, S3Front
 from tests.hosts import Host, environment, eventually
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_sqs.client import SQSClient
 
 BUCKET, KEY, BODY = "devices", "assets/fw.bin", b"firmware"
 REGION = "eu-central-1"
+NO_STORE = {name: None for name in os.environ if name.startswith(OURS)}
 NOWHERE = {"AWS_CONFIG_FILE": "/nowhere", "AWS_SHARED_CREDENTIALS_FILE": "/nowhere"}
 
 
@@ -283,6 +299,11 @@ def test_a_right_region_is_not_asked_about(abroad: Minio) -> None:
 
 def answer_as(ours: Objects, status: Callable[[AWSRequest], int], region: str, body: bytes = b"") -> list[str]:
     """Answer boto3 in the store's stead, naming `region`; returns the hosts that will have been asked."""
+    return answer_by(ours.client, status, region, body)
+
+
+def answer_by(made: S3Client | SQSClient, status: Callable[[AWSRequest], int], region: str, body: bytes) -> list[str]:
+    """As `answer_as`, for one client."""
     asked: list[str] = []
 
     def answer(request: AWSRequest, **_: object) -> AWSResponse:
@@ -293,8 +314,8 @@ def answer_as(ours: Objects, status: Callable[[AWSRequest], int], region: str, b
         headers["last-modified"] = "Fri, 20 Nov 2026 12:00:00 GMT"
         return AWSResponse(str(request.url), status(request), headers, SimpleNamespace(stream=lambda: [body]))
 
-    events: Any = ours.client.meta.events  # its type stubs know of no answer
-    events.register("before-send.s3", answer)
+    events: Any = made.meta.events  # its type stubs know of no answer
+    events.register("before-send", answer)
     return asked
 
 
@@ -308,6 +329,116 @@ def test_on_aws_the_link_follows_to_the_other_regions_endpoint() -> None:
     url = ours.presign(KEY, filename="fw.bin").url
     assert url.startswith(f"https://{BUCKET}.s3.af-south-1.amazonaws.com/{KEY}?")
     assert signed_for(url) == "af-south-1"
+
+
+# The document of Garage 2.5, and what AWS and MinIO say.
+GARAGE_SAYS = (
+    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>AuthorizationHeaderMalformed</Code><Message>Authorization '
+    b"header malformed, unexpected scope: &apos;20261130/us-east-1/s3/aws4_request&apos;, expected: "
+    b"&apos;20261130/eu-test/s3/aws4_request&apos;</Message><Resource>/devices</Resource><Region>eu-test</Region></Error>"
+)
+AWS_SAYS = (
+    b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>The authorization header is malformed; the region "
+    b"'us-east-1' is wrong; expecting 'eu-test'</Message><Region>eu-test</Region></Error>"
+)
+IN_WORDS = [GARAGE_SAYS.replace(b"<Region>eu-test</Region>", b""), AWS_SAYS.replace(b"<Region>eu-test</Region>", b"")]
+TOLD = "AWS_REGION is us-east-1, but the store signs for eu-test: set S3_REGION=eu-test"
+
+
+@pytest.mark.parametrize("status", [400, 301])
+@pytest.mark.parametrize("body", [GARAGE_SAYS, AWS_SAYS, *IN_WORDS, b""])
+def test_what_is_wrong_with_the_region_is_told_by_every_client(status: int, body: bytes) -> None:
+    """Whatever is asked, and however the store names its own; a store that goes on refusing is not followed."""
+    settings = configured(AWS_ENDPOINT_URL="http://store.example", AWS_REGION="us-east-1")
+    for ask in ("list_objects_v2", "get_bucket_notification_configuration", "head_bucket"):
+        s3 = storage.client("s3", settings, attempts=1)
+        answer_by(s3, lambda _: status, "" if body and ask != "head_bucket" else "eu-test", body)
+        with pytest.raises(storage.StorageError) as caught, storage.storage_errors():
+            getattr(s3, ask)(Bucket=BUCKET)
+        assert caught.value.message == TOLD
+        assert caught.value.is_of_region
+
+
+def test_another_refusal_that_names_the_region_is_not_taken_for_it() -> None:
+    """Garage says its region whatever is wrong."""
+    body = b"<Error><Code>InvalidRequest</Code><Message>Bad part.</Message><Region>eu-test</Region></Error>"
+    s3 = storage.client("s3", configured(AWS_ENDPOINT_URL="http://store.example", AWS_REGION="us-east-1"), attempts=1)
+    answer_by(s3, lambda _: 400, "", body)
+    with pytest.raises(storage.StorageError) as caught, storage.storage_errors():
+        s3.list_objects_v2(Bucket=BUCKET)
+    assert caught.value.message == "Bad part."
+    assert not caught.value.is_of_region
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({}, "no region is set, and us-east-1 is assumed, but"),
+        ({"AWS_DEFAULT_REGION": "eu-west-1"}, "AWS_DEFAULT_REGION is eu-west-1, but"),
+        (
+            {"SQS_QUEUE_URL": "https://sqs.eu-west-2.amazonaws.com/123456789012/q"},
+            "the region in SQS_QUEUE_URL is eu-west-2, but",
+        ),
+    ],
+)
+def test_it_is_told_where_the_wrong_region_is_set(variables: dict[str, str], words: str) -> None:
+    """So that nobody searches in the wrong place."""
+    s3 = storage.client("s3", configured(AWS_ENDPOINT_URL="http://store.example", **variables), attempts=1)
+    answer_by(s3, lambda _: 400, "", GARAGE_SAYS)
+    with pytest.raises(storage.StorageError) as caught, storage.storage_errors():
+        s3.list_objects_v2(Bucket=BUCKET)
+    assert caught.value.message.startswith(words)
+
+
+def test_a_queue_in_another_region_is_no_wrong_secret_key() -> None:
+    """SQS refuses it with that code."""
+    sqs = storage.client("sqs", configured(AWS_REGION="us-east-1"), attempts=1)
+    body = json.dumps(
+        {
+            "__type": "com.amazonaws.sqs#SignatureDoesNotMatch",
+            "message": "Credential should be scoped to a valid region.",
+        }
+    )
+    answer_by(sqs, lambda _: 403, "", body.encode())
+    with (
+        pytest.raises(storage.StorageError, match="is S3_REGION, or else AWS_REGION") as caught,
+        storage.storage_errors(),
+    ):
+        sqs.get_queue_url(QueueName="q")
+    assert explain(caught.value, "sqs:GetQueueUrl", "q").advice.startswith("Set S3_REGION")
+
+
+@pytest.mark.parametrize("names_region", [True, False])
+def test_a_garage_with_the_wrong_region_is_named_and_used(
+    names_region: bool,  # noqa: FBT001 - pytest's
+    moto: MotoServer,
+    mosquitto: Mosquitto,
+    tmp_path: Path,
+) -> None:
+    """By `connect`, by `doctor` and in the log of a host that only sweeps; its device gets its file."""
+    with S3Front(moto, replace(GARAGE, names_region=names_region)) as front:
+        front.behind.create_bucket(Bucket=BUCKET)
+        variables = {**front.variables, "AWS_REGION": "us-west-2", "BUCKET": BUCKET}
+        with contextlib.chdir(tmp_path):
+            connected = CliRunner().invoke(app, ["connect"], env={**NO_STORE, **variables})
+            examined = CliRunner().invoke(app, ["doctor", "--json"], env={**NO_STORE, **variables})
+        told = "AWS_REGION is us-west-2, but the store signs for garage"
+        assert f"{told}: set S3_REGION=garage, for the host too." in connected.output
+        assert "S3_REGION=garage" in connected.output.splitlines()
+        wrong = next(one for one in json.loads(examined.stdout)["checks"] if one["health"] == "wrong")
+        assert (wrong["name"], wrong["detail"], wrong["remedy"]) == (
+            "region",
+            f"{told}.",
+            "Set S3_REGION=garage for the host.",
+        )
+        lists = front.lists
+        sweeping = environment(mosquitto.url, **variables, SWEEP_SECONDS="1", SWEEP_GRACE_SECONDS="0")
+        with Subscriber(mosquitto.url, ["#"]) as ear, Host(tmp_path, sweeping) as host:
+            eventually(lambda: front.lists > lists + 4)
+            front.client().put_object(Bucket=BUCKET, Key=KEY, Body=BODY)
+            assert json.loads(ear.next().payload) == {"filename": "fw.bin"}
+            said = [line for line in host.lines("WARNING") if line.get("region") == "garage"]
+            assert [(line["set"], line["by"]) for line in said] == [("us-west-2", "AWS_REGION")]
 
 
 def test_a_store_that_names_no_region_is_asked_about() -> None:

@@ -68,3 +68,19 @@ def test_a_message_is_told_but_bounded_and_no_link_is() -> None:
         told = str(refusal(403, said("AccessDenied", secret), fresh=True))
         assert secret not in told
         assert "AccessDenied" in told
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "The authorization header is malformed; the region is wrong; expecting &#39;eu-test&#39;.",
+        "unexpected scope: &apos;20261130/x/s3/…&apos;, expected: &apos;20261130/eu-test/s3/aws4_request&apos;",
+        "No.</Message><Region>eu-test</Region><Message>",
+    ],
+)
+def test_the_stores_region_is_told_where_the_store_names_it(message: str) -> None:
+    """With what to do at the server; no device can mend it."""
+    told = str(refusal(400, said("AuthorizationHeaderMalformed", message), fresh=True))
+    assert told.startswith(
+        "the server signs for another region than the store's: set S3_REGION=eu-test there (the store answered 400"
+    )

@@ -18,7 +18,8 @@ import zlib
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
-from functions.s3.clients import StorageError, client, storage_errors
+from functions.s3.clients import StorageError, client, on_other_region, storage_errors
+from functions.s3.objects import log_other_region
 from functions.telemetry import logger
 
 if TYPE_CHECKING:
@@ -184,11 +185,17 @@ class Marker:
             self._said.add(what)
             logger.warning(f"the sweep cannot {what} {KEY} in the bucket", extra={"reason": str(error)})
 
+    def _hear(self, region: str) -> None:
+        if "region" not in self._said:
+            self._said.add("region")
+            log_other_region(self._settings, self._bucket, region)
+
     def s3(self) -> S3Client:
         """The client, which others may use as well: each takes megabytes."""
         with self._lock:
             if self._client is None:
                 self._client = client("s3", self._settings)
+                on_other_region(self._client, self._hear)
             return self._client
 
 
