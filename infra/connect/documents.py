@@ -130,7 +130,7 @@ def our_queue_names(document: Document) -> tuple[str, ...]:
 
 def has_ours(document: Document) -> bool:
     """Whether any of these rules is ours."""
-    return any(is_ours(rule) for rule in document.get(QUEUES, ()))
+    return any(is_ours(rule) for _, rule in _rules(document))
 
 
 def doors_of(document: Document, key: str) -> frozenset[str]:

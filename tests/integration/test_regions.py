@@ -415,7 +415,7 @@ def test_a_garage_with_the_wrong_region_is_named_and_used(
     mosquitto: Mosquitto,
     tmp_path: Path,
 ) -> None:
-    """By `connect`, by `doctor` and in the log of a host that only sweeps; its device gets its file."""
+    """By `connect`, by `doctor` and in the log of a host that only sweeps; links are signed for the right one."""
     with S3Front(moto, replace(GARAGE, names_region=names_region)) as front:
         front.behind.create_bucket(Bucket=BUCKET)
         variables = {**front.variables, "AWS_REGION": "us-west-2", "BUCKET": BUCKET}
@@ -431,6 +431,10 @@ def test_a_garage_with_the_wrong_region_is_named_and_used(
             f"{told}.",
             "Set S3_REGION=garage for the host.",
         )
+        front.client().put_object(Bucket=BUCKET, Key="assets/before.bin", Body=BODY)
+        ours = objects(load(variables).settings)
+        assert ours.head("assets/before.bin") is not None
+        assert signed_for(ours.presign("assets/before.bin", filename="before.bin").url) == "garage"
         lists = front.lists
         sweeping = environment(mosquitto.url, **variables, SWEEP_SECONDS="1", SWEEP_GRACE_SECONDS="0")
         with Subscriber(mosquitto.url, ["#"]) as ear, Host(tmp_path, sweeping) as host:
