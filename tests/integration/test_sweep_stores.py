@@ -100,7 +100,7 @@ def bucket(front: S3Front, tmp_path: Path, mosquitto: Mosquitto) -> Iterator[Buc
 
 
 def test_the_front_is_as_garage_is(moto: MotoServer) -> None:
-    """It signs for its own region only, tells nobody of anything, and has no versions."""
+    """It takes its own region only, which it names, tells nobody of anything, and has no versions."""
     with S3Front(moto, GARAGE) as front:
         s3 = front.client()
         front.behind.create_bucket(Bucket="like-garage")
@@ -110,8 +110,11 @@ def test_the_front_is_as_garage_is(moto: MotoServer) -> None:
                 call(Bucket="like-garage")
             assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 501
         front.region = "us-east-1"
-        with pytest.raises(ClientError, match="AuthorizationHeaderMalformed"):
-            front.client().list_objects_v2(Bucket="like-garage")
+        front.client().list_objects_v2(Bucket="like-garage")  # boto3 follows for a bucket
+        with pytest.raises(
+            ClientError, match=r"AuthorizationHeaderMalformed.*expected: '[0-9]{8}/garage/s3/aws4_request'"
+        ):
+            front.client().list_buckets()
 
 
 def test_the_front_is_as_seaweedfs_is(moto: MotoServer) -> None:
