@@ -41,7 +41,7 @@ def doctor(
         typer.Option(
             metavar="FILE",
             help="Also announce this file again, e.g. assets/firmware.bin: its devices hear of it, and the broker says "
-            "whether the host may publish there. Nothing else finds out what it may publish.",
+            "whether the host may publish there. Nothing else finds out what it may publish. Needs ADMIN_TOKENS.",
         ),
     ] = None,
     ca_file: Annotated[Path | None, ca_file_option("BUCKETBELL_CA_FILE", "the host and the store's links")] = None,
