@@ -37,6 +37,8 @@ PURE_AT_LEAST = {
     "functions.cameras.detections",
     "functions.cameras.discovery",
     "functions.cameras.message",
+    "functions.fleet.channels",
+    "functions.fleet.reports",
     "functions.mqtt.audience",
     "functions.mqtt.message",
     "functions.mqtt.outcome",
@@ -74,7 +76,9 @@ DRIVERS = {
     "aws_lambda_powertools": {"functions.telemetry", *(ENTRIES - {ALIAS}), "infra.bench.usual.handler"},
     "jwt": {"functions.web.tokens"},
     "sqlalchemy": {
+        "functions.stored.bulk",
         "functions.stored.database",
+        "functions.stored.fleet",
         "functions.stored.postgresql",
         "functions.stored.rings",
         *MIGRATIONS,
