@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -58,7 +58,7 @@ def newest(files: Iterable[tuple[str, datetime]]) -> dict[str, str]:
     return {kind: filename for kind, (_, filename) in latest.items()}
 
 
-def choose(assigned: str, follows: str, current: dict[str, str]) -> Choice | None:
+def choose(assigned: str, follows: str, current: Mapping[str, str]) -> Choice | None:
     """What a device should have, if that can be told. `follows` is the stem of what it installed last."""
     if assigned:
         return Choice(assigned, "assigned")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -24,15 +24,13 @@ from sqlalchemy import (
 from functions.events.names import MAC_CHARACTERS
 from functions.fleet.channels import stem
 from functions.fleet.reports import DeviceReport, believed
+from functions.fleet.standing import KnownBy
 from functions.stored import bulk
 from functions.stored.database import METADATA, Database, UtcDateTime
 
 AT_ONCE = 1000  # rows in one change: nobody waits long for the next
 MAX_UPLOADS = 1000
 MAX_FORGOTTEN = 5000  # rows of history at a time: after a long rest the first change would take very long
-
-KnownBy = Literal["config", "assignment", "token", "report"]
-"""How a device became known."""
 
 DEVICES = Table(
     "fleet_devices",

@@ -13,6 +13,7 @@ from dataclasses import replace
 import uvloop
 
 from functions.admin.api import router as admin_router
+from functions.admin.fleet import Fleet
 from functions.admin.operations import Administration
 from functions.admin.uploads import Uploads
 from functions.cameras.detections import LABEL
@@ -112,7 +113,8 @@ class Host:
         )
         self._inquiry = Inquiry(bell, publisher, state=state, sweeper=self._sweeper)
         uploads = Uploads(bell.routes, downloads.objects, self._inquiry)
-        administration = admin_router(Administration(settings, store, integration), uploads)
+        fleet = Fleet.of(settings, downloads.objects)
+        administration = admin_router(Administration(settings, store, integration), uploads, fleet)
         if downloads.admin_tokens:
             administration = replace(administration, routes=(*administration.routes, *swagger.routes()))
         administrators = LimitedRouter(
