@@ -23,7 +23,7 @@ from functions.web.messages import Problem, Reply, Request, as_json, internal, m
 from functions.web.router import Route, Router
 
 if TYPE_CHECKING:
-    from functions.admin.fleet import Fleet
+    from functions.admin.fleet import FleetAnswers
     from functions.admin.operations import Administration
     from functions.admin.schemas import Schema
     from functions.admin.uploads import Uploads
@@ -39,7 +39,7 @@ _INVALID_JSON = "json_invalid"  # pydantic's name for it
 T = TypeVar("T", bound=BaseModel)
 
 
-def router(administration: Administration, uploads: Uploads, fleet: Fleet | None = None) -> Router[None]:
+def router(administration: Administration, uploads: Uploads, fleet: FleetAnswers | None = None) -> Router[None]:
     """All that an administrator can ask for."""
     answers: dict[str, Callable[[Request], Reply]] = {
         "config": lambda _: _config(administration),
@@ -54,7 +54,7 @@ def router(administration: Administration, uploads: Uploads, fleet: Fleet | None
             uploads.modified_since(_needed(request, "since"), request.parameters("after").get("after", ""))
         ),
     }
-    asked_of_the_fleet: dict[str, Callable[[Fleet, Request], Reply]] = {
+    asked_of_the_fleet: dict[str, Callable[[FleetAnswers, Request], Reply]] = {
         "devices": lambda fleet, request: _json(fleet.devices(_page(request))),
         "device": lambda fleet, request: _json(fleet.device(_between(request, openapi.DEVICES))),
         "remove_device": _remove_device,
@@ -81,18 +81,18 @@ def _route(operation: Operation, answer: Callable[[Request], Reply]) -> Route[No
     return Route((operation.method,), path, lambda request, _caller: answer(request), max_body_bytes)
 
 
-def _of_fleet(fleet: Fleet | None, answer: Callable[[Fleet, Request], Reply], request: Request) -> Reply:
+def _of_fleet(fleet: FleetAnswers | None, answer: Callable[[FleetAnswers, Request], Reply], request: Request) -> Reply:
     if fleet is None:
         raise Problem(HTTPStatus.CONFLICT, "no_fleet", "Nothing is kept of devices: set DATABASE_URL and BUCKET.")
     return answer(fleet, request)
 
 
-def _remove_device(fleet: Fleet, request: Request) -> Reply:
+def _remove_device(fleet: FleetAnswers, request: Request) -> Reply:
     fleet.remove_device(_between(request, openapi.DEVICES))
     return Reply(HTTPStatus.NO_CONTENT, _NO_STORE)
 
 
-def _assign(fleet: Fleet, request: Request) -> Reply:
+def _assign(fleet: FleetAnswers, request: Request) -> Reply:
     right = {"field": "filename", "problem": "is not right", "expected": 'an asset: {"filename": "esp32/fw-1.2.bin"}'}
     filename = _read(Assignment, request, lambda _: [right]).filename
     return _json(fleet.assign(_between(request, openapi.DEVICES, "/assignment"), filename))

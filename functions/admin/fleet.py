@@ -68,14 +68,14 @@ class FleetPage:
         return cls(parameters.get("after", ""), int(limit), parameters.get("search", "").strip(), found)
 
 
-class Fleet:
+class FleetAnswers:
     """Thread-safe. Methods raise `Problem` and `StoreUnavailableError`."""
 
     def __init__(self, catalogue: Catalogue, store: FleetStore, reader: FleetReader) -> None:
         self._catalogue, self._store, self._reader = catalogue, store, reader
 
     @classmethod
-    def of(cls, settings: Settings, objects: Objects | None) -> Fleet | None:
+    def of(cls, settings: Settings, objects: Objects | None) -> FleetAnswers | None:
         """The fleet of DATABASE_URL, or None where that or BUCKET is unset. Connects to nothing yet."""
         if settings.database_url is None or objects is None:
             return None
@@ -86,6 +86,10 @@ class Fleet:
         database = Database(settings.database_url.get_secret_value(), keeps_connections=True)
         catalogue = Catalogue(objects, configs_prefix=settings.configs_prefix, assets_prefix=settings.assets_prefix)
         return cls(catalogue, FleetStore(database), FleetReader(database))
+
+    def close(self) -> None:
+        """Close the connections to the database that are kept."""
+        self._store.database.dispose()
 
     def devices(self, page: FleetPage) -> DevicesAnswer:
         """Known devices, by MAC."""

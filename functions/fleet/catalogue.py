@@ -12,6 +12,8 @@ from functions.events.names import is_asset_path, is_config_name
 from functions.fleet.channels import newest
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from functions.s3.objects import ObjectInfo, Page
 
 KEPT_SECONDS = 30.0
@@ -90,8 +92,7 @@ class Catalogue:
             for name, info in self._below(self._configs_prefix)
             if is_config_name(name)
         }
-        by_age = sorted((*assets.values(), *configs.values()), key=lambda one: one.object_key)
-        by_age.sort(key=lambda one: one.last_modified, reverse=True)
+        by_age = sorted((*assets.values(), *configs.values()), key=_age, reverse=True)
         current = newest((name, info.last_modified) for name, info in assets.items())
         return Files(assets, configs, current, by_age)
 
@@ -104,3 +105,8 @@ class Catalogue:
             start_after = page.next_start_after
             if not start_after:
                 return found
+
+
+def _age(info: ObjectInfo) -> tuple[datetime, str]:
+    """Of files of one second the last name counts as the newest, as in `channels.newest`."""
+    return info.last_modified, info.object_key

@@ -13,7 +13,7 @@ from dataclasses import replace
 import uvloop
 
 from functions.admin.api import router as admin_router
-from functions.admin.fleet import Fleet
+from functions.admin.fleet import FleetAnswers
 from functions.admin.operations import Administration
 from functions.admin.uploads import Uploads
 from functions.cameras.detections import LABEL
@@ -113,8 +113,8 @@ class Host:
         )
         self._inquiry = Inquiry(bell, publisher, state=state, sweeper=self._sweeper)
         uploads = Uploads(bell.routes, downloads.objects, self._inquiry)
-        fleet = Fleet.of(settings, downloads.objects)
-        administration = admin_router(Administration(settings, store, integration), uploads, fleet)
+        self._fleet = FleetAnswers.of(settings, downloads.objects)
+        administration = admin_router(Administration(settings, store, integration), uploads, self._fleet)
         if downloads.admin_tokens:
             administration = replace(administration, routes=(*administration.routes, *swagger.routes()))
         administrators = LimitedRouter(
@@ -174,6 +174,8 @@ class Host:
             at_the_end(self._rung.stop)
         await self.publisher.start()
         at_the_end(self.publisher.stop)
+        if self._fleet is not None:
+            stack.callback(self._fleet.close)
         stack.callback(self._administrators.close)
         stack.callback(self._devices.close)
         await self._bell.holdups.start()

@@ -79,6 +79,7 @@ DRIVERS = {
         "functions.stored.bulk",
         "functions.stored.database",
         "functions.stored.fleet",
+        "functions.stored.fleet_reader",
         "functions.stored.postgresql",
         "functions.stored.rings",
         *MIGRATIONS,
