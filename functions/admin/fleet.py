@@ -72,7 +72,8 @@ class FleetAnswers:
     """Thread-safe. Methods raise `Problem` and `StoreUnavailableError`."""
 
     def __init__(self, catalogue: Catalogue, store: FleetStore, reader: FleetReader) -> None:
-        self._catalogue, self._store, self._reader = catalogue, store, reader
+        self.catalogue, self.store = catalogue, store
+        self._reader = reader
 
     @classmethod
     def of(cls, settings: Settings, objects: Objects | None) -> FleetAnswers | None:
@@ -89,7 +90,7 @@ class FleetAnswers:
 
     def close(self) -> None:
         """Close the connections to the database that are kept."""
-        self._store.database.dispose()
+        self.store.close()
 
     def devices(self, page: FleetPage) -> DevicesAnswer:
         """Known devices, by MAC."""
@@ -143,12 +144,12 @@ class FleetAnswers:
         if filename and filename not in self._files().assets:
             right = "an asset in the bucket, e.g. esp32/fw-1.2.bin"
             raise unfit([{"field": "filename", "problem": "is no asset in the bucket", "expected": right}])
-        self._store.assign([mac], filename, at=datetime.now(UTC))
+        self.store.assign([mac], filename, at=datetime.now(UTC))
         return self.device(mac)
 
     def remove_device(self, asked: str) -> None:
         """Forget a device that is gone, and all that it said."""
-        if not self._store.remove(_mac(asked)):
+        if not self.store.remove(_mac(asked)):
             raise _no_device()
 
     def files(self, page: FleetPage) -> FleetFilesAnswer:
@@ -217,7 +218,7 @@ class FleetAnswers:
 
     def _files(self) -> Files:
         try:
-            return self._catalogue.files()
+            return self.catalogue.files()
         except StorageError as error:
             words = f"Not now: the store cannot be asked ({error.code})."
             raise unavailable("store_unavailable", words, retry_after_seconds=STORE_RETRY_SECONDS) from None
@@ -241,7 +242,7 @@ class FleetAnswers:
         return found
 
     def _file(self, files: Files, info: ObjectInfo, counts: Tally) -> FleetFileAnswer:
-        filename = self._catalogue.filename(info)
+        filename = self.catalogue.filename(info)
         is_asset = files.assets.get(filename) is info
         kind = stem(filename) if is_asset else ""
         return FleetFileAnswer(

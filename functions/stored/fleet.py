@@ -28,6 +28,7 @@ from functions.fleet.standing import KnownBy
 from functions.stored import bulk
 from functions.stored.database import METADATA, Database, UtcDateTime
 
+LEADER_LOCK = 0x6275636B666C6565  # our own choice: the first letters of "buck" and "fleet"
 AT_ONCE = 1000  # rows in one change: nobody waits long for the next
 MAX_UPLOADS = 1000
 MAX_FORGOTTEN = 5000  # rows of history at a time: after a long rest the first change would take very long
@@ -117,6 +118,20 @@ class FleetStore:
     def __init__(self, database: Database) -> None:
         """Connects to nothing yet."""
         self.database = database
+        self._lock = database.session_lock(LEADER_LOCK)
+
+    def lead(self) -> bool:
+        """Whether this process is the one that hears reports: only one of those that share a server is."""
+        if self._lock is None:
+            return True
+        with self.database.explained():
+            return self._lock.hold()
+
+    def close(self) -> None:
+        """Let another process lead, and close what is kept open. Idempotent."""
+        if self._lock is not None:
+            self._lock.release()
+        self.database.dispose()
 
     def record(
         self, reports: Sequence[DeviceReport], *, arrived_at: datetime, accepts_unknown: bool = False
@@ -125,9 +140,11 @@ class FleetStore:
 
         `accepts_unknown`: a report alone makes a device known.
         """
-        batch = {(one.mac, one.filename): one for one in reports}
-        order = sorted(batch)
-        macs = sorted({mac for mac, _ in order})
+        batch: dict[tuple[str, str], DeviceReport] = {}  # in the order of arrival
+        for one in reports:
+            batch.pop((one.mac, one.filename), None)
+            batch[one.mac, one.filename] = one
+        macs = sorted({mac for mac, _ in batch})
         with self.database.transaction(writing=True) as connection:
             if accepts_unknown:
                 bulk.insert(connection, DEVICES, [_new_device(mac, "report", arrived_at) for mac in macs])
@@ -135,12 +152,12 @@ class FleetStore:
             before = _reports(connection, macs)
             times = {
                 key: believed(batch[key].at, arrived_at=arrived_at, last_at=devices[key[0]]["reported_at"])
-                for key in order
+                for key in batch
                 if key[0] in devices
             }
             changed = [key for key in times if _said(batch[key]) != before.get(key)]
             rows = [{**batch[key]._asdict(), "at": times[key], "arrived_at": arrived_at} for key in changed]
-            bulk.upsert(connection, REPORTS, _only(REPORTS, rows), (*_SAID, "at", "arrived_at"))
+            bulk.upsert(connection, REPORTS, sorted(_only(REPORTS, rows), key=_by_key), (*_SAID, "at", "arrived_at"))
             moved = [
                 row for row in rows if (row["etag"], row["state"]) != _state(before.get((row["mac"], row["filename"])))
             ]
@@ -233,6 +250,10 @@ def _reports(connection: Connection, macs: Sequence[str]) -> dict[tuple[str, str
     columns = (REPORTS.c.mac, REPORTS.c.filename, *(REPORTS.c[name] for name in _SAID))
     question = select(*columns).where(bulk.among(REPORTS.c.mac, macs, connection))
     return {(mac, filename): tuple(said) for mac, filename, *said in connection.execute(question)}
+
+
+def _by_key(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["mac"], row["filename"]
 
 
 def _said(report: DeviceReport) -> tuple[Any, ...]:

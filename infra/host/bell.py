@@ -99,11 +99,13 @@ class Bell:
         reader: HostReader | None = None,
         ledger: Ledger | None = None,
         ask: Callable[[bytes], Pending[bool]] | None = None,
+        tell: Callable[[Settled], None] | None = None,
     ) -> None:
         """`patience_seconds`: how long `ring` waits for the broker's word. `reader` is for routes with detections.
 
         `retry_seconds`: for how long one cause may hold up a store's queue. `ledger`: where what rings is recorded.
-        `ask`: whether another host has announced this event, where there are others.
+        `ask`: whether another host has announced this event, where there are others. `tell` hears of each event that is
+        no repeat.
         """
         self.routes = routes
         self._publisher = publisher
@@ -113,6 +115,7 @@ class Bell:
         self._twins = Twins()
         self._ledger = ledger
         self._ask = ask
+        self._tell = tell
         self._seen = SeenEvents()
         self._refused = SeenEvents()
         self.history = History()
@@ -333,6 +336,8 @@ class Bell:
         self.history.add(settled, source)
         if settled.label == REPEATED:
             return
+        if self._tell is not None:
+            self._tell(settled)
         # One malformed event looks like the next; a failed publish names its file.
         lines = 1 if isinstance(settled.step.record, Malformed) else LOG_LINES_PER_KIND
         if self._may_log((source, settled.label, settled.reason), lines):

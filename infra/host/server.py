@@ -9,11 +9,11 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 
 import uvloop
 
 from functions.admin.api import router as admin_router
-from functions.admin.fleet import FleetAnswers
 from functions.admin.operations import Administration
 from functions.admin.uploads import Uploads
 from functions.cameras.detections import LABEL
@@ -29,6 +29,7 @@ from functions.web.tokens import KeyringError
 from infra.host import systemd
 from infra.host.bell import DOORS, QUEUE, SWEPT, Bell
 from infra.host.broker_settings import Integration
+from infra.host.fleet.service import FleetService
 from infra.host.heap import settle, share_one_heap
 from infra.host.inquiry import Inquiry
 from infra.host.logs import LinkLog, configure_logging
@@ -74,6 +75,7 @@ class Host:
         state = _state(settings)
         rung = None if state is None else Rung(state)
         ledger = None if rung is None else Ledger(rung.rang)
+        fleet = self._fleet = FleetService.of(settings, downloads, telemetry.registry, lambda: publisher.broker)
         bell = Bell(
             publisher,
             Routes.of(settings),
@@ -83,6 +85,7 @@ class Host:
             reader=reader,
             ledger=ledger,
             ask=rung.ask if rung is not None and rung.is_shared else None,
+            tell=None if fleet is None else fleet.keeper.rang,
         )
         self._state, self._rung, self._sweeper = state, rung, None
         if state is not None and rung is not None and ledger is not None and settings.sweep_seconds:
@@ -105,16 +108,18 @@ class Host:
         tokens = [token.get_secret_value() for token in settings.webhook_tokens]
         entrance = Entrance((*tokens, *downloads.admin_tokens), downloads.keyring.needs_signature)
         per_minute = settings.device_requests_per_minute
-        devices = LimitedRouter(
-            devices_router(downloads),
-            Gate(entrance, downloads.admit, telemetry.stranger, signed=True),
-            requests_per_minute=per_minute,
-            shares_answers=True,
-        )
+        of_devices = devices_router(downloads)
+        admits_devices = Gate(entrance, downloads.admit, telemetry.stranger, signed=True)
+        routers: list[LimitedRouter[Any]] = []
+        if fleet is not None:
+            of_devices = fleet.noticing(of_devices)
+            routers += [LimitedRouter(fleet.reports(downloads), admits_devices, requests_per_minute=per_minute)]
+        devices = LimitedRouter(of_devices, admits_devices, requests_per_minute=per_minute, shares_answers=True)
         self._inquiry = Inquiry(bell, publisher, state=state, sweeper=self._sweeper)
         uploads = Uploads(bell.routes, downloads.objects, self._inquiry)
-        self._fleet = FleetAnswers.of(settings, downloads.objects)
-        administration = admin_router(Administration(settings, store, integration), uploads, self._fleet)
+        administration = admin_router(
+            Administration(settings, store, integration), uploads, None if fleet is None else fleet.answers
+        )
         if downloads.admin_tokens:
             administration = replace(administration, routes=(*administration.routes, *swagger.routes()))
         administrators = LimitedRouter(
@@ -122,13 +127,14 @@ class Host:
             Gate(entrance, administration.admit, telemetry.stranger),
             requests_per_minute=per_minute,
         )
+        self._routers = routers = [devices, administrators, *routers]
         self.site = HostSite(
             bell,
             publisher,
             telemetry,
             stores=StoreGate(tokens, entrance),
             downloads=downloads,
-            routers=(devices, administrators),
+            routers=routers,
             proxies=TrustedProxies(settings.trusted_proxies),
             public_base_url=settings.public_base_url,
             expected=lambda: (
@@ -141,7 +147,7 @@ class Host:
         self._integration = integration
         self._bell = bell
         self._reader = reader
-        self._devices, self._administrators = devices, administrators
+        self._devices = devices
         self._downloads = downloads
 
     async def run(self, host: str, port: int) -> None:
@@ -172,12 +178,13 @@ class Host:
             stack.callback(self._state.close)
             await self._rung.start()
             at_the_end(self._rung.stop)
+        if self._fleet is not None:
+            self._fleet.start()
+            stack.callback(self._fleet.stop)
         await self.publisher.start()
         at_the_end(self.publisher.stop)
-        if self._fleet is not None:
-            stack.callback(self._fleet.close)
-        stack.callback(self._administrators.close)
-        stack.callback(self._devices.close)
+        for router in self._routers:
+            stack.callback(router.close)
         await self._bell.holdups.start()
         at_the_end(self._bell.holdups.stop)
         if self._reader is not None:

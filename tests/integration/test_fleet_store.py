@@ -47,7 +47,7 @@ def test_of_one_batch_a_device_s_newest_word_on_a_file_counts(fleet: FleetStore,
     """However fast one device reports, it costs a row for each file and batch."""
     many = [said("downloading", progress=percent) for percent in range(100)]
     recorded = fleet.record([*many, said("downloaded", "b.bin")], arrived_at=NOON)
-    assert [(one.filename, one.progress) for one in recorded.changes] == [("b.bin", None), (FILE, 99)]
+    assert [(one.filename, one.progress) for one in recorded.changes] == [(FILE, 99), ("b.bin", None)]
     assert len(rows(migrated_url, "fleet_history", "id")) == 2
 
 

@@ -91,6 +91,11 @@ class HostPublisher:
         return self._link.status
 
     @property
+    def broker(self) -> BrokerConfig | None:
+        """The broker in force."""
+        return self._link.broker
+
+    @property
     def ready(self) -> bool:
         """Whether a message submitted now would be sent now."""
         return self.status.connected and not self._stopping and not self._full
