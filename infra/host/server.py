@@ -9,7 +9,6 @@ import signal
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
 
 import uvloop
 
@@ -30,6 +29,7 @@ from infra.host import systemd
 from infra.host.bell import DOORS, QUEUE, SWEPT, Bell
 from infra.host.broker_settings import Integration
 from infra.host.fleet.service import FleetService
+from infra.host.fleet.stream import Stream
 from infra.host.heap import settle, share_one_heap
 from infra.host.inquiry import Inquiry
 from infra.host.logs import LinkLog, configure_logging
@@ -43,6 +43,7 @@ from infra.host.sweep.state import State
 from infra.host.sweep.sweeper import Sweeper
 from infra.host.sweep.terms import Terms
 from infra.host.web import swagger
+from infra.host.web.door import Paths
 from infra.host.web.entrance import SHORT_SECRET_CHARACTERS, Entrance, Gate, StoreGate
 from infra.host.web.limited_router import LimitedRouter
 from infra.host.web.origin import TrustedProxies, is_loopback
@@ -110,10 +111,8 @@ class Host:
         per_minute = settings.device_requests_per_minute
         of_devices = devices_router(downloads)
         admits_devices = Gate(entrance, downloads.admit, telemetry.stranger, signed=True)
-        routers: list[LimitedRouter[Any]] = []
         if fleet is not None:
             of_devices = fleet.noticing(of_devices)
-            routers += [LimitedRouter(fleet.reports(downloads), admits_devices, requests_per_minute=per_minute)]
         devices = LimitedRouter(of_devices, admits_devices, requests_per_minute=per_minute, shares_answers=True)
         self._inquiry = Inquiry(bell, publisher, state=state, sweeper=self._sweeper)
         uploads = Uploads(bell.routes, downloads.objects, self._inquiry)
@@ -122,19 +121,19 @@ class Host:
         )
         if downloads.admin_tokens:
             administration = replace(administration, routes=(*administration.routes, *swagger.routes()))
-        administrators = LimitedRouter(
-            administration,
-            Gate(entrance, administration.admit, telemetry.stranger),
-            requests_per_minute=per_minute,
-        )
-        self._routers = routers = [devices, administrators, *routers]
+        admits = Gate(entrance, administration.admit, telemetry.stranger)
+        administrators = LimitedRouter(administration, admits, requests_per_minute=per_minute)
+        self._paths: list[Paths] = [devices, administrators]
+        if fleet is not None:
+            reports = LimitedRouter(fleet.reports(downloads), admits_devices, requests_per_minute=per_minute)
+            self._paths += [reports, Stream(fleet.changes, admits)]
         self.site = HostSite(
             bell,
             publisher,
             telemetry,
             stores=StoreGate(tokens, entrance),
             downloads=downloads,
-            routers=routers,
+            routers=self._paths,
             proxies=TrustedProxies(settings.trusted_proxies),
             public_base_url=settings.public_base_url,
             expected=lambda: (
@@ -183,8 +182,8 @@ class Host:
             stack.callback(self._fleet.stop)
         await self.publisher.start()
         at_the_end(self.publisher.stop)
-        for router in self._routers:
-            stack.callback(router.close)
+        for paths in self._paths:
+            stack.callback(paths.close)
         await self._bell.holdups.start()
         at_the_end(self._bell.holdups.stop)
         if self._reader is not None:

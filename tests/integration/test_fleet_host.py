@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -232,3 +235,59 @@ def test_a_broker_that_forbids_it_is_named_and_uploads_ring(rig: Rig, bad_acl: M
         assert host.post(event(record(f"assets/{FILE}"))).json() == {"outcomes": ["no_subscribers"]}
         time.sleep(1)
         assert len([line for line in host.lines("WARNING") if "reports are not heard" in line["message"]]) <= 1
+
+
+def test_changes_are_told_as_they_happen_and_none_is_missed(rig: Rig) -> None:
+    """Server-sent events: who comes back says what it had last; who was away too long begins again."""
+
+    def changes(host: Host, last: str = "") -> list[dict[str, str]]:
+        headers = {"Authorization": f"Bearer {ADMIN}", "Last-Event-ID": last}
+        answer = host.http.get("/api/v1/stream", headers=headers)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "text/event-stream")
+        blocks = answer.text.strip().split("\n\n")[1:]
+        return [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]
+
+    with rig.host() as host:
+        assert host.http.get("/api/v1/stream").status_code == 401
+        eventually(lambda: hears(host))
+        (first,) = changes(host)
+        assert first["event"] == "begin_again"
+        rig.report("downloading")
+        rig.report("installed")
+        found = changes(host, first["id"])
+        if len(found) < 2:
+            found += changes(host, found[-1]["id"])
+        assert [json.loads(one["data"])["state"] for one in found] == ["downloading", "installed"]
+        assert changes(host, found[0]["id"]) == found[1:]
+        host.post(event(record(f"assets/{FILE}")))
+        (upload,) = changes(host, found[-1]["id"])
+        assert (upload["event"], json.loads(upload["data"])["key"]) == ("upload", f"assets/{FILE}")
+        (again,) = changes(host, "5")
+        assert (again["event"], again["id"]) == ("begin_again", upload["id"])
+
+
+def test_the_command_shows_who_has_what(rig: Rig) -> None:
+    """As tables, and as JSON for scripts; a device is assigned a file, and forgotten."""
+    with rig.host() as host:
+        eventually(lambda: hears(host))
+        rig.report("failed", reason="flash \x1b[31mis full")
+        eventually(lambda: states(host))
+
+        def run(*words: str, status: int = 0) -> str:
+            environment = os.environ | {"BUCKETBELL_TOKEN": ADMIN, "BUCKETBELL_SERVER": host.url, "COLUMNS": "200"}
+            command = [str(Path(sys.executable).with_name("bucketbell")), "fleet", *words]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == status, done.stderr
+            return done.stdout
+
+        assert FILE in run("files")
+        assert json.loads(run("files", "--search", "esp32", "--json"))["failed"] == 1
+        assert MAC in run("devices", FILE, "--state", "failed")
+        assert MAC not in run("devices", FILE, "--state", "has_it")
+        assert "failed: flash" in run("device", MAC.replace("-", ":"))
+        assert "\x1b" not in run("device", MAC)
+        assert "assigned" in run("assign", MAC, FILE)
+        assert MAC in run("devices")
+        run("uploads")
+        assert "forgotten" in run("forget", MAC)
+        run("device", MAC, status=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +48,10 @@ class Keeper:
         *,
         accepts_unknown: bool,
         retention_days: int,
+        tell: Callable[[str, Mapping[str, object]], None] = lambda _kind, _data: None,
     ) -> None:
-        """Nothing runs before `start`."""
+        """Nothing runs before `start`. `tell` hears of what has changed, and must not block."""
+        self._tell = tell
         self._store, self._catalogue, self._telemetry = store, catalogue, telemetry
         self._accepts_unknown = accepts_unknown
         self._retention = timedelta(days=retention_days)
@@ -93,6 +95,8 @@ class Keeper:
             if online:
                 self._meet(online)
                 self._store.note_presence(online, at=datetime.now(UTC))
+                for mac, is_online in online.items():
+                    self._tell("presence", {"mac": mac, "online": is_online})
         except StoreUnavailableError as error:
             self._say("reports wait", str(error))
             return False
@@ -106,6 +110,9 @@ class Keeper:
         reports = [one if one.etag else one._replace(etag=self._etag(one.filename)) for one in reports]
         arrived_at = datetime.now(UTC)
         recorded = self._store.record(reports, arrived_at=arrived_at, accepts_unknown=self._accepts_unknown)
+        for one in recorded.changes:
+            said = {"mac": one.mac, "filename": one.filename, "state": one.state, "progress": one.progress}
+            self._tell("report", said)
         self._telemetry.recorded(recorded, unread=sum(one.has_unknown_fields for one in reports))
         if recorded.unknown:
             self._say("reports of unknown devices are not kept", "FLEET_ACCEPT_UNKNOWN=on would keep them")
@@ -156,6 +163,8 @@ class Keeper:
         try:
             if uploads:
                 self._store.note_uploads(list(uploads.values()))
+                for one in uploads.values():
+                    self._tell("upload", {"key": one["object_key"], "confirmed": one["confirmed_at"] is not None})
             self._write_askers()
         except StoreUnavailableError as error:
             # They are worth no memory without an end: the uploads are announced all the same.

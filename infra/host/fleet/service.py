@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from functions.admin.fleet import FleetAnswers
 from functions.fleet.api import router as reports_router
 from infra.host.fleet.keeper import Keeper
 from infra.host.fleet.listener import Listener
+from infra.host.fleet.stream import Changes
 from infra.host.metrics import FleetTelemetry
 
 if TYPE_CHECKING:
@@ -35,12 +37,14 @@ class FleetService:
     ) -> None:
         """`broker` is the one in force. Nothing runs before `start`."""
         self.answers = answers
+        self.changes = Changes(time.time_ns)
         self.keeper = Keeper(
             answers.store,
             answers.catalogue,
             FleetTelemetry(registry),
             accepts_unknown=settings.fleet_accept_unknown == "on",
             retention_days=settings.fleet_retention_days,
+            tell=self.changes.tell,
         )
         self._listener = Listener(settings.topic_prefix, self.keeper.hear, broker=broker, leads=answers.store.lead)
 
@@ -57,7 +61,8 @@ class FleetService:
         return None if answers is None else cls(settings, answers, registry, broker)
 
     def start(self) -> None:
-        """Begin to listen and to write. Blocks for nothing."""
+        """Begin to listen and to write, on the running loop. Blocks for nothing."""
+        self.changes.start()
         self.keeper.start()
         self._listener.start()
 
