@@ -1,1 +1,1 @@
-"""Who has which file: what devices report, and which file each follows. May import `events`, `s3`, `stored`, `web`."""
+"""Who has which file: what devices report, and which file each follows. May import `events` and `s3`."""

@@ -28,9 +28,9 @@ fleet = typer.Typer(
     epilog="The token is BUCKETBELL_TOKEN, or the first of ADMIN_TOKENS.",
 )
 
-State = Annotated[str, typer.Option("--state", help=f"Only those that are so far: {', '.join(STANDINGS)}.")]
+StateOption = Annotated[str, typer.Option("--state", help=f"Only those that are so far: {', '.join(STANDINGS)}.")]
 Search = Annotated[str, typer.Option("--search", help="Only those whose name has this in it.")]
-Watch = Annotated[bool, typer.Option("--watch", help=f"Show it again every {WATCH_SECONDS:g} s, until Ctrl-C.")]
+WatchOption = Annotated[bool, typer.Option("--watch", help=f"Show it again every {WATCH_SECONDS:g} s, until Ctrl-C.")]
 Mac = Annotated[str, typer.Argument(help="The device's MAC address, in any form.")]
 
 Row = Sequence[str]
@@ -40,7 +40,7 @@ Row = Sequence[str]
 def files(
     *,
     search: Search = "",
-    watch: Watch = False,
+    watch: WatchOption = False,
     server: ServerUrl = SERVER,
     token: AdminToken = None,
     ca_file: CaFile = None,
@@ -61,9 +61,9 @@ def files(
 def devices(
     filename: Annotated[str | None, typer.Argument(help="Only those that should have this file.")] = None,
     *,
-    state: State = "",
+    state: StateOption = "",
     search: Search = "",
-    watch: Watch = False,
+    watch: WatchOption = False,
     server: ServerUrl = SERVER,
     token: AdminToken = None,
     ca_file: CaFile = None,
@@ -87,7 +87,7 @@ def devices(
 @fleet.command()
 def uploads(
     *,
-    watch: Watch = False,
+    watch: WatchOption = False,
     server: ServerUrl = SERVER,
     token: AdminToken = None,
     ca_file: CaFile = None,

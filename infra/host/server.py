@@ -33,7 +33,7 @@ from infra.host.fleet.stream import Stream
 from infra.host.heap import settle, share_one_heap
 from infra.host.inquiry import Inquiry
 from infra.host.logs import LinkLog, configure_logging
-from infra.host.metrics import PrometheusTelemetry, SweepTelemetry
+from infra.host.metrics import FleetTelemetry, PrometheusTelemetry, SweepTelemetry
 from infra.host.poller import LONG_POLL_SECONDS, Poller
 from infra.host.slices import ask_for_short_slices
 from infra.host.sweep.ledger import Ledger
@@ -76,7 +76,9 @@ class Host:
         state = _state(settings)
         rung = None if state is None else Rung(state)
         ledger = None if rung is None else Ledger(rung.rang)
-        fleet = self._fleet = FleetService.of(settings, downloads, telemetry.registry, lambda: publisher.broker)
+        fleet = self._fleet = FleetService.of(
+            settings, downloads, FleetTelemetry(telemetry.registry), lambda: publisher.broker
+        )
         bell = Bell(
             publisher,
             Routes.of(settings),

@@ -20,7 +20,7 @@ SESSION_SECONDS = 24 * 3600
 STOP_SECONDS = 2.0
 
 
-class Listener:
+class ReportListener:
     """One connection at a time, to the broker that is in force; of several hosts on one database the leader's alone.
 
     All of them would use one client id, so that a new leader takes over the session with all that waits in it.

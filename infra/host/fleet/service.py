@@ -8,21 +8,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from functions.admin.fleet import FleetAnswers
-from functions.fleet.api import router as reports_router
+from functions.devices.reports import router as reports_router
 from infra.host.fleet.keeper import Keeper
-from infra.host.fleet.listener import Listener
+from infra.host.fleet.listener import ReportListener
 from infra.host.fleet.stream import Changes
-from infra.host.metrics import FleetTelemetry
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
     from functions.devices.downloads import Downloads, Principal
     from functions.mqtt.broker import BrokerConfig
     from functions.settings import Settings
     from functions.web.messages import Request
     from functions.web.router import Router
     from functions.web.tokens import DeviceToken
+    from infra.host.metrics import FleetTelemetry
 
 
 class FleetService:
@@ -32,7 +30,7 @@ class FleetService:
         self,
         settings: Settings,
         answers: FleetAnswers,
-        registry: CollectorRegistry,
+        telemetry: FleetTelemetry,
         broker: Callable[[], BrokerConfig | None],
     ) -> None:
         """`broker` is the one in force. Nothing runs before `start`."""
@@ -41,24 +39,26 @@ class FleetService:
         self.keeper = Keeper(
             answers.store,
             answers.catalogue,
-            FleetTelemetry(registry),
+            telemetry,
             accepts_unknown=settings.fleet_accept_unknown == "on",
             retention_days=settings.fleet_retention_days,
             tell=self.changes.tell,
         )
-        self._listener = Listener(settings.topic_prefix, self.keeper.hear, broker=broker, leads=answers.store.lead)
+        self._listener = ReportListener(
+            settings.topic_prefix, self.keeper.hear, broker=broker, leads=answers.store.lead
+        )
 
     @classmethod
     def of(
         cls,
         settings: Settings,
         downloads: Downloads,
-        registry: CollectorRegistry,
+        telemetry: FleetTelemetry,
         broker: Callable[[], BrokerConfig | None],
     ) -> FleetService | None:
         """The service, or None where the settings ask for none."""
         answers = FleetAnswers.of(settings, downloads.objects)
-        return None if answers is None else cls(settings, answers, registry, broker)
+        return None if answers is None else cls(settings, answers, telemetry, broker)
 
     def start(self) -> None:
         """Begin to listen and to write, on the running loop. Blocks for nothing."""
