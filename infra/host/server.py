@@ -42,7 +42,7 @@ from infra.host.sweep.record import Rung
 from infra.host.sweep.state import State
 from infra.host.sweep.sweeper import Sweeper
 from infra.host.sweep.terms import Terms
-from infra.host.web import swagger
+from infra.host.web import pages
 from infra.host.web.door import Paths
 from infra.host.web.entrance import SHORT_SECRET_CHARACTERS, Entrance, Gate, StoreGate
 from infra.host.web.limited_router import LimitedRouter
@@ -122,7 +122,7 @@ class Host:
             Administration(settings, store, integration), uploads, None if fleet is None else fleet.answers
         )
         if downloads.admin_tokens:
-            administration = replace(administration, routes=(*administration.routes, *swagger.routes()))
+            administration = replace(administration, routes=(*administration.routes, *pages.routes()))
         admits = Gate(entrance, administration.admit, telemetry.stranger)
         administrators = LimitedRouter(administration, admits, requests_per_minute=per_minute)
         self._paths: list[Paths] = [devices, administrators]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import sqlite3
@@ -12,92 +11,31 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
-from paho.mqtt import publish
 
 from functions.web.tokens import Keyring
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import MotoServer
-from tests.databases import new_sqlite
+from tests.fleet import FILE, KEY, MAC, OTHER, FleetRig, ask, hears, states
 from tests.hosts import Host, event, eventually, record
-from tests.stored import ADMIN, storing
+from tests.stored import ADMIN
 
-MAC, OTHER = "a1-b2-c3-d4-e5-f6", "a1-b2-c3-d4-e5-f7"
-FILE = "esp32/fw-1.2.4.bin"
 MANY = tuple(f"a/file-{number}.bin" for number in range(50))
-KEY = f"2026:{base64.b64encode(bytes(32)).decode()}"
 
 pytestmark = pytest.mark.usefixtures("mosquitto_binary")
 
 
-class Rig:
-    """A bucket, a broker and what a host needs to know of them."""
-
-    def __init__(self, directory: Path, moto: MotoServer, broker: Mosquitto) -> None:
-        moto.reset()
-        self.directory, self.broker = directory, broker
-        self.s3 = moto.client("s3")
-        self.s3.create_bucket(Bucket="devices")
-        self.url = new_sqlite(directory)
-        self.environment = storing(
-            self.url,
-            broker.url,
-            BUCKET="devices",
-            DEVICE_TOKEN_KEYS=KEY,
-            AWS_ENDPOINT_URL=moto.endpoint_url,
-            AWS_ACCESS_KEY_ID=moto.access_key,
-            AWS_SECRET_ACCESS_KEY=moto.secret_key,
-        )
-
-    def put(self, key: str, body: bytes = b"x") -> str:
-        """Upload; return the etag."""
-        return str(self.s3.put_object(Bucket="devices", Key=key, Body=body)["ETag"]).strip('"')
-
-    def host(self, **more: str) -> Host:
-        """The host, which is heard listening once it is entered."""
-        return Host(self.directory, self.environment | more)
-
-    def say(self, mac: str, what: str, *payloads: bytes, retain: bool = False) -> None:
-        """Publish as a device does; return when the broker has all."""
-        topic = f"iotsupport/devices/{mac}/{what}"
-        messages: list[Any] = [(topic, payload, 1, retain) for payload in payloads]
-        publish.multiple(messages, hostname="127.0.0.1", port=self.broker.port)
-
-    def report(self, state: str, mac: str = MAC, *filenames: str, **more: object) -> None:
-        """Report as a device does."""
-        bodies = [json.dumps({"filename": one, "state": state, **more}).encode() for one in filenames or (FILE,)]
-        self.say(mac, "report", *bodies)
-
-
-def ask(host: Host, path: str, method: str = "GET", **more: Any) -> Any:  # noqa: ANN401 - JSON
-    """An administrator's question."""
-    answer = host.http.request(method, f"/api/v1{path}", headers={"Authorization": f"Bearer {ADMIN}"}, **more)
-    return answer.json() if answer.status_code == 200 else answer.status_code
-
-
-def hears(host: Host) -> bool:
-    """Whether the host hears reports."""
-    return "listening to devices' reports" in host.log
-
-
 @pytest.fixture
-def rig(tmp_path: Path, moto: MotoServer, mosquitto: Mosquitto) -> Rig:
+def rig(tmp_path: Path, moto: MotoServer, mosquitto: Mosquitto) -> FleetRig:
     """A device with a config in the bucket, and a firmware."""
-    rig = Rig(tmp_path, moto, mosquitto)
+    rig = FleetRig(tmp_path, moto, mosquitto)
     rig.put(f"configs/{MAC.upper()}.json")
     rig.put(f"assets/{FILE}")
     return rig
 
 
-def states(host: Host, mac: str = MAC) -> list[tuple[str, str]]:
-    """What a device said, oldest first."""
-    device = ask(host, f"/devices/{mac}")
-    return [] if device == 404 else [(one["filename"], one["state"]) for one in reversed(device["history"])]
-
-
-def test_a_device_with_a_config_in_the_bucket_is_heard(rig: Rig) -> None:
+def test_a_device_with_a_config_in_the_bucket_is_heard(rig: FleetRig) -> None:
     """Its states in their order, its presence, and an upload's legs up to the device that has it."""
     with rig.host() as host:
         eventually(lambda: hears(host))
@@ -122,7 +60,7 @@ def test_a_device_with_a_config_in_the_bucket_is_heard(rig: Rig) -> None:
         assert host.metric("device_reports_total", state="installed") == 1
 
 
-def test_without_an_etag_the_file_as_it_is_now_is_meant(rig: Rig) -> None:
+def test_without_an_etag_the_file_as_it_is_now_is_meant(rig: FleetRig) -> None:
     """A device that does not know it; the next upload makes it wait again."""
     with rig.host() as host:
         eventually(lambda: hears(host))
@@ -131,7 +69,7 @@ def test_without_an_etag_the_file_as_it_is_now_is_meant(rig: Rig) -> None:
         assert ask(host, f"/devices/{MAC}")["standing"] == "has_it"
 
 
-def test_over_http_a_token_is_enough_to_be_known(rig: Rig) -> None:
+def test_over_http_a_token_is_enough_to_be_known(rig: FleetRig) -> None:
     """204; an administrator's token is nobody's word."""
     token = Keyring.parse([KEY]).mint(OTHER)
     body = {"filename": FILE, "state": "failed", "reason": "flash is full"}
@@ -147,7 +85,7 @@ def test_over_http_a_token_is_enough_to_be_known(rig: Rig) -> None:
         assert ask(host, f"/devices/{OTHER}")["source"] == "token"
 
 
-def test_who_asks_for_a_file_is_known(rig: Rig) -> None:
+def test_who_asks_for_a_file_is_known(rig: FleetRig) -> None:
     """Before it has ever reported."""
     headers = {"Authorization": f"Bearer {Keyring.parse([KEY]).mint(OTHER.upper())}"}
     with rig.host() as host:
@@ -155,7 +93,7 @@ def test_who_asks_for_a_file_is_known(rig: Rig) -> None:
         eventually(lambda: ask(host, f"/devices/{OTHER}") != 404)
 
 
-def test_what_is_no_report_is_counted_and_disturbs_nothing(rig: Rig) -> None:
+def test_what_is_no_report_is_counted_and_disturbs_nothing(rig: FleetRig) -> None:
     """Each kind by its name; the good one behind them is kept."""
     kinds = {
         "not_json": b"{",
@@ -184,7 +122,7 @@ def test_what_is_no_report_is_counted_and_disturbs_nothing(rig: Rig) -> None:
         assert len([line for line in host.lines("WARNING") if line.get("detail") == "not_json"]) == 1
 
 
-def test_with_fleet_accept_unknown_a_report_is_enough(rig: Rig) -> None:
+def test_with_fleet_accept_unknown_a_report_is_enough(rig: FleetRig) -> None:
     """For fleets whose broker says who is who."""
     with rig.host(FLEET_ACCEPT_UNKNOWN="on") as host:
         eventually(lambda: hears(host))
@@ -193,7 +131,7 @@ def test_with_fleet_accept_unknown_a_report_is_enough(rig: Rig) -> None:
         assert ask(host, f"/devices/{OTHER}")["source"] == "report"
 
 
-def test_what_is_reported_while_the_host_is_down_is_heard_at_its_start(rig: Rig) -> None:
+def test_what_is_reported_while_the_host_is_down_is_heard_at_its_start(rig: FleetRig) -> None:
     """The broker keeps the session, also of a host that was killed."""
     with rig.host() as host:
         eventually(lambda: hears(host))
@@ -203,7 +141,7 @@ def test_what_is_reported_while_the_host_is_down_is_heard_at_its_start(rig: Rig)
         eventually(lambda: len(states(host)) == len(MANY))
 
 
-def test_a_database_that_is_locked_stops_reports_only(rig: Rig) -> None:
+def test_a_database_that_is_locked_stops_reports_only(rig: FleetRig) -> None:
     """Uploads ring; what was reported meanwhile is kept once it is free, each once, in order."""
     with rig.host() as host:
         eventually(lambda: hears(host))
@@ -229,7 +167,7 @@ def bad_acl(tmp_path: Path) -> Iterator[Mosquitto]:
         yield broker
 
 
-def test_a_broker_that_forbids_it_is_named_and_uploads_ring(rig: Rig, bad_acl: Mosquitto) -> None:
+def test_a_broker_that_forbids_it_is_named_and_uploads_ring(rig: FleetRig, bad_acl: Mosquitto) -> None:
     """Once, not at each try."""
     with rig.host(MQTT_URL=bad_acl.url, MQTT_USERNAME="bell", MQTT_PASSWORD="secret-of-bell") as host:
         assert host.post(event(record(f"assets/{FILE}"))).json() == {"outcomes": ["no_subscribers"]}
@@ -237,7 +175,7 @@ def test_a_broker_that_forbids_it_is_named_and_uploads_ring(rig: Rig, bad_acl: M
         assert len([line for line in host.lines("WARNING") if "reports are not heard" in line["message"]]) <= 1
 
 
-def test_changes_are_told_as_they_happen_and_none_is_missed(rig: Rig) -> None:
+def test_changes_are_told_as_they_happen_and_none_is_missed(rig: FleetRig) -> None:
     """Server-sent events: who comes back says what it had last; who was away too long begins again."""
 
     def changes(host: Host, last: str = "") -> list[dict[str, str]]:
@@ -265,7 +203,7 @@ def test_changes_are_told_as_they_happen_and_none_is_missed(rig: Rig) -> None:
         assert (again["event"], again["id"]) == ("begin_again", upload["id"])
 
 
-def test_the_command_shows_who_has_what(rig: Rig) -> None:
+def test_the_command_shows_who_has_what(rig: FleetRig) -> None:
     """As tables, and as JSON for scripts; a device is assigned a file, and forgotten."""
     with rig.host() as host:
         eventually(lambda: hears(host))
