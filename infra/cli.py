@@ -17,6 +17,7 @@ from infra.commands.device import EPILOG as DEVICE_EPILOG
 from infra.commands.device import device
 from infra.commands.doctor import EPILOG as DOCTOR_EPILOG
 from infra.commands.doctor import doctor
+from infra.commands.fleet import fleet
 from infra.commands.host import EPILOG as HOST_EPILOG
 from infra.commands.host import host
 from infra.commands.listen import EPILOG as LISTEN_EPILOG
@@ -64,5 +65,6 @@ app.command(epilog=ROTATE_KEYS_EPILOG)(rotate_keys)
 app.add_typer(mqtt)
 app.command(epilog=WHY_EPILOG)(why)
 app.command(epilog=RING_EPILOG)(ring)
+app.add_typer(fleet)
 app.command(epilog=LISTEN_EPILOG)(listen)
 app.command(epilog=CONFIG_EPILOG)(config)

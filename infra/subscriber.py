@@ -28,6 +28,9 @@ STOP_TIMEOUT_SECONDS = 1.0
 LOOP_SECONDS = 0.05
 FIRST_RETRY_SECONDS = 0.1
 LONGEST_RETRY_SECONDS = 5.0
+MAX_BATCH = 1000
+"""Also what the broker may send without an acknowledgement, if it likes so much; Mosquitto's own limit is 20."""
+REFUSED_BATCH_SECONDS = 1.0
 
 _PROTOCOLS = {
     5: MQTTProtocolVersion.MQTTv5,
@@ -71,9 +74,11 @@ class Subscriber:
     """Hears `topics` on the broker at `url` (`mqtt://` or `mqtts://`), reconnecting by itself once started.
 
     What arrived is taken once, by `next`, `wait_for`, `drain` or `silence`, from any thread; `messages` keeps
-    all. With `on_message` none is kept: it is given each instead, before the broker gets its acknowledgement.
+    all. With `on_message` none is kept: it is given each instead, before the broker gets its acknowledgement. With
+    `on_batch` neither: it is given what came in one go, at most `MAX_BATCH`, and the broker gets the acknowledgements
+    after it has returned True; after False it is given the same again, and more, a second later.
     `on_state` is given None whenever the broker has confirmed the subscriptions, so again after each reconnection,
-    and the reason whenever it could not listen. Both are called in the subscriber's own thread.
+    and the reason whenever it could not listen. All are called in the subscriber's own thread.
     `context` goes instead of the TLS files.
     `presence_topic` gets a retained `online` while it listens, and `offline` at the end or, as the last will, when
     the connection is lost. `protocol` is 5 or "3.1.1". With `session_expiry_seconds` above 0 the broker keeps the
@@ -98,6 +103,7 @@ class Subscriber:
         session_expiry_seconds: int = 0,
         presence_topic: str | None = None,
         on_message: Callable[[Received], None] | None = None,
+        on_batch: Callable[[list[Received]], bool] | None = None,
         on_state: Callable[[SubscriberError | None], None] | None = None,
     ) -> None:
         parts = urlsplit(url)
@@ -115,6 +121,9 @@ class Subscriber:
         self._qos = qos
         self._presence_topic = presence_topic
         self._take_message = on_message
+        self._take_batch = on_batch
+        self._batch: list[tuple[int, Received]] = []  # each with what paho acknowledges it by
+        self._batch_due_at = 0.0
         self._take_state = on_state
         self._news = threading.Condition()
         self._unread: deque[Received] = deque()
@@ -124,7 +133,8 @@ class Subscriber:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._client = self._make_client(_PROTOCOLS[protocol], client_id, session_expiry_seconds)
-        self._aim = partial(_aim, self._client, parts.hostname, port, session_expiry_seconds)
+        in_flight = None if on_batch is None else MAX_BATCH
+        self._aim = partial(_aim, self._client, parts.hostname, port, session_expiry_seconds, in_flight)
         if username is not None:
             self._client.username_pw_set(username, password)
         if parts.scheme == "mqtts":
@@ -219,6 +229,7 @@ class Subscriber:
             protocol=protocol,
             # MQTT 5 has Clean Start instead, and paho refuses the old name there.
             clean_session=None if protocol is MQTTProtocolVersion.MQTTv5 else not session_expiry_seconds,
+            manual_ack=self._take_batch is not None,
         )
         if self._presence_topic is not None:
             client.will_set(self._presence_topic, b"offline", qos=1, retain=True)
@@ -244,8 +255,11 @@ class Subscriber:
                         failures = 0
                     if self._stopping.is_set():
                         break
+                    if self._batch:
+                        self._hand_over()
                 else:
                     self._lost()
+                self._batch.clear()  # the broker sends again what it has no acknowledgement for
             failures += 1
             pause = backoff_seconds(failures, first_seconds=FIRST_RETRY_SECONDS, longest_seconds=LONGEST_RETRY_SECONDS)
             self._stopping.wait(pause)
@@ -255,6 +269,22 @@ class Subscriber:
         self._subscribed = False
         # paho leaves the pair of sockets that `loop` makes to the garbage collector, which warns of them.
         self._client._reset_sockets(sockpair_only=True)  # noqa: SLF001 - there is no other way to it
+
+    def _hand_over(self) -> None:
+        """Take in what else is there, hand over all of it, and acknowledge that."""
+        before = 0
+        while before < len(self._batch) < MAX_BATCH:
+            before = len(self._batch)
+            if self._client.loop(0) is not MQTTErrorCode.MQTT_ERR_SUCCESS:
+                return  # which the next turn finds out, too
+        if self._take_batch is None or time.monotonic() < self._batch_due_at:
+            return
+        if not self._take_batch([received for _, received in self._batch]):
+            self._batch_due_at = time.monotonic() + REFUSED_BATCH_SECONDS
+            return
+        for mid, received in self._batch:
+            self._client.ack(mid, received.qos)
+        self._batch.clear()
 
     def _lost(self) -> None:
         # A refusal closes the connection too: keep its reason.
@@ -308,6 +338,9 @@ class Subscriber:
             received_at=received_at,
             received_wall=received_wall,
         )
+        if self._take_batch is not None:
+            self._batch.append((arrived.mid, message))
+            return
         if self._take_message is not None:
             self._take_message(message)
             return
@@ -328,11 +361,13 @@ class _TidySocket(ssl.SSLSocket):
             raise
 
 
-def _aim(client: paho.Client, host: str, port: int, session_expiry_seconds: int) -> None:
+def _aim(client: paho.Client, host: str, port: int, session_expiry_seconds: int, receive_maximum: int | None) -> None:
     """Tells paho where to connect and for how long the session is to be kept; opens nothing."""
     if client.protocol is not MQTTProtocolVersion.MQTTv5:
         client.connect_async(host, port, KEEPALIVE_SECONDS)
         return
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho left it untyped
     properties.SessionExpiryInterval = session_expiry_seconds
+    if receive_maximum is not None:
+        properties.ReceiveMaximum = receive_maximum
     client.connect_async(host, port, KEEPALIVE_SECONDS, clean_start=not session_expiry_seconds, properties=properties)

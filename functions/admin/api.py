@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from functions.admin import openapi
+from functions.admin.fleet import FleetPage
+from functions.admin.fleet_schemas import Assignment
 from functions.admin.openapi import OPERATIONS, STALE, Operation
 from functions.admin.schemas import RingRequest
 from functions.settings import SettingsError
@@ -21,6 +23,7 @@ from functions.web.messages import Problem, Reply, Request, as_json, internal, m
 from functions.web.router import Route, Router
 
 if TYPE_CHECKING:
+    from functions.admin.fleet import FleetAnswers
     from functions.admin.operations import Administration
     from functions.admin.schemas import Schema
     from functions.admin.uploads import Uploads
@@ -36,7 +39,7 @@ _INVALID_JSON = "json_invalid"  # pydantic's name for it
 T = TypeVar("T", bound=BaseModel)
 
 
-def router(administration: Administration, uploads: Uploads) -> Router[None]:
+def router(administration: Administration, uploads: Uploads, fleet: FleetAnswers | None = None) -> Router[None]:
     """All that an administrator can ask for."""
     answers: dict[str, Callable[[Request], Reply]] = {
         "config": lambda _: _config(administration),
@@ -51,6 +54,18 @@ def router(administration: Administration, uploads: Uploads) -> Router[None]:
             uploads.modified_since(_needed(request, "since"), request.parameters("after").get("after", ""))
         ),
     }
+    asked_of_the_fleet: dict[str, Callable[[FleetAnswers, Request], Reply]] = {
+        "devices": lambda fleet, request: _json(fleet.devices(_page(request))),
+        "device": lambda fleet, request: _json(fleet.device(_between(request, openapi.DEVICES))),
+        "remove_device": _remove_device,
+        "assign": _assign,
+        "files": lambda fleet, request: _json(fleet.files(_page(request))),
+        "file_devices": lambda fleet, request: _json(
+            fleet.file_devices(_between(request, openapi.FILES, "/devices"), _page(request))
+        ),
+        "uploads": lambda fleet, request: _json(fleet.uploads(_page(request).limit)),
+    }
+    answers |= {name: partial(_of_fleet, fleet, answer) for name, answer in asked_of_the_fleet.items()}
     routes = tuple(_route(operation, answers[operation.name]) for operation in OPERATIONS)
     # What can be asked is no secret.
     document: Route[None] = Route(("GET",), openapi.PATH, lambda _request, _caller: described(), is_public=True)
@@ -62,7 +77,34 @@ def router(administration: Administration, uploads: Uploads) -> Router[None]:
 
 def _route(operation: Operation, answer: Callable[[Request], Reply]) -> Route[None]:
     max_body_bytes = 0 if operation.body is None else MAX_BODY_BYTES
-    return Route((operation.method,), operation.path, lambda request, _caller: answer(request), max_body_bytes)
+    path = operation.path.replace("{filename}", "*")  # which may have folders
+    return Route((operation.method,), path, lambda request, _caller: answer(request), max_body_bytes)
+
+
+def _of_fleet(fleet: FleetAnswers | None, answer: Callable[[FleetAnswers, Request], Reply], request: Request) -> Reply:
+    if fleet is None:
+        raise Problem(HTTPStatus.CONFLICT, "no_fleet", "Nothing is kept of devices: set DATABASE_URL and BUCKET.")
+    return answer(fleet, request)
+
+
+def _remove_device(fleet: FleetAnswers, request: Request) -> Reply:
+    fleet.remove_device(_between(request, openapi.DEVICES))
+    return Reply(HTTPStatus.NO_CONTENT, _NO_STORE)
+
+
+def _assign(fleet: FleetAnswers, request: Request) -> Reply:
+    right = {"field": "filename", "problem": "is not right", "expected": 'an asset: {"filename": "esp32/fw-1.2.bin"}'}
+    filename = _read(Assignment, request, lambda _: [right]).filename
+    return _json(fleet.assign(_between(request, openapi.DEVICES, "/assignment"), filename))
+
+
+def _between(request: Request, base: str, end: str = "") -> str:
+    """What stands in the path where it differs."""
+    return request.path.removeprefix(f"{base}/").removesuffix(end)
+
+
+def _page(request: Request) -> FleetPage:
+    return FleetPage.of(request.parameters("after", "limit", "search", "state"))
 
 
 def _config(administration: Administration) -> Reply:

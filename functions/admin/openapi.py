@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -9,6 +10,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from functions.admin.fleet_schemas import (
+    Assignment,
+    DeviceDetailAnswer,
+    DevicesAnswer,
+    FileDevicesAnswer,
+    FleetFilesAnswer,
+    UploadsAnswer,
+)
 from functions.admin.schemas import (
     ConfigAnswer,
     DiscoveryAnswer,
@@ -20,15 +29,18 @@ from functions.admin.schemas import (
     StatusAnswer,
     WhyAnswer,
 )
+from functions.fleet.standing import STANDINGS
 from functions.stored.model import MqttConfigChange
 
 PATH = "/openapi.json"
 API = "/api/v1"
 BASE = f"{API}/integrations/mqtt"
 STATUS, WHY, RING = f"{BASE}/status", f"{API}/why", f"{API}/ring"
-API_VERSION = "1.1.0"
+DEVICES, FILES = f"{API}/devices", f"{API}/files"
+API_VERSION = "1.2.0"
 STALE = "Bucketbell-Stale"
 
+_PLACE = re.compile(r"{(\w+)}")
 _ETAG = {"description": "The version, quoted.", "schema": {"type": "string"}}
 _STALE = {
     "description": "The database does not answer: this is what it held at that time (RFC 3339), `never` if never read.",
@@ -51,7 +63,7 @@ _MEANING = {
     HTTPStatus.BAD_REQUEST: "The request cannot be read.",
     HTTPStatus.UNAUTHORIZED: "A token of ADMIN_TOKENS is needed.",
     HTTPStatus.FORBIDDEN: "That broker must not be connected to.",
-    HTTPStatus.NOT_FOUND: "There is no such camera, or file.",
+    HTTPStatus.NOT_FOUND: "There is no such camera, device or file.",
     HTTPStatus.REQUEST_TIMEOUT: "The body did not arrive in time.",
     HTTPStatus.CONFLICT: "Not here, or not now; `detail` says why, and what to do.",
     HTTPStatus.PRECONDITION_FAILED: "Somebody else has changed the settings meanwhile.",
@@ -81,6 +93,11 @@ class Operation:
     query: tuple[tuple[str, str, bool], ...] = ()
     """The parameters: name, description, whether it is needed."""
 
+
+_LIMIT = ("limit", "How many, from 1 to 1,000; 100 unless told.", False)
+_AFTER = ("after", "`next` of the page before.", False)
+_STANDING = ("state", f"Only those that are so far: {', '.join(f'`{one}`' for one in STANDINGS)}.", False)
+_PAGED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.CONFLICT)
 
 OPERATIONS = (
     Operation(
@@ -179,6 +196,75 @@ OPERATIONS = (
             ("after", "`next` of the answer before.", False),
         ),
     ),
+    Operation(
+        "devices",
+        "GET",
+        DEVICES,
+        "The fleet's devices",
+        "By MAC, each with the file that it should have and how far it is with that. Needs DATABASE_URL and BUCKET, as "
+        "all that concerns the fleet.",
+        DevicesAnswer,
+        problems=_PAGED,
+        query=(("search", "A part of the MAC, the version or the agent.", False), _STANDING, _AFTER, _LIMIT),
+    ),
+    Operation(
+        "device",
+        "GET",
+        f"{DEVICES}/{{mac}}",
+        "One device",
+        "What it holds, and its last 100 states.",
+        DeviceDetailAnswer,
+        problems=(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+    ),
+    Operation(
+        "remove_device",
+        "DELETE",
+        f"{DEVICES}/{{mac}}",
+        "Forget a device",
+        "And all that it said. It is known again when it asks for something.",
+        None,
+        problems=(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+    ),
+    Operation(
+        "assign",
+        "PUT",
+        f"{DEVICES}/{{mac}}/assignment",
+        "Say which asset a device should have",
+        "Without an assignment it follows the newest of what it installed last.",
+        DeviceDetailAnswer,
+        body=Assignment,
+        problems=(*_BODY, HTTPStatus.CONFLICT),
+    ),
+    Operation(
+        "files",
+        "GET",
+        FILES,
+        "Who has which file",
+        "The bucket's configs and assets, newest first, each with how many devices should have it and have it.",
+        FleetFilesAnswer,
+        problems=_PAGED,
+        query=(("search", "A part of the key.", False), _AFTER, _LIMIT),
+    ),
+    Operation(
+        "file_devices",
+        "GET",
+        f"{FILES}/{{filename}}/devices",
+        "Who has this file",
+        "The devices that should have it, by MAC. The name may have folders.",
+        FileDevicesAnswer,
+        problems=(*_PAGED, HTTPStatus.NOT_FOUND),
+        query=(("search", "A part of the MAC.", False), _STANDING, _AFTER, _LIMIT),
+    ),
+    Operation(
+        "uploads",
+        "GET",
+        f"{API}/uploads",
+        "The last uploads",
+        "The last 1,000 at most, newest first: when each was announced and confirmed, and who has it.",
+        UploadsAnswer,
+        problems=_PAGED,
+        query=(_LIMIT,),
+    ),
 )
 
 
@@ -202,8 +288,8 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "bucketbell: administration",
             "version": API_VERSION,
-            "description": "Broker settings, status and test; what became of an upload. Each request needs "
-            "`Authorization: Bearer <a token of ADMIN_TOKENS>`.",
+            "description": "Broker settings, status and test; what became of an upload; who has which file. Each "
+            "request needs `Authorization: Bearer <a token of ADMIN_TOKENS>`.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
@@ -218,9 +304,9 @@ def document() -> dict[str, Any]:
 
 def _operation(operation: Operation) -> dict[str, Any]:
     parameters: list[dict[str, Any]] = []
-    if "{camera_id}" in operation.path:
+    for name in _PLACE.findall(operation.path):
         schema = {"type": "string", "minLength": 1}
-        parameters.append({"name": "camera_id", "in": "path", "required": True, "schema": schema})
+        parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
     for name, words, is_needed in operation.query:
         schema = {"type": "string", "minLength": 1} if is_needed else {"type": "string"}
         parameters.append({"name": name, "in": "query", "required": is_needed, "description": words, "schema": schema})

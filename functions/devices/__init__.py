@@ -1,1 +1,1 @@
-"""What devices ask for: their files, and the manifest. May import `s3`, `web`, `events`."""
+"""What devices ask for and report: files, the manifest. May import `s3`, `web`, `events`, `fleet`, `stored`."""

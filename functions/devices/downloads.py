@@ -29,6 +29,7 @@ from functions.s3.clients import StorageError
 from functions.s3.objects import MAX_PAGE_OBJECTS, ObjectInfo, Objects
 from functions.web.messages import (
     THUMBNAILS,
+    Problem,
     Reply,
     Request,
     absent,
@@ -132,6 +133,13 @@ class Downloads:
             return Principal(bearer, self.objects, self.keyring.verify(bearer))
         except TokenError as error:
             raise unauthorised(error.reason, kid=error.kid, jti=error.jti) from None
+
+    def admit_device(self, request: Request) -> DeviceToken:
+        """Which device asks, in exchange for its token: nobody else's word counts."""
+        principal = self.admit(request)
+        if principal.device is None:
+            raise Problem(HTTPStatus.FORBIDDEN, "no_device", "Only a device reports: use a device's token.")
+        return principal.device
 
     def warm_up(self, *, ask_region: bool = False) -> None:
         """Prepare for the first request. Only the store may be asked; what is wrong shows at that request."""

@@ -197,6 +197,17 @@ class Settings(BaseSettings):
     sweep_events_max_age_seconds: int = Field(
         default=300, ge=0, le=86_400, description="A sweep announces cameras' events that are younger than this."
     )
+    fleet_accept_unknown: Literal["off", "on"] = Field(
+        default="off",
+        description="`on`: a report alone makes a device known. Otherwise it needs a config in the bucket, an "
+        "assignment, or a token that it has used.",
+    )
+    fleet_retention_days: int = Field(
+        default=90,
+        ge=1,
+        le=3650,
+        description="How long the states that devices reported are kept (DATABASE_URL); the last of each file stays.",
+    )
     sweep_state_file: Path | None = Field(
         default=None,
         description="SQLite file that holds what was announced, where there is no DATABASE_URL. Unset: "

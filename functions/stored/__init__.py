@@ -1,1 +1,1 @@
-"""Broker settings in a database, loaded with DATABASE_URL only; the only one with SQLAlchemy. May import `mqtt`."""
+"""What is kept in a database; the only folder with SQLAlchemy, loaded only where needed. May import `mqtt`, `fleet`."""

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Boolean,
     Column,
@@ -25,15 +24,13 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
-    any_,
-    cast,
     delete,
     func,
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
+from functions.stored import bulk
 from functions.stored.database import METADATA, Database
 from functions.stored.errors import StoreDamagedError, StoreUnavailableError
 from functions.stored.ring import KEPT, Ring
@@ -158,7 +155,7 @@ class RingStore:
         with self.database.transaction() as connection:
             found = connection.execute(
                 select(table.identity).where(
-                    table.scope == self._number, _among(table.identity, identities, connection)
+                    table.scope == self._number, bulk.among(table.identity, identities, connection)
                 )
             )
             return {bytes(identity) for identity in found.scalars()}
@@ -199,8 +196,8 @@ class RingStore:
         scope = {"scope": self._number, "bucket": self.scope.bucket, "endpoint": self.scope.endpoint}
         row = {"scope": self._number, "prefix": _raw(prefix), "t0": t0, "is_complete": False, "is_lost": lost}
         with self._writing() as connection:
-            _insert(connection, SCOPES, [scope])
-            _insert(connection, PREFIXES, [row])
+            bulk.insert(connection, SCOPES, [scope])
+            bulk.insert(connection, PREFIXES, [row])
         return self.prefixes()[prefix]
 
     def complete(self, prefix: str) -> None:
@@ -252,7 +249,7 @@ class RingStore:
         )  # or two hosts could wait for each other
         if identities:
             new = [{"scope": self._number, "identity": identity, "rang_at": now} for identity in identities]
-            _insert(connection, IDENTITIES, new)
+            bulk.insert(connection, IDENTITIES, new)
         self._forget_identities(connection, before=now - KEPT_MS)
         if not self._sweeps and not self._is_swept(connection):
             return
@@ -267,10 +264,10 @@ class RingStore:
             elif row.number:
                 surplus.append(row.number)
         if surplus:
-            connection.execute(delete(RINGS).where(_among(RINGS.c.id, surplus, connection)))
+            connection.execute(delete(RINGS).where(bulk.among(RINGS.c.id, surplus, connection)))
         # Oldest first: their numbers are the order in which they came.
         rows = [row.ring for key in keys for row in reversed(kept[key]) if not row.number]
-        _insert(connection, RINGS, [self._columns(ring, keys[ring.object_key], now) for ring in rows])
+        bulk.insert(connection, RINGS, [self._columns(ring, keys[ring.object_key], now) for ring in rows])
 
     def _columns(self, ring: Ring, key: bytes, now: int) -> dict[str, Any]:
         return {
@@ -299,7 +296,7 @@ class RingStore:
             ) from None
 
     def _of(self, keys: Sequence[bytes], connection: Connection) -> ColumnElement[bool]:
-        return and_(RINGS.c.scope == self._number, _among(RINGS.c.object_key, keys, connection))
+        return and_(RINGS.c.scope == self._number, bulk.among(RINGS.c.object_key, keys, connection))
 
     def _question(self, prefix: bytes, after: bytes, upto: str | None) -> Any:  # noqa: ANN401 - a SELECT of two columns
         table = RINGS.c
@@ -321,7 +318,7 @@ class RingStore:
         mine = table.scope == self._number
         old = select(table.identity).where(mine, table.rang_at < before).limit(MAX_FORGOTTEN)
         if found := [bytes(identity) for identity in connection.execute(old).scalars()]:
-            connection.execute(delete(IDENTITIES).where(mine, _among(table.identity, found, connection)))
+            connection.execute(delete(IDENTITIES).where(mine, bulk.among(table.identity, found, connection)))
 
     def _milliseconds(self) -> int:
         return int(self._now() * 1000)
@@ -332,24 +329,6 @@ class _Row(NamedTuple):
 
     number: int
     ring: Ring
-
-
-def _insert(connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
-    """Insert those whose primary key is not there yet, in this order."""
-    if connection.dialect.name == "sqlite":
-        connection.execute(sqlite.insert(table).on_conflict_do_nothing(), rows)
-        return
-    # One array for each column: thousands of parameters take many times as long.
-    names = list(rows[0])
-    columns = (cast([row[name] for row in rows], ARRAY(table.c[name].type)) for name in names)
-    new = select(*func.unnest(*columns).table_valued(*names).render_derived().c)
-    connection.execute(postgresql.insert(table).from_select(names, new).on_conflict_do_nothing())
-
-
-def _among(column: Column[Any], values: Sequence[object], connection: Connection) -> ColumnElement[bool]:
-    if connection.dialect.name == "sqlite":
-        return column.in_(values)
-    return column == any_(cast(values, ARRAY(column.type)))  # as above
 
 
 def _raw(text: str) -> bytes:

@@ -80,12 +80,12 @@ class Api:
                 if status != HTTPStatus.TOO_MANY_REQUESTS or pause_seconds is None:
                     break
                 time.sleep(pause_seconds)
-            found = json.loads(text)
+            found = {} if status == HTTPStatus.NO_CONTENT else json.loads(text)
         except FetchError as trouble:
             fail(f"{self._server}: {trouble}")
         except ValueError:
             fail(f"{self._server}: HTTP {status}, and the answer is not JSON: is this bucketbell's host?")
-        if not isinstance(found, dict) or status != HTTPStatus.OK:
+        if not isinstance(found, dict) or status not in {HTTPStatus.OK, HTTPStatus.NO_CONTENT}:
             _refused(self._server, status, found)
         return HostAnswer(etag, stale, found)
 

@@ -56,7 +56,7 @@ def why(
     as_json: AsJson = False,
 ) -> None:
     """Tell what became of an upload, from the bucket to the broker; or what is in the way."""
-    with open_api(server, _token(token), ca_file, BASE) as api:
+    with open_api(server, token_or_first(token), ca_file, BASE) as api:
         found = api.ask("GET", f"why?{_query(key=key)}").document
     if as_json:
         print_json(found)
@@ -93,7 +93,7 @@ def ring(
     if (key is None) == (since is None):
         raise typer.BadParameter("name a file, or give --since")
     moment = None if since is None else _since(since)
-    with open_api(server, _token(token), ca_file, BASE) as api:
+    with open_api(server, token_or_first(token), ca_file, BASE) as api:
         keys = [key] if key is not None else _modified_since(api, moment or datetime.now(UTC), announces_many=yes)
         if not _ring_all(api, keys, as_json=as_json):
             raise typer.Exit(1)
@@ -159,7 +159,7 @@ def _since(text: str) -> datetime:
         raise typer.BadParameter(problem, param_hint="--since") from None
 
 
-def _token(given: str | None) -> str:
+def token_or_first(given: str | None) -> str:
     """The given token, or the first of ADMIN_TOKENS."""
     if given is not None:
         return given

@@ -100,11 +100,13 @@ class Bell:
         reader: HostReader | None = None,
         ledger: Ledger | None = None,
         ask: Callable[[bytes], Pending[bool]] | None = None,
+        tell: Callable[[Settled], None] | None = None,
     ) -> None:
         """`patience_seconds`: how long `ring` waits for the broker's word. `reader` is for routes with detections.
 
         `retry_seconds`: for how long one cause may hold up a store's queue. `ledger`: where what rings is recorded.
-        `ask`: whether another host has announced this event, where there are others.
+        `ask`: whether another host has announced this event, where there are others. `tell` hears of each event that is
+        no repeat.
         """
         self.routes = routes
         self._publisher = publisher
@@ -114,6 +116,7 @@ class Bell:
         self._twins = Twins()
         self._ledger = ledger
         self._ask = ask
+        self._tell = tell
         self._seen = SeenEvents()
         self._refused = SeenEvents()
         self.history = History()
@@ -337,6 +340,8 @@ class Bell:
         self._telemetry.event(source, settled.label)
         if settled.label == REPEATED:
             return
+        if self._tell is not None:
+            self._tell(settled)
         # One malformed event looks like the next; a failed publish names its file.
         lines = 1 if isinstance(record, Malformed) else LOG_LINES_PER_KIND
         if self._may_log((source, settled.label, settled.reason), lines):

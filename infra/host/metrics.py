@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,10 +19,16 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from functions.fleet.reports import REFUSALS, STATES
+
+if TYPE_CHECKING:
+    from functions.stored.fleet import Recorded
+
 # A second series for every counter, that no dashboard reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left it unannotated
 
 _STATUSES = ("failure", "success")
+OTHER_REFUSALS = ("not_a_mac", "retained", "unknown_device")  # beside what `parse_report` finds
 STRANGERS = ("no_token", "bad_token", "too_many", "foreign_page")
 BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SWEEP_BUCKETS_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
@@ -196,3 +203,43 @@ class _Seen(Collector):
             yield family
         if (up := self._database_up()) is not None:
             yield GaugeMetricFamily("database_up", "1 while the stored settings can be read.", value=up)
+
+
+class FleetTelemetry:
+    """What is counted of devices' reports, where there is a database."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register into `registry`."""
+        reports = Counter("device_reports_total", "Reports that said something new.", ["state"], registry=registry)
+        refused = Counter("device_reports_refused_total", "Reports that were not kept.", ["reason"], registry=registry)
+        self._odd_clocks = Counter(
+            "device_reports_odd_clock_total", "Reports whose time cannot be right.", registry=registry
+        )
+        self._unread = Counter(
+            "device_reports_unknown_fields_total", "Reports with fields that nobody knows.", registry=registry
+        )
+        self._not_noted = Counter(
+            "fleet_uploads_not_noted_total", "Uploads that the database could not be told of.", registry=registry
+        )
+        self._reports, self._refused = cache(reports.labels), cache(refused.labels)
+        for state in STATES:
+            self._reports(state)
+        for reason in (*REFUSALS, *OTHER_REFUSALS):
+            self._refused(reason)
+
+    def recorded(self, recorded: Recorded, *, unread: int) -> None:
+        """A batch is stored; `unread` reports of it had fields that nobody knows."""
+        for one in recorded.changes:
+            self._reports(one.state).inc()
+        if recorded.unknown:
+            self._refused("unknown_device").inc(recorded.unknown)
+        self._odd_clocks.inc(recorded.disbelieved)
+        self._unread.inc(unread)
+
+    def refused(self, reason: str) -> None:
+        """`device_reports_refused_total`."""
+        self._refused(reason).inc()
+
+    def not_noted(self, count: int) -> None:
+        """`fleet_uploads_not_noted_total`."""
+        self._not_noted.inc(count)

@@ -28,10 +28,12 @@ from functions.web.tokens import KeyringError
 from infra.host import systemd
 from infra.host.bell import DOORS, QUEUE, SWEPT, Bell
 from infra.host.broker_settings import Integration
+from infra.host.fleet.service import FleetService
+from infra.host.fleet.stream import Stream
 from infra.host.heap import settle, share_one_heap
 from infra.host.inquiry import Inquiry
 from infra.host.logs import LinkLog, configure_logging
-from infra.host.metrics import PrometheusTelemetry, SweepTelemetry
+from infra.host.metrics import FleetTelemetry, PrometheusTelemetry, SweepTelemetry
 from infra.host.poller import LONG_POLL_SECONDS, Poller
 from infra.host.slices import ask_for_short_slices
 from infra.host.sweep.ledger import Ledger
@@ -40,7 +42,8 @@ from infra.host.sweep.record import Rung
 from infra.host.sweep.state import State
 from infra.host.sweep.sweeper import Sweeper
 from infra.host.sweep.terms import Terms
-from infra.host.web import swagger
+from infra.host.web import pages
+from infra.host.web.door import Paths
 from infra.host.web.entrance import SHORT_SECRET_CHARACTERS, Entrance, Gate, StoreGate
 from infra.host.web.limited_router import LimitedRouter
 from infra.host.web.origin import TrustedProxies, is_loopback
@@ -73,6 +76,9 @@ class Host:
         state = _state(settings)
         rung = None if state is None else Rung(state)
         ledger = None if rung is None else Ledger(rung.rang)
+        fleet = self._fleet = FleetService.of(
+            settings, downloads, FleetTelemetry(telemetry.registry), lambda: publisher.broker
+        )
         bell = Bell(
             publisher,
             Routes.of(settings),
@@ -82,6 +88,7 @@ class Host:
             reader=reader,
             ledger=ledger,
             ask=rung.ask if rung is not None and rung.is_shared else None,
+            tell=None if fleet is None else fleet.keeper.rang,
         )
         self._state, self._rung, self._sweeper = state, rung, None
         if state is not None and rung is not None and ledger is not None and settings.sweep_seconds:
@@ -104,30 +111,30 @@ class Host:
         tokens = [token.get_secret_value() for token in settings.webhook_tokens]
         entrance = Entrance((*tokens, *downloads.admin_tokens), downloads.keyring.needs_signature)
         per_minute = settings.device_requests_per_minute
-        devices = LimitedRouter(
-            devices_router(downloads),
-            Gate(entrance, downloads.admit, telemetry.stranger, signed=True),
-            requests_per_minute=per_minute,
-            shares_answers=True,
-        )
+        of_devices = devices_router(downloads)
+        admits_devices = Gate(entrance, downloads.admit, telemetry.stranger, signed=True)
+        if fleet is not None:
+            of_devices = fleet.noticing(of_devices)
+        devices = LimitedRouter(of_devices, admits_devices, requests_per_minute=per_minute, shares_answers=True)
         self._inquiry = Inquiry(bell, publisher, state=state, sweeper=self._sweeper)
         uploads = Uploads(bell.routes, downloads.objects, self._inquiry)
         operations = Administration(settings, store, integration, seen_tokens=downloads.keyring.seen)
-        administration = admin_router(operations, uploads)
+        administration = admin_router(operations, uploads, None if fleet is None else fleet.answers)
         if downloads.admin_tokens:
-            administration = replace(administration, routes=(*administration.routes, *swagger.routes()))
-        administrators = LimitedRouter(
-            administration,
-            Gate(entrance, administration.admit, telemetry.stranger),
-            requests_per_minute=per_minute,
-        )
+            administration = replace(administration, routes=(*administration.routes, *pages.routes()))
+        admits = Gate(entrance, administration.admit, telemetry.stranger)
+        administrators = LimitedRouter(administration, admits, requests_per_minute=per_minute)
+        self._paths: list[Paths] = [devices, administrators]
+        if fleet is not None:
+            reports = LimitedRouter(fleet.reports(downloads), admits_devices, requests_per_minute=per_minute)
+            self._paths += [reports, Stream(fleet.changes, admits)]
         self.site = HostSite(
             bell,
             publisher,
             telemetry,
             stores=StoreGate(tokens, entrance),
             downloads=downloads,
-            routers=(devices, administrators),
+            routers=self._paths,
             proxies=TrustedProxies(settings.trusted_proxies),
             public_base_url=settings.public_base_url,
             expected=lambda: (
@@ -140,7 +147,7 @@ class Host:
         self._integration = integration
         self._bell = bell
         self._reader = reader
-        self._devices, self._administrators = devices, administrators
+        self._devices = devices
         self._downloads = downloads
 
     async def run(self, host: str, port: int) -> None:
@@ -171,10 +178,13 @@ class Host:
             stack.callback(self._state.close)
             await self._rung.start()
             at_the_end(self._rung.stop)
+        if self._fleet is not None:
+            self._fleet.start()
+            stack.callback(self._fleet.stop)
         await self.publisher.start()
         at_the_end(self.publisher.stop)
-        stack.callback(self._administrators.close)
-        stack.callback(self._devices.close)
+        for paths in self._paths:
+            stack.callback(paths.close)
         await self._bell.holdups.start()
         at_the_end(self._bell.holdups.stop)
         if self._reader is not None:

@@ -95,6 +95,8 @@ EXAMPLES: dict[str, list[str]] = {
     "sweep_max_rings": ["1", "100000", "-1"],
     "sweep_catch_up_seconds": ["0", "86400"],
     "sweep_events_max_age_seconds": ["0", "300"],
+    "fleet_accept_unknown": ["off", "on"],
+    "fleet_retention_days": ["1", "90"],
     "sweep_state_file": ["/var/lib/bucketbell/sweep.db", "s", "x" * 5000],
     "log_level": ["DEBUG", "INFO", "debug"],
     "aws_endpoint_url": HTTP,

@@ -75,8 +75,7 @@ class HostPublisher:
         self._aside = Aside()
         self._in_flight: dict[int, PendingPublish] = {}
         self._lone: PendingPublish | None = None  # the suspect among them
-        self._others_next = False
-        self._gave_up = False
+        self._others_next = self._gave_up = False
         self._made_at = 0.0
         self._progress_at = 0.0
         self._silent_until = 0.0
@@ -89,6 +88,11 @@ class HostPublisher:
     def status(self) -> LinkStatus:
         """The link as last seen."""
         return self._link.status
+
+    @property
+    def broker(self) -> BrokerConfig | None:
+        """The broker in force."""
+        return self._link.broker
 
     @property
     def ready(self) -> bool:

@@ -21,6 +21,19 @@ class Door(NamedTuple):
     max_body_bytes: int = 0
 
 
+class Paths(Protocol):
+    """What takes the requests for some paths."""
+
+    def takes(self, path: str) -> bool:
+        """Whether a request for this path is for it."""
+
+    def open(self, request: Request) -> Door:
+        """See `Site.open`."""
+
+    def close(self) -> None:
+        """Take no more."""
+
+
 class Site(Protocol):
     """Tells the door for a request, of which the body is not there yet."""
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -17,9 +16,8 @@ from functions.web.messages import Problem, Reply, Request, as_json, malformed
 from infra.host.bell import Bell
 from infra.host.metrics import Expected, PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
-from infra.host.web.door import Answer, Door
+from infra.host.web.door import Answer, Door, Paths
 from infra.host.web.entrance import StoreGate, offered, take_token
-from infra.host.web.limited_router import LimitedRouter
 from infra.host.web.origin import TrustedProxies, foreign_page
 
 DOWNLOADS = "downloads"
@@ -53,7 +51,7 @@ class HostSite:
         *,
         stores: StoreGate,
         downloads: Downloads,
-        routers: Sequence[LimitedRouter[Any]] = (),
+        routers: Sequence[Paths] = (),
         proxies: TrustedProxies | None = None,
         public_base_url: str | None = None,
         expected: Callable[[], Expected] = lambda: ((), {}),

@@ -1,0 +1,108 @@
+"""Hears devices' reports and presence on a connection of its own, which the broker keeps a session for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from functions.mqtt.tls import TlsFileError, client_context
+from functions.stored.errors import StoreUnavailableError
+from functions.telemetry import logger
+from infra.subscriber import Received, Subscriber, SubscriberError
+
+if TYPE_CHECKING:
+    from functions.mqtt.broker import BrokerConfig
+
+LOOK_SECONDS = 1.0  # at the broker's settings, and at who leads
+SESSION_SECONDS = 24 * 3600
+"""So long the broker keeps reports for a host that is down: as many as its own limit lets it."""
+STOP_SECONDS = 2.0
+
+
+class ReportListener:
+    """One connection at a time, to the broker that is in force; of several hosts on one database the leader's alone.
+
+    All of them would use one client id, so that a new leader takes over the session with all that waits in it.
+    """
+
+    def __init__(
+        self,
+        topic_prefix: str,
+        hear: Callable[[Sequence[Received]], bool],
+        *,
+        broker: Callable[[], BrokerConfig | None],
+        leads: Callable[[], bool],
+    ) -> None:
+        """`hear`: see `Subscriber`'s `on_batch`. `leads` may block for as long as the database does."""
+        self._topics = tuple(f"{topic_prefix}/devices/+/{kind}" for kind in ("report", "status"))
+        self._client_id = f"bucketbell-fleet-{topic_prefix.replace('/', '-')}"
+        self._hear = hear
+        self._broker = broker
+        self._leads = leads
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.trouble = "not listening yet"
+        """Why nothing is heard; "" while it is, and None of anybody's business where another host leads."""
+
+    def start(self) -> None:
+        """Begin, in a thread of its own."""
+        self._thread = threading.Thread(target=self._run, name="fleet-listener", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Disconnect; the broker keeps the session. Bounded."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
+
+    def _run(self) -> None:
+        present: BrokerConfig | None = None
+        subscriber: Subscriber | None = None
+        while True:
+            wanted = self._wanted(present)
+            if wanted != present:
+                if subscriber is not None:
+                    subscriber.stop()
+                subscriber = None if wanted is None else self._begin(wanted)
+                present = wanted if subscriber is not None else None
+            if self._stopped.wait(LOOK_SECONDS):
+                break
+        if subscriber is not None:
+            subscriber.stop()
+
+    def _wanted(self, present: BrokerConfig | None) -> BrokerConfig | None:
+        try:
+            return self._broker() if self._leads() else None
+        except StoreUnavailableError:
+            return present  # who leads is not known: two leaders would push each other out
+
+    def _begin(self, broker: BrokerConfig) -> Subscriber | None:
+        try:
+            subscriber = Subscriber(
+                broker.url,
+                self._topics,
+                qos=1,
+                username=broker.username,
+                password=None if broker.password is None else broker.password.get_secret_value(),
+                context=client_context(broker) if broker.tls else None,
+                client_id=self._client_id,
+                protocol=broker.protocol,
+                session_expiry_seconds=SESSION_SECONDS,
+                on_batch=self._hear,
+                on_state=self._changed,
+            )
+        except (TlsFileError, OSError) as error:
+            self._changed(SubscriberError(str(error)))
+            return None
+        subscriber.begin(broker.connect_timeout_seconds)
+        return subscriber
+
+    def _changed(self, error: SubscriberError | None) -> None:
+        trouble = "" if error is None else str(error)
+        if trouble != self.trouble:
+            self.trouble = trouble
+            if error is None:
+                logger.info("listening to devices' reports", extra={"topics": self._topics})
+            else:
+                logger.warning("devices' reports are not heard", extra={"detail": trouble})

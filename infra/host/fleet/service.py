@@ -1,0 +1,94 @@
+"""The fleet's parts on the host, put together: what hears, what keeps, what answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from functions.admin.fleet import FleetAnswers
+from functions.devices.reports import router as reports_router
+from infra.host.fleet.keeper import Keeper
+from infra.host.fleet.listener import ReportListener
+from infra.host.fleet.stream import Changes
+
+if TYPE_CHECKING:
+    from functions.devices.downloads import Downloads, Principal
+    from functions.mqtt.broker import BrokerConfig
+    from functions.settings import Settings
+    from functions.web.messages import Request
+    from functions.web.router import Router
+    from functions.web.tokens import DeviceToken
+    from infra.host.metrics import FleetTelemetry
+
+
+class FleetService:
+    """One for each host with DATABASE_URL and BUCKET."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        answers: FleetAnswers,
+        telemetry: FleetTelemetry,
+        broker: Callable[[], BrokerConfig | None],
+    ) -> None:
+        """`broker` is the one in force. Nothing runs before `start`."""
+        self.answers = answers
+        self.changes = Changes(time.time_ns)
+        self.keeper = Keeper(
+            answers.store,
+            answers.catalogue,
+            telemetry,
+            accepts_unknown=settings.fleet_accept_unknown == "on",
+            retention_days=settings.fleet_retention_days,
+            tell=self.changes.tell,
+        )
+        self._listener = ReportListener(
+            settings.topic_prefix, self.keeper.hear, broker=broker, leads=answers.store.lead
+        )
+
+    @classmethod
+    def of(
+        cls,
+        settings: Settings,
+        downloads: Downloads,
+        telemetry: FleetTelemetry,
+        broker: Callable[[], BrokerConfig | None],
+    ) -> FleetService | None:
+        """The service, or None where the settings ask for none."""
+        answers = FleetAnswers.of(settings, downloads.objects)
+        return None if answers is None else cls(settings, answers, telemetry, broker)
+
+    def start(self) -> None:
+        """Begin to listen and to write, on the running loop. Blocks for nothing."""
+        self.changes.start()
+        self.keeper.start()
+        self._listener.start()
+
+    def stop(self) -> None:
+        """End within a few seconds: first what hears, then what writes, then what it is written to."""
+        self._listener.stop()
+        self.keeper.stop()
+        self.answers.close()
+
+    def noticing(self, router: Router[Principal]) -> Router[Principal]:
+        """The same routes; whoever is let in with a device's token is known from then on."""
+
+        def admit(request: Request) -> Principal:
+            principal = router.admit(request)
+            if principal.device is not None:
+                self.keeper.asked(principal.device.mac)
+            return principal
+
+        return replace(router, admit=admit)
+
+    def reports(self, downloads: Downloads) -> Router[DeviceToken]:
+        """The route by which devices report over HTTP."""
+
+        def admit(request: Request) -> DeviceToken:
+            token = downloads.admit_device(request)
+            self.keeper.asked(token.mac)
+            return token
+
+        return reports_router(admit, self.keeper.record_one)
