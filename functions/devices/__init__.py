@@ -1,1 +1,1 @@
-"""What devices ask for: their files, and the manifest. May import `s3`, `web`, `events`."""
+"""What devices ask for: their files, the manifest, and their next token. May import `s3`, `web`, `events`."""

@@ -93,7 +93,8 @@ def device(
     broker = None if once else BrokerConfig.of(settings)
     if broker is None and not once:
         raise typer.BadParameter("name the broker with --mqtt-url, or set MQTT_URL")
-    from infra.device.loop import Device  # noqa: PLC0415 - what this command needs is loaded when it runs
+    from infra.device.held_token import HeldToken  # noqa: PLC0415 - what this command needs is loaded when it runs
+    from infra.device.loop import Device  # noqa: PLC0415 - as above
     from infra.device.server import DownloadServer  # noqa: PLC0415 - as above
     from infra.device.store import DeviceStore, StoreError  # noqa: PLC0415 - as above
 
@@ -109,7 +110,7 @@ def device(
                 mac,
                 _topics(settings),
                 web=web,
-                server=DownloadServer(web, server, token),
+                server=DownloadServer(web, server, HeldToken(token, store)),
                 store=store,
                 report=report,
                 spread_seconds=spread_seconds,

@@ -105,7 +105,7 @@ class Host:
         entrance = Entrance((*tokens, *downloads.admin_tokens), downloads.keyring.needs_signature)
         per_minute = settings.device_requests_per_minute
         devices = LimitedRouter(
-            devices_router(downloads),
+            devices_router(downloads, telemetry.token_renewed),
             Gate(entrance, downloads.admit, telemetry.stranger, signed=True),
             requests_per_minute=per_minute,
             shares_answers=True,
