@@ -75,12 +75,8 @@ class SqliteFile:
         self._kept.parent.mkdir()
 
     def _do(self, *words: str) -> None:
-        command = page(*words, self._name)
-        sh(
-            command.replace(f"/var/lib/bucketbell/{self._name}", str(self.file)).replace(
-                "/backup", str(self._kept.parent)
-            )
-        )
+        command = page(*words, self._name).replace("/backup", str(self._kept.parent))
+        sh(command.replace("/var/lib/bucketbell", str(self.file.parent)))
 
     def back_up(self) -> None:
         """Into a file for us alone."""
@@ -108,9 +104,7 @@ class PostgresDatabase:
 
     def _do(self, *words: str) -> None:
         command = page(*words).replace("sudo -u postgres ", "").replace("/backup", str(self._directory))
-        command = re.sub(r"(=|(?<=bucketbell) |custom )bucketbell(?= |$)", rf"\1{self._name}", command)
-        if "createdb" in command:
-            command = command.replace(f"--owner={self._name}", f"--owner={DATABASE_USER}")
+        command = re.sub(r"\bbell\b(?!\.)", self._name, command)
         assert self._name in command
         known = {"PGHOST": "127.0.0.1", "PGPORT": str(self._server.port), "PGUSER": DATABASE_USER}
         sh(command, **known, PGPASSWORD=DATABASE_PASSWORD)

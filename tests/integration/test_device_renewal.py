@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -12,10 +14,16 @@ import jwt
 import pytest
 
 from functions.web.tokens import DAY_SECONDS, Keyring
+from infra.device import loop
+from infra.device.held_token import HeldToken
+from infra.device.server import DownloadServer
+from infra.device.store import DeviceStore
+from infra.http_client import Web
 from infra.local.stores import MotoServer
 from tests.fakes.device_rig import MAC
-from tests.hosts import Host, environment
+from tests.hosts import Host, environment, eventually
 from tests.integration.test_device import DeviceProcess
+from tests.timing import PATIENCE_SECONDS
 
 OLD_KEY, NEW_KEY = (f"{kid}:{base64.b64encode(kid.encode() * 16).decode()}" for kid in ("k1", "k2"))
 ASSET, BODY = "assets/firmware.bin", b"new"
@@ -119,6 +127,42 @@ def test_a_host_that_does_not_renew_is_no_trouble(
         device = run(tmp_path, host, token)
         assert [said["reason"] for said in device.named("token_kept")] == [reason]
         assert not (device.files / ".bucketbell" / "token.json").exists()
+
+
+def test_a_device_that_hears_nothing_catches_up_and_renews_all_the_same(
+    moto: MotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a day, here a tenth of a second: so its token never runs out in silence."""
+    monkeypatch.setattr(loop, "QUIET_SECONDS", 0.1)
+    now, said = [time.time()], list[str]()
+
+    def report(event: str, /, **_: object) -> None:
+        said.append(event)
+
+    with (
+        host_of(moto, tmp_path, OLD_KEY) as host,
+        closing(DeviceStore(tmp_path / "files")) as store,
+        closing(Web()) as web,
+    ):
+        device = loop.Device(
+            MAC,
+            {},
+            web=web,
+            server=DownloadServer(web, host.url, HeldToken(minted(days_ago=1), store, clock=lambda: now[0])),
+            store=store,
+            report=report,
+        )
+        running = threading.Thread(target=device.run, daemon=True)
+        running.start()
+        device.listening()
+        try:
+            eventually(lambda: said.count("caught_up") >= 3)
+            assert "token_renewed" not in said
+            now[0] += 200 * DAY_SECONDS
+            eventually(lambda: "token_renewed" in said)
+        finally:
+            device.stop()
+            running.join(PATIENCE_SECONDS)
 
 
 def test_a_token_that_is_young_is_not_renewed(moto: MotoServer, tmp_path: Path) -> None:
