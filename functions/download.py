@@ -1,4 +1,4 @@
-"""Entry: a device's HTTP request in; a presigned URL, or the manifest of what is current, out."""
+"""Entry: a device's HTTP request in; a presigned URL, the manifest of what is current, or the next token, out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functions.devices.api import explain, router
 from functions.devices.downloads import Downloads, Principal
 from functions.lifecycle import Renewal, begin
 from functions.settings import SettingsError
-from functions.telemetry import logger
+from functions.telemetry import EmfTelemetry, logger
 from functions.web.api_gateway import answer_of, respond
 from functions.web.router import Router
 from functions.web.tokens import KeyringError
@@ -37,11 +37,11 @@ def _ready() -> Router[Principal]:
         if _renewal is None or _downloads is None or _router is None:
             _renewal = Renewal(after_seconds=RENEW_SECONDS)
             _downloads = Downloads.of(_renewal.settings)
-            _router = router(_downloads)
+            _router = router(_downloads, _renewed)
         try:
             if _renewal.renew():
                 _downloads = Downloads.of(_renewal.settings)
-                _router = router(_downloads)
+                _router = router(_downloads, _renewed)
                 logger.info("settings have changed")
         except (SettingsError, KeyringError) as error:
             logger.error("settings cannot be read again", extra={"problem": str(error)})  # which holds no value
@@ -56,6 +56,12 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     except (SettingsError, KeyringError) as error:
         return answer_of(explain(error).reply)
     return respond(ready, event)
+
+
+def _renewed() -> None:
+    telemetry = EmfTelemetry()
+    telemetry.token_renewed()
+    telemetry.flush()
 
 
 def _start() -> None:

@@ -80,6 +80,10 @@ class EmfTelemetry:
         """See `Telemetry.event`."""
         self._counts["events_total", (("source", source), ("outcome", outcome))] += 1
 
+    def token_renewed(self) -> None:
+        """`device_tokens_renewed_total`: a device got its next token."""
+        self._counts["device_tokens_renewed_total", ()] += 1
+
     def flush(self) -> None:
         """Print what there is, and begin again; the gauges are printed every time."""
         documents: list[_Document] = []

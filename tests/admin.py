@@ -14,7 +14,7 @@ ADMIN = "admin-token-0123456789"
 
 
 @contextmanager
-def administered(directory: Path, *, patch: str = "") -> Iterator[Host]:
+def administered(directory: Path, *, patch: str = "", **more: str) -> Iterator[Host]:
     """The real process, without a broker in its environment; `http` asks with the admin token."""
     variables = environment(
         None,
@@ -23,6 +23,7 @@ def administered(directory: Path, *, patch: str = "") -> Iterator[Host]:
         ENCRYPTION_KEYS=new_key().get_secret_value(),
         MQTT_CONNECT_TIMEOUT_SECONDS="5",
         DEVICE_REQUESTS_PER_MINUTE="0",
+        **more,
     )
     with Host(directory, variables, ready=False, patch=patch) as host:
         host.http.headers["Authorization"] = f"Bearer {ADMIN}"

@@ -27,6 +27,7 @@ from functions.admin.schemas import (
     RingAnswer,
     RingRequest,
     StatusAnswer,
+    TokenAnswer,
     WhyAnswer,
 )
 from functions.fleet.standing import STANDINGS
@@ -73,6 +74,12 @@ _MEANING = {
     HTTPStatus.TOO_MANY_REQUESTS: "Too many requests; see Retry-After.",
     HTTPStatus.INTERNAL_SERVER_ERROR: "Something went wrong.",
     HTTPStatus.SERVICE_UNAVAILABLE: "Not now, see Retry-After; or ADMIN_TOKENS is unset, and this API is off.",
+}
+
+_DEVICES_MEANING = {
+    HTTPStatus.UNAUTHORIZED: "The device's own token is needed.",
+    HTTPStatus.FORBIDDEN: "There is no next one for this token; `detail` says why.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "Not now, see Retry-After; or nothing can be downloaded here at all.",
 }
 
 
@@ -267,10 +274,23 @@ OPERATIONS = (
     ),
 )
 
+RENEWAL = Operation(
+    "renew_token",
+    "POST",
+    "/token",
+    "A device's next token",
+    "For the device that shows its own token, which must have been made for a year or more. The same token all day. It "
+    "is signed by the first of DEVICE_TOKEN_KEYS, for the usual time, under the same id (`jti`): revoking that revokes "
+    "them all. The one before stays valid until it ends.",
+    TokenAnswer,
+    problems=(HTTPStatus.FORBIDDEN,),
+)
+"""All that this document has of the devices' API. The other routes answer with redirects: see docs/devices.md."""
+
 
 def document() -> dict[str, Any]:
     """Return the OpenAPI document: equal for equal code."""
-    models = [(one.answer, "serialization") for one in OPERATIONS if one.answer is not None]
+    models = [(one.answer, "serialization") for one in (*OPERATIONS, RENEWAL) if one.answer is not None]
     models += [(one.body, "validation") for one in OPERATIONS if one.body is not None]
     models += [(ProblemAnswer, "serialization")]
     _, schemas = models_json_schema(
@@ -281,7 +301,7 @@ def document() -> dict[str, Any]:
     change["description"] = "The settings, and perhaps a password."
     del change["properties"]["password"]["default"]  # leaving it out is not the same as null
     paths: dict[str, Any] = {}
-    for operation in OPERATIONS:
+    for operation in (*OPERATIONS, RENEWAL):
         paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
     return {
         "openapi": "3.1.0",
@@ -289,14 +309,14 @@ def document() -> dict[str, Any]:
             "title": "bucketbell: administration",
             "version": API_VERSION,
             "description": "Broker settings, status and test; what became of an upload; who has which file. Each "
-            "request needs `Authorization: Bearer <a token of ADMIN_TOKENS>`.",
+            "request needs `Authorization: Bearer <a token of ADMIN_TOKENS>`. And how a device renews its own token.",
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
         "security": [{"admin": []}],
         "paths": paths,
         "components": {
-            "securitySchemes": {"admin": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {caller: {"type": "http", "scheme": "bearer"} for caller in ("admin", "device")},
             "schemas": dict(sorted(schemas["$defs"].items())),
         },
     }
@@ -321,15 +341,18 @@ def _operation(operation: Operation) -> dict[str, Any]:
         answers["200"] = {"description": operation.summary, "content": _content(operation.answer)}
         if operation.headers:
             answers["200"]["headers"] = {name: known[name] for name in operation.headers}
+    meaning = _MEANING | (_DEVICES_MEANING if operation is RENEWAL else {})
     for status in sorted({*_ALWAYS, *operation.problems}):
         content = _content(ProblemAnswer, "application/problem+json")
-        answers[str(status.value)] = {"description": _MEANING[status], "content": content}
+        answers[str(status.value)] = {"description": meaning[status], "content": content}
     described: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
         "description": operation.description,
         "responses": answers,
     }
+    if operation is RENEWAL:
+        described["security"] = [{"device": []}]
     if parameters:
         described["parameters"] = parameters
     if operation.body is not None:

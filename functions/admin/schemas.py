@@ -276,3 +276,10 @@ class ProblemAnswer(Schema):
     detail: str
     errors: tuple[FieldProblem, ...] | None = Field(default=None, description="With 422: each field that is not right.")
     current_version: int | None = Field(default=None, description="With 412: the version that is stored now.")
+
+
+class TokenAnswer(Schema):
+    """A device's next token."""
+
+    token: str
+    expires_at: Moment

@@ -1,1 +1,1 @@
-"""What devices ask for and report: files, the manifest. May import `s3`, `web`, `events`, `fleet`, `stored`."""
+"""What devices ask for and report: files, the manifest, tokens. May import `s3`, `web`, `events`, `fleet`, `stored`."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 
 from functions.devices.downloads import ASSETS, BROKEN_RETRY_SECONDS, CONFIGS, Downloads, Principal
+from functions.devices.renewal import TOKEN, TokenRenewal
 from functions.s3.clients import UNREACHABLE, StorageError
 from functions.settings import SettingsError
 from functions.telemetry import logger
@@ -17,8 +19,8 @@ FILE_METHODS = ("GET", "HEAD")
 HINT = "Ask for /configs/<mac>.json, /assets/<path> or /manifest."
 
 
-def router(downloads: Downloads) -> Router[Principal]:
-    """All that a device can ask for."""
+def router(downloads: Downloads, renewed: Callable[[], None] = lambda: None) -> Router[Principal]:
+    """All that a device can ask for. `renewed` counts the tokens that are."""
     routes = (
         Route(FILE_METHODS, f"{CONFIGS}*", downloads.config),
         Route(FILE_METHODS, ASSETS, downloads.asset, same_for_all=True),
@@ -26,6 +28,7 @@ def router(downloads: Downloads) -> Router[Principal]:
         Route(FILE_METHODS, THUMBNAILS, downloads.thumbnail),
         Route(FILE_METHODS, f"{THUMBNAILS}/*", downloads.thumbnail),
         Route(("GET",), "/manifest", downloads.manifest),
+        Route(("POST",), TOKEN, TokenRenewal(downloads.keyring, renewed)),
     )
     return Router("download", routes, downloads.admit, HINT, explain, _names)
 

@@ -31,7 +31,8 @@ from functions.events.names import is_mac, normalise_mac
 VARIABLE = "DEVICE_TOKEN_KEYS"
 AUDIENCE = "bucketbell"
 OBJECT_AUDIENCE = "bucketbell/object"  # so that neither kind of token passes for the other
-YEAR_SECONDS = 365 * 24 * 3600
+DAY_SECONDS = 24 * 3600
+YEAR_SECONDS = 365 * DAY_SECONDS
 LEEWAY_SECONDS = 30  # between the clocks of who minted and who verifies
 MIN_SECRET_BYTES = 32  # RFC 7518 §3.2: as long as the hash
 ED25519_BYTES = 32
@@ -83,8 +84,22 @@ class DeviceToken:
 
     mac: str
     jti: str
+    issued_at: datetime
     expires_at: datetime
     kid: str
+
+    @property
+    def is_renewable(self) -> bool:
+        """Whether its device may ask for the next one. One that was made for less than the usual time is to end."""
+        return (self.expires_at - self.issued_at).total_seconds() >= YEAR_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class MintedToken:
+    """A new token of a device, and what it says."""
+
+    token: str = field(repr=False)
+    said: DeviceToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +137,7 @@ class _Verified:
     jti: str
     kid: str
     ends_at: int
+    issued_at: datetime
     expires_at: datetime
 
 
@@ -174,30 +190,46 @@ class Keyring:
 
     def mint(self, mac: str, *, expires_seconds: float = YEAR_SECONDS, now: float | None = None) -> str:
         """A token for the device `mac`, its letters kept as they are. Raises ValueError for no MAC, KeyringError."""
-        return self._mint(normalise_mac(mac), AUDIENCE, expires_seconds, now)
+        return self.issue(mac, expires_seconds=expires_seconds, now=now).token
+
+    def issue(self, mac: str, *, expires_seconds: float = YEAR_SECONDS, now: float | None = None) -> MintedToken:
+        """As `mint`, and what the token says."""
+        return self._for_device(normalise_mac(mac), uuid.uuid4().hex, _seconds(now), expires_seconds)
+
+    def renew(self, before: DeviceToken, *, now: float | None = None) -> MintedToken:
+        """The next token of the device that showed `before`, under the same id. Raises KeyringError.
+
+        It is the same one all day, so nobody can collect many. It never ends earlier than `before`.
+        """
+        today = _seconds(now) // DAY_SECONDS * DAY_SECONDS
+        left_seconds = before.expires_at.timestamp() - today
+        return self._for_device(before.mac, before.jti, today, max(YEAR_SECONDS, left_seconds))
 
     def mint_for_object(self, object_key: str, *, expires_seconds: float = YEAR_SECONDS) -> str:
         """A token for anybody to have this one object. Raises KeyringError."""
-        return self._mint(object_key, OBJECT_AUDIENCE, expires_seconds)
+        issued_at = _seconds()
+        return self._sign(object_key, OBJECT_AUDIENCE, uuid.uuid4().hex, (issued_at, issued_at + int(expires_seconds)))[
+            0
+        ]
 
-    def _mint(self, subject: str, audience: str, expires_seconds: float, now: float | None = None) -> str:
+    def _for_device(self, mac: str, jti: str, issued_at: int, expires_seconds: float) -> MintedToken:
+        times = (issued_at, issued_at + int(expires_seconds))
+        token, kid = self._sign(mac, AUDIENCE, jti, times)
+        begin, end = (datetime.fromtimestamp(moment, UTC) for moment in times)
+        return MintedToken(token, DeviceToken(mac, jti, begin, end, kid))
+
+    def _sign(self, subject: str, audience: str, jti: str, times: tuple[int, int]) -> tuple[str, str]:
+        """A token that begins and ends at these `times`, and the id of its key."""
         key = next((key for key in self.keys if key.signing is not None), None)
         if key is None:
             raise KeyringError(f"{VARIABLE}: holds no key that can sign, e.g. 2026:$(openssl rand -base64 32)")
-        issued_at = int(time.time() if now is None else now)
-        claims = {
-            "sub": subject,
-            "aud": audience,
-            "iat": issued_at,
-            "exp": issued_at + int(expires_seconds),
-            "jti": uuid.uuid4().hex,
-        }
-        return jwt.encode(claims, key.signing, algorithm=key.algorithm, headers={"kid": key.kid})
+        claims = {"sub": subject, "aud": audience, "iat": times[0], "exp": times[1], "jti": jti}
+        return jwt.encode(claims, key.signing, algorithm=key.algorithm, headers={"kid": key.kid}), key.kid
 
     def verify(self, token: str) -> DeviceToken:
         """What `token` says, if it is one of ours and in force; raises TokenError otherwise."""
         said = self._verify(token, AUDIENCE)
-        return DeviceToken(said.subject, said.jti, said.expires_at, said.kid)
+        return DeviceToken(said.subject, said.jti, said.issued_at, said.expires_at, said.kid)
 
     def verify_for_object(self, token: str) -> str:
         """The key of the object that `token` is for, if it is one of ours and in force; raises TokenError otherwise."""
@@ -256,12 +288,12 @@ class Keyring:
                 leeway=LEEWAY_SECONDS,
                 options={"require": _REQUIRED},
             )
-            expires_at = datetime.fromtimestamp(claims["exp"], UTC)
+            issued_at, expires_at = (datetime.fromtimestamp(int(claims[name]), UTC) for name in ("iat", "exp"))
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, OSError, RecursionError) as error:
             reason = next((slug for kind, slug in _REASONS if isinstance(error, kind)), "malformed")
             jti = "" if reason == "bad_signature" else self._signed_id(token, kid)  # which costs another signature
             raise TokenError(reason, kid=kid if jti else "", jti=jti) from None
-        return _Verified(str(claims["sub"]), audience, claims["jti"], kid, int(claims["exp"]), expires_at)
+        return _Verified(str(claims["sub"]), audience, claims["jti"], kid, int(claims["exp"]), issued_at, expires_at)
 
     def inspect(self, token: str) -> Inspection:
         """Take `token` apart for a person; raises TokenError("malformed") where there is nothing to see."""
@@ -292,6 +324,10 @@ class Keyring:
                 jti = claims.get("jti")
                 return jti if isinstance(jti, str) else ""
         return ""
+
+
+def _seconds(now: float | None = None) -> int:
+    return int(time.time() if now is None else now)
 
 
 def _check_form(token: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from functions.settings import Settings
@@ -9,22 +11,46 @@ from functions.stored.errors import CredentialsUnreadableError, NoEncryptionKeyE
 from functions.stored.store import ConfigStore
 from infra.commands.common import fail, load_or_exit
 
-MIGRATE_EPILOG = "Example: `DATABASE_URL=sqlite:////var/lib/bucketbell/settings.db bucketbell migrate`"
+MIGRATE_EPILOG = (
+    "Example: `DATABASE_URL=sqlite:////var/lib/bucketbell/settings.db bucketbell migrate`. Make a copy before `--to`: "
+    "what is lost then is lost."
+)
 ROTATE_KEYS_EPILOG = (
     "Example: `ENCRYPTION_KEYS=new,old bucketbell rotate-keys`. First set that variable everywhere bucketbell runs; "
     "afterwards take the old key out. To make a key: `openssl rand -base64 32 | tr '+/' '-_'`"
 )
 
 
-def migrate() -> None:
+def migrate(
+    *,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="STEP",
+            help="Before an earlier release runs again: take the tables back to its last step, e.g. 0002. Ask the "
+            "newer release to do it. What its steps have added is lost, with all that it holds.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
     """Create the tables in DATABASE_URL, or bring them up to this release. It may run any number of times.
 
     The host does it when it starts; a Lambda function never does. If several run at once, they take turns.
     """
     url = _settings().database_url
-    from infra.migrations.runner import upgrade  # noqa: PLC0415 - Alembic is only for this command
+    from infra.migrations.runner import REVISIONS, downgrade, revision_of, upgrade  # noqa: PLC0415 - Alembic is only here
 
+    if to is not None and to not in REVISIONS:
+        raise typer.BadParameter(f"must be one of {', '.join(REVISIONS)}", param_hint="--to")
     try:
+        if to is not None and url is not None:
+            is_newer = (revision_of(url.get_secret_value()) or "") > to
+            done = is_newer and downgrade(url.get_secret_value(), to)
+            typer.echo(
+                f"the tables are those of step {to} now" if done else f"the tables were not newer than step {to}"
+            )
+            return
         done = url is not None and upgrade(url.get_secret_value())
     except StoreUnavailableError as error:
         fail(str(error))

@@ -85,15 +85,17 @@ def device(
 ) -> None:
     """Act as a device: hear of updates, fetch the files, verify them and keep them in a directory, until Ctrl-C.
 
-    It catches up by the manifest when it starts and after each reconnection. A file is replaced by one rename when the
-    new one is complete. A broken download continues where it stopped. The broker's other settings are the host's:
-    MQTT_USERNAME, MQTT_PASSWORD, MQTT_CA_FILE, MQTT_CERT_FILE, MQTT_KEY_FILE, MQTT_PROTOCOL, TOPIC_PREFIX.
+    It catches up by the manifest when it starts, after each reconnection, and once a day. A file is replaced by one
+    rename when the new one is complete. A broken download continues where it stopped. When less than half of its
+    token's life is left, it gets the next one, and keeps it in `.bucketbell/`. The broker's other settings are the
+    host's: MQTT_USERNAME, MQTT_PASSWORD, MQTT_CA_FILE, MQTT_CERT_FILE, MQTT_KEY_FILE, MQTT_PROTOCOL, TOPIC_PREFIX.
     """
     settings = load_or_exit(None if mqtt_url is None else {"MQTT_URL": mqtt_url}).settings
     broker = None if once else BrokerConfig.of(settings)
     if broker is None and not once:
         raise typer.BadParameter("name the broker with --mqtt-url, or set MQTT_URL")
-    from infra.device.loop import Device  # noqa: PLC0415 - what this command needs is loaded when it runs
+    from infra.device.held_token import HeldToken  # noqa: PLC0415 - what this command needs is loaded when it runs
+    from infra.device.loop import Device  # noqa: PLC0415 - as above
     from infra.device.server import DownloadServer  # noqa: PLC0415 - as above
     from infra.device.store import DeviceStore, StoreError  # noqa: PLC0415 - as above
 
@@ -109,7 +111,7 @@ def device(
                 mac,
                 _topics(settings),
                 web=web,
-                server=DownloadServer(web, server, token),
+                server=DownloadServer(web, server, HeldToken(token, store)),
                 store=store,
                 report=report,
                 spread_seconds=spread_seconds,

@@ -25,6 +25,7 @@ from infra.subscriber import Received
 
 FIRST_CATCH_UP_SECONDS = 5.0  # the broker's time to confirm the subscription; without it we catch up all the same
 REMEMBERED_IDS = 1024
+QUIET_SECONDS = 24 * 3600.0  # then a device that has heard nothing asks what is current, and renews its token in time
 MAX_WAITING = 10_000  # files; beyond that one catch-up replaces them
 
 _HOLDS: set[Reason] = {"rate_limited", "unauthorized"}
@@ -199,6 +200,8 @@ class Device:
             self._jobs.remove(job)
             if job.again:
                 self._jobs.put(job.anew(self._clock()))
+            elif job.name is None and not once:
+                self._want_manifest(QUIET_SECONDS + self._uniform(0, self._spread_seconds))
         return True
 
     def _after(self, job: Job, trouble: FetchError, *, once: bool) -> bool:
@@ -246,6 +249,7 @@ class Device:
     def _catch_up(self) -> None:
         """Want every file of the manifest that is not here. A file that it does not list stays where it is."""
         manifest = self._server.manifest()
+        self._renew_token()
         unchanged = wanted = 0
         for entry in manifest.objects:
             if entry.kind not in FOLDERS:  # of a newer server
@@ -270,6 +274,16 @@ class Device:
         self._report("caught_up", listed=len(manifest.objects), unchanged=unchanged, wanted=wanted)
         if manifest.senseless:
             raise FetchError("protocol", f"{manifest.senseless:,} lines of the manifest make no sense")
+
+    def _renew_token(self) -> None:
+        """Where it is time. What goes wrong with it is only told: the next catch-up tries again."""
+        try:
+            until = self._server.renew_token()
+        except FetchError as trouble:
+            self._report("token_kept", reason=trouble.reason, detail=str(trouble))
+            return
+        if until is not None:
+            self._report("token_renewed", expires_at=until)
 
     def _update(self, job: Job, name: Name) -> None:
         """Bring one file up to date, with the URL of an earlier attempt if there is one."""

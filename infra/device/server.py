@@ -1,14 +1,18 @@
-"""What the device asks the server: the manifest, and a fresh presigned URL for one file."""
+"""What the device asks the server: the manifest, a fresh presigned URL for one file, and its next token."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from functions.settings.fields import is_one_word
+from infra.device.held_token import HeldToken
 from infra.device.names import Name
 from infra.device.store import Version
 from infra.device.trouble import FetchError
@@ -17,8 +21,11 @@ from infra.http_client import Response, Web
 MAX_TICKET_BYTES = 64 * 1024
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 MAX_PAGES = 1000
+MAX_TOKEN_CHARACTERS = 2048
 
 _ETAG = re.compile(r"[!#-~]{1,256}")  # RFC 9110 §8.8.3, without what a header cannot take
+_JSON = {"Accept": "application/json"}
+_NO_RENEWAL = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}  # of a host that does not know the route
 _TIME = re.compile(r"[0-9T:.Z+-]{1,40}")  # RFC 3339
 
 
@@ -59,11 +66,11 @@ class _Page:
 class DownloadServer:
     """The server at `base_url`, as the device with this `token` sees it. Not thread-safe."""
 
-    def __init__(self, web: Web, base_url: str, token: str) -> None:
+    def __init__(self, web: Web, base_url: str, token: str | HeldToken) -> None:
         """Asks nothing yet."""
         self._web = web
         self._base_url = base_url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+        self._token = HeldToken(token) if isinstance(token, str) else token
         self._pages: dict[str, _Page] = {}
 
     def locate(self, name: Name) -> Ticket:
@@ -72,7 +79,7 @@ class DownloadServer:
         if name.kind == "asset" and {"%", "?"} & set(name.filename):
             # AWS decodes a path twice and ends it at an encoded question mark; a query arrives as it was sent.
             target = "assets?" + urlencode({"filename": name.filename}, quote_via=quote)
-        with self._web.get(f"{self._base_url}/{target}", self._headers) as answer:
+        with self._ask(target) as answer:
             document = _document(answer, MAX_TICKET_BYTES)
         url = document.get("url")
         if not isinstance(url, str) or not url.isascii() or not url.startswith(("http://", "https://")):
@@ -98,11 +105,39 @@ class DownloadServer:
             if query in self._pages or len(self._pages) >= MAX_PAGES:
                 raise FetchError("protocol", "the manifest has no end")
 
+    def renew_token(self) -> str | None:
+        """Get the next token if it is time, and show it from now on. Returns until when it is good, as the server says.
+
+        Every FetchError leaves the token as it is: `gone` where the host does not know how to renew.
+        """
+        if not self._token.is_due:
+            return None
+        with self._web.request("POST", f"{self._base_url}/token", self._token.headers | _JSON) as answer:
+            if answer.status in _NO_RENEWAL:
+                raise FetchError("gone", "this host does not renew tokens")
+            if answer.status == HTTPStatus.FORBIDDEN:
+                raise FetchError("forbidden", "the host does not renew this token: ask for a new one before it ends")
+            document = _document(answer, MAX_TICKET_BYTES)
+        token, until = document.get("token"), document.get("expires_at")
+        if not isinstance(token, str) or not is_one_word(token) or len(token) > MAX_TOKEN_CHARACTERS:
+            raise FetchError("protocol", "the server gave no token")
+        self._token.replace(token)
+        return until if isinstance(until, str) else ""
+
+    @contextmanager
+    def _ask(self, target: str, **headers: str) -> Iterator[Response]:
+        """Ask with the token; where a new one is not accepted, with the one before."""
+        while True:
+            with self._web.get(f"{self._base_url}/{target}", self._token.headers | _JSON | headers) as answer:
+                if answer.status != HTTPStatus.UNAUTHORIZED or not self._token.step_back():
+                    if answer.status < HTTPStatus.BAD_REQUEST:
+                        self._token.accepted()
+                    yield answer
+                    return
+
     def _page(self, query: str, known: _Page | None) -> _Page:
-        headers = self._headers
-        if known is not None and known.etag is not None:
-            headers = {**headers, "If-None-Match": known.etag}
-        with self._web.get(f"{self._base_url}/manifest{query}", headers) as answer:
+        headers = {} if known is None or known.etag is None else {"If-None-Match": known.etag}
+        with self._ask(f"manifest{query}", **headers) as answer:
             if answer.status == HTTPStatus.NOT_MODIFIED and known is not None:
                 return known
             try:

@@ -17,7 +17,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import FileIO
@@ -33,6 +33,7 @@ STATE_FOLDER = ".bucketbell"
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PART_FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TOKENS, _OWNER_ONLY = "token.json", 0o600
 _CONFLICT = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
 
 
@@ -174,6 +175,16 @@ class DeviceStore:
                 os.fsync(folder)
             os.unlink(_coming(name), dir_fd=self._state)
 
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens that are kept, the one to show first; none if there is no note of any."""
+        kept = (self._read(_TOKENS) or {}).get("tokens")
+        return tuple(token for token in kept if isinstance(token, str)) if isinstance(kept, list) else ()
+
+    def keep_tokens(self, tokens: Sequence[str]) -> None:
+        """Keep these instead, readable for this user only. FetchError leaves what was kept."""
+        with storing():
+            self._write(_TOKENS, {"tokens": list(tokens)}, _OWNER_ONLY)
+
     @contextmanager
     def _folder(self, name: Name, *, make: bool) -> Iterator[int]:
         """The folder that the file belongs in. No link is followed on the way."""
@@ -191,8 +202,8 @@ class DeviceStore:
         finally:
             os.close(folder)
 
-    def _open(self, note: str, flags: int) -> FileIO:
-        return os.fdopen(os.open(note, flags, 0o666, dir_fd=self._state), "r+b", buffering=0)
+    def _open(self, note: str, flags: int, mode: int = 0o666) -> FileIO:
+        return os.fdopen(os.open(note, flags, mode, dir_fd=self._state), "r+b", buffering=0)
 
     def _read(self, note: str) -> dict[str, Any] | None:
         try:
@@ -202,10 +213,10 @@ class DeviceStore:
             return None
         return document if isinstance(document, dict) else None
 
-    def _write(self, note: str, document: dict[str, Any]) -> None:
+    def _write(self, note: str, document: dict[str, Any], mode: int = 0o666) -> None:
         """Replace a note as a whole."""
         fresh = f"{note}.new"
-        with self._open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC) as file:
+        with self._open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode) as file:
             file.write(json.dumps(document).encode())
             os.fsync(file.fileno())
         os.replace(fresh, note, src_dir_fd=self._state, dst_dir_fd=self._state)

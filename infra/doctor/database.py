@@ -65,8 +65,8 @@ class DatabaseLeg:
         if self._revision > NEWEST_REVISION:
             raise WrongError(
                 f"The tables are of a newer release (step {self._revision}; this one knows {NEWEST_REVISION}).",
-                "Install the newer release here and for every host that uses this database, or bring back a copy of "
-                "the database from before its migration.",
+                "Install the newer release here and for every host that uses this database. Or have it take the tables "
+                f"back (`bucketbell migrate --to {NEWEST_REVISION}`), or bring back a copy from before its migration.",
             )
         if self._revision < NEWEST_REVISION:
             raise WrongError(

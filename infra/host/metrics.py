@@ -77,6 +77,9 @@ class PrometheusTelemetry:
             registry=self.registry,
         )
 
+        self._renewed = Counter(
+            "device_tokens_renewed_total", "Devices that got their next token.", registry=self.registry
+        )
         strangers = Counter(
             "strangers_total",
             "Requests that were turned away before anybody was asked, by why.",
@@ -125,6 +128,10 @@ class PrometheusTelemetry:
     def event(self, source: str, outcome: str) -> None:
         """`events_total`."""
         self._events(source, outcome).inc()
+
+    def token_renewed(self) -> None:
+        """`device_tokens_renewed_total`."""
+        self._renewed.inc()
 
     def stranger(self, reason: str) -> None:
         """`strangers_total`."""

@@ -111,7 +111,7 @@ class Host:
         tokens = [token.get_secret_value() for token in settings.webhook_tokens]
         entrance = Entrance((*tokens, *downloads.admin_tokens), downloads.keyring.needs_signature)
         per_minute = settings.device_requests_per_minute
-        of_devices = devices_router(downloads)
+        of_devices = devices_router(downloads, telemetry.token_renewed)
         admits_devices = Gate(entrance, downloads.admit, telemetry.stranger, signed=True)
         if fleet is not None:
             of_devices = fleet.noticing(of_devices)

@@ -17,7 +17,8 @@ MIGRATION_DEADLINE_SECONDS = 30.0
 MIGRATIONS = Path(__file__).parent
 
 # Of the only release that kept its revision in Alembic's usual table, which another program may have overwritten since.
-NEWEST_REVISION = max(file.name.partition("_")[0] for file in MIGRATIONS.glob("versions/0*.py"))
+REVISIONS = tuple(sorted(file.name.partition("_")[0] for file in MIGRATIONS.glob("versions/0*.py")))
+NEWEST_REVISION = REVISIONS[-1]
 FIRST_REVISION, FIRST_TABLES = "0001", ("mqtt_config", "mqtt_process_status")
 
 
@@ -84,6 +85,7 @@ def _run(step: Callable[[Config, str], None], url: str | Path, revision: str) ->
         except CommandError:
             newer = ", ".join(before)
             raise StoreUnavailableError(
-                f"the database's tables are of a newer release ({newer}): run that one"
+                f"the database's tables are of a newer release ({newer}): run that one. Or have it take them back "
+                f"first, as far as this one knows them: bucketbell migrate --to {NEWEST_REVISION}"
             ) from None
         return context.get_current_heads() != before

@@ -35,7 +35,7 @@ MAC = "aa-bb-cc-dd-ee-ff"
 END_SECONDS = 20.0
 BUCKET = "canaries"
 PATHS = (
-    *("/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/events", "/events/fast", "/manifest", "/nowhere"),
+    *("/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/events", "/events/fast", "/manifest", "/token", "/no"),
     *(f"/configs/{MAC}.json", "/configs/x", "/assets/fw.bin", "/assets/absent", "/assets", "/thumbnails/c/e.jpg"),
     *(operation.path.replace("{camera_id}", "c") for operation in OPERATIONS),
 )

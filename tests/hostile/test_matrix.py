@@ -326,6 +326,7 @@ def test_a_worthless_token_opens_nothing_and_tells_nothing(ask: Ask, devices: li
     """401 for what is there and for what is not, in the same words, wherever it is put."""
     victim = devices[0]
     token = worthless(victim.mac)[kind]
+    assert ask("/token", method="POST", token=token).status == 401
     places = [f"/configs/{{}}.json{extra}" for extra in ("", f"?token={quote(token)}", "?version_id=null")]
     places += ["/assets/../configs/{}.json", "/manifest?mac={}", "/thumbnails?filename=../configs/{}.json"]
     for place in places:

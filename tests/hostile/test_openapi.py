@@ -1,11 +1,13 @@
 """Schemathesis asks the running host all that `/openapi.json` allows, and much that it forbids.
 
-That document is of the integration's API alone; the other routes are searched in `test_route_search.py`. By hand, for
-minutes, and each time something else: `FUZZ=20 make test ARGS="tests/hostile/test_openapi.py"`.
+That document is of the integration's API, and of one route of the devices'. The other routes are searched in
+`test_route_search.py`. By hand, for minutes, and each time something else:
+`FUZZ=20 make test ARGS="tests/hostile/test_openapi.py"`.
 """
 
 from __future__ import annotations
 
+import base64
 import re
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from functions.devices.renewal import TOKEN
+from functions.web.tokens import Keyring
 from tests.admin import ADMIN, administered
 from tests.hostile.searching import FUZZ
 from tests.hosts import Host
@@ -39,26 +43,39 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         yield running
 
 
-@pytest.mark.timeout(RUN_SECONDS + 20)
-def test_the_api_is_what_its_document_says(host: Host, tmp_path: Path) -> None:
-    """No 5xx, nothing that is not written there, no way in without a token; and what is wrong is refused."""
+def asked(host: Host, directory: Path, token: str, *selection: str) -> int:
+    """How many requests Schemathesis has made, all of them answered as the document says."""
     command = [
         *(str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(CONFIG), "run"),
-        *(f"{host.url}/openapi.json", "--header", f"Authorization: Bearer {ADMIN}", "--no-color"),
+        *(f"{host.url}/openapi.json", "--header", f"Authorization: Bearer {token}", "--no-color", *selection),
         *("--checks", "all", "--continue-on-failure", "--request-timeout", str(ASK_SECONDS)),
-        *(
-            "--max-examples",
-            str(EXAMPLES * max(1, FUZZ)),
-        ),
+        *("--max-examples", str(EXAMPLES * max(1, FUZZ))),
         *(("--generation-database", "none") if FUZZ else ("--generation-deterministic",)),
     ]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=RUN_SECONDS, check=False)
+    ended = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=RUN_SECONDS, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     generated = re.search(r"(\d+) generated, \1 passed", ended.stdout)
     assert generated, ended.stdout
     print(f"{generated[1]} requests")  # noqa: T201 - for `pytest -rP`
-    assert int(generated[1]) >= 200
-    assert "Tested: 9\n" in ended.stdout
+    assert f"Tested: {1 if '--include-path' in selection else 9}\n" in ended.stdout
     assert host.http.get("/healthz").status_code == 200
     assert not host.lines("ERROR")
     assert "Traceback" not in host.log
+    return int(generated[1])
+
+
+@pytest.mark.timeout(RUN_SECONDS + 20)
+def test_the_api_is_what_its_document_says(host: Host, tmp_path: Path) -> None:
+    """No 5xx, nothing that is not written there, no way in without a token; and what is wrong is refused."""
+    assert asked(host, tmp_path, ADMIN, "--exclude-path", TOKEN) >= 200
+
+
+@pytest.mark.timeout(RUN_SECONDS + 60)
+def test_so_is_the_renewal_of_a_devices_token(tmp_path: Path) -> None:
+    """With a device's token, at a host for devices; nobody there has to be asked for it."""
+    key = "k:" + base64.b64encode(bytes(range(32))).decode()
+    nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    with administered(tmp_path, DEVICE_TOKEN_KEYS=key, BUCKET="devices", **nowhere) as host:
+        token = Keyring.parse([key]).mint("a1-b2-c3-d4-e5-f6")
+        assert asked(host, tmp_path, token, "--include-path", TOKEN) >= 3
+        assert host.metric("device_tokens_renewed_total") >= 1

@@ -214,7 +214,9 @@ def check(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 PATHS = st.one_of(
-    st.sampled_from([*(f"/{key}" for key in KEYS), "/manifest", "/assets", "/thumbnails", "/thumbnails/c/e.jpg"]),
+    st.sampled_from(
+        [*(f"/{key}" for key in KEYS), "/manifest", "/token", "/assets", "/thumbnails", "/thumbnails/c/e.jpg"]
+    ),
     st.builds(
         "{}{}".format,
         st.sampled_from(["/configs/", "/assets/", "/assets", "/thumbnails/", "/manifest", "/"]),

@@ -9,7 +9,8 @@ import pytest
 from pydantic import SecretStr
 
 from functions.stored.model import MqttConfigChange
-from tests.databases import new_key, new_sqlite, store_of
+from infra.migrations.runner import NEWEST_REVISION
+from tests.databases import execute, new_key, new_sqlite, store_of
 
 BUCKETBELL = Path(sys.executable).parent / "bucketbell"
 DEADLINE_SECONDS = 60.0
@@ -39,6 +40,39 @@ def test_migrate_makes_the_tables_once(tmp_path: Path, database_url: str) -> Non
     if database_url.startswith("sqlite"):
         mode = Path(database_url.removeprefix("sqlite:///")).stat().st_mode
         assert stat.S_IMODE(mode) == 0o600
+
+
+def test_migrate_takes_tables_back_for_an_earlier_release(tmp_path: Path, migrated_url: str) -> None:
+    """To the step that is named, and only back; what an earlier step holds stays. Up again by the plain command."""
+    key = new_key()
+    change = MqttConfigChange(broker_host="b", topic_prefix="x", username="u", password=SecretStr(CANARY))
+    saved = store_of(migrated_url, key).save(change, expected_version=None)
+    there = [
+        run(tmp_path, "migrate", *arguments, DATABASE_URL=migrated_url)
+        for arguments in (("--to", NEWEST_REVISION), ("--to", "0001"), ("--to", "0002"), ())
+    ]
+    assert there == [
+        (0, f"the tables were not newer than step {NEWEST_REVISION}", ""),
+        (0, "the tables are those of step 0001 now", ""),
+        (0, "the tables were not newer than step 0002", ""),
+        (0, "the tables are up to date now", ""),
+    ]
+    assert store_of(migrated_url, key).load() == saved
+
+
+def test_a_step_that_is_none_is_named(tmp_path: Path, migrated_url: str) -> None:
+    """Exit 2 with those that there are; tables of a newer release are left alone, and the words say what to do."""
+    for step in ("base", "head", "9999", "-1", ""):
+        status, _, said = run(tmp_path, "migrate", f"--to={step}", DATABASE_URL=migrated_url)
+        assert status == 2
+        assert "0001, 0002" in said
+    execute(migrated_url, "UPDATE bucketbell_version SET version_num = '9999'")
+    for arguments in ((), ("--to", "0002")):
+        status, _, said = run(tmp_path, "migrate", *arguments, DATABASE_URL=migrated_url)
+        assert status == 1
+        assert "newer release (9999): run that one. " in said
+        assert said.endswith(f": bucketbell migrate --to {NEWEST_REVISION}")
+    assert execute(migrated_url, "SELECT version_num FROM bucketbell_version") == [("9999",)]
 
 
 def test_rotate_keys_lets_the_old_key_go(tmp_path: Path, migrated_url: str) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from functions.admin.openapi import API, OPERATIONS, document
+from functions.admin.openapi import API, OPERATIONS, RENEWAL, document
+from functions.devices.renewal import TOKEN
 from infra.docs import openapi
 
 
@@ -36,11 +37,12 @@ def test_a_copy_that_is_behind_is_told_and_written(
 
 
 def test_every_operation_is_in_it_and_needs_a_token() -> None:
-    """And nothing else is; no answer has a property for a password's text."""
+    """And nothing else is but a device's renewal; no answer has a property for a password's text."""
     made = document()
     served = {(path, method.upper()) for path, methods in made["paths"].items() for method in methods}
-    assert served == {(one.path, one.method) for one in OPERATIONS}
-    assert all(path.startswith(API) for path, _ in served)
+    assert served == {(one.path, one.method) for one in (*OPERATIONS, RENEWAL)}
+    assert all(path.startswith(API) for path, _ in served - {(TOKEN, "POST")})
+    assert made["paths"][TOKEN]["post"]["security"] == [{"device": []}]
     assert made["security"] == [{"admin": []}]
     schemas = made["components"]["schemas"]
     assert [name for name, schema in schemas.items() if "password" in schema["properties"]] == [

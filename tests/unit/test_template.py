@@ -272,7 +272,7 @@ THUMBNAILS = ("/thumbnails", "/thumbnails/{proxy+}")
 @pytest.mark.parametrize("cameras", [False, True])
 @pytest.mark.parametrize("stored", [False, True])
 def test_the_http_api_has_a_route_for_each_request(*, cameras: bool, stored: bool) -> None:
-    """GET and HEAD of files, GET of the manifest; more where it is asked for; each in payload format 2.0."""
+    """Files, the manifest, the next token; more where it is asked for; each in payload format 2.0."""
     stack = Stack(EventsPrefix="events/" if cameras else "", StoredSettings=str(stored).lower(), BrokerSecret="bell")
     (api,) = stack.of("AWS::ApiGatewayV2::Api").values()
     routes = {
@@ -281,7 +281,11 @@ def test_the_http_api_has_a_route_for_each_request(*, cameras: bool, stored: boo
         for method, route in methods.items()
     }
     files = (*FILES, *THUMBNAILS) if cameras else FILES
-    downloads = {("GET", "/manifest"), *((method, path) for method in ("GET", "HEAD") for path in files)}
+    downloads = {
+        ("GET", "/manifest"),
+        ("POST", "/token"),
+        *((method, path) for method in ("GET", "HEAD") for path in files),
+    }
     administration = {("X-AMAZON-APIGATEWAY-ANY-METHOD", API + "/{proxy+}"), ("GET", PATH)} if stored else set()
     assert routes.keys() == downloads | administration
     for route, integration in routes.items():

@@ -38,7 +38,7 @@ class LimitedRouter(Generic[Caller]):
     ) -> None:
         """`requests_per_minute` holds for each token; 0: no limit.
 
-        `shares_answers`: identical requests at the same moment share one. Only for a router that merely reads.
+        `shares_answers`: identical requests at the same moment share one. Only for a router that answers them alike.
         """
         self._router = router
         self._gate = gate
