@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -38,11 +39,13 @@ S3_DEADLINE_SECONDS = S3_CONNECT_TIMEOUT_SECONDS + S3_READ_TIMEOUT_SECONDS
 S3_CONNECTIONS = 32  # as many as the host has threads for these calls
 MAX_PAGE_OBJECTS = 1000  # S3's own limit for one LIST
 MAX_REGIONS = 3  # a store that names one region after another is not followed for ever
+SHA256_BYTES = 32
 MAX_SAVED_NAME_BYTES = 255  # a file name on ext4, NTFS, APFS
 
 IMPOSSIBLE_NAME = "XMinioInvalidObjectName"  # a segment of more than 255 bytes: MinIO keeps objects in files
 _ABSENT = frozenset({400, 404, 405})
 """HEAD has no body to say why: 404; 405 is a delete marker asked for by version; 400 a version id S3 cannot read."""
+_SHA256_HEX = re.compile("[0-9a-fA-F]{64}")
 _GONE = frozenset(
     {"NoSuchKey", "MethodNotAllowed", IMPOSSIBLE_NAME}
 )  # the second: a delete marker asked for by version
@@ -54,9 +57,10 @@ _NO_VERSIONS = frozenset({400, 403, 404, 405, 501})
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object as it is now. `etag` is unquoted; it and `version_id` are "" where the store has none.
+    """One object as it is now. `etag` is unquoted; it, `version_id` and `sha256` are "" where the store has none.
 
-    A file that was copied into the folder of a store (Versity Gateway) has no ETag.
+    A file that was copied into the folder of a store (Versity Gateway) has no ETag. `sha256` is that of the content, in
+    hex; a LIST does not tell it.
     """
 
     object_key: str
@@ -64,6 +68,7 @@ class ObjectInfo:
     size: int
     last_modified: datetime
     version_id: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,9 +289,22 @@ def _lacks_versions(error: StorageError) -> bool:
 
 def _told(key: str, found: Mapping[str, Any], size: int) -> ObjectInfo:
     """What a HEAD or a line of a LIST tells of an object."""
-    return ObjectInfo(
-        key, unquoted(found.get("ETag", "")), size, found["LastModified"], _version(found.get("VersionId"))
-    )
+    etag = unquoted(found.get("ETag", ""))
+    return ObjectInfo(key, etag, size, found["LastModified"], _version(found.get("VersionId")), _sha256(found, etag))
+
+
+def _sha256(found: Mapping[str, Any], etag: str) -> str:
+    """The content's SHA-256 in hex: the store's own checksum, else what the uploader wrote down; "" without either.
+
+    A multipart object's checksum is made of its parts', and moto does not say so: its ETag does.
+    """
+    if found.get("ChecksumType") == "FULL_OBJECT" or (not found.get("ChecksumType") and "-" not in etag):
+        with suppress(ValueError):  # binascii.Error is one
+            checksum = base64.b64decode(found.get("ChecksumSHA256") or "", validate=True)
+            if len(checksum) == SHA256_BYTES:
+                return checksum.hex()
+    claimed = str(found.get("Metadata", {}).get("sha256", ""))
+    return claimed.lower() if _SHA256_HEX.fullmatch(claimed) else ""
 
 
 @contextmanager

@@ -40,8 +40,10 @@ STALE_SECONDS = 0.5
 
 USER_AGENT = "bucketbell"
 
-# Where the region is wrong, or a name is: boto3 follows to another region, and knows one case from the other.
-_FOR_BOTO3 = frozenset({301, 302, 307, 400})
+# Where the region is wrong, or a name is: boto3 follows to another region, and knows one case from the other. Or the
+# store cannot be asked for checksums.
+_REFUSES_CHECKSUMS = frozenset({400, 501})
+_FOR_BOTO3 = _REFUSES_CHECKSUMS | {301, 302, 307}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ class ObjectReader:
         self._place = _Place.of(s3, bucket, self._credentials)
         self._auth, self._request, self._closed = S3SigV4Auth, AWSRequest, ConnectionClosedError
         self._body = StreamingBody
+        self._asks_for_checksums = True
         # A private name; it brings the pool, TLS, proxies and time-outs that a LIST has.
         self._http: Any = getattr(getattr(s3, "_endpoint", None), "http_session", None)
 
@@ -158,9 +161,7 @@ class ObjectReader:
         # Another service's sessions, such as S3 Express's, are boto3's to open.
         answer = None if self._http is None or self._place.service != "s3" else self._send(key, version_id)
         if answer is None or answer.status_code in _FOR_BOTO3:
-            version: dict[str, Any] = {"VersionId": version_id} if version_id else {}
-            with storage_errors():
-                return self._s3.head_object(Bucket=self._bucket, Key=key, **version)
+            return self._head_by_boto3(key, version_id, None if answer is None else answer.status_code)
         headers = answer.headers
         if answer.status_code >= HTTPStatus.MULTIPLE_CHOICES:
             # No body says more: boto3 reads the same from it.
@@ -172,9 +173,23 @@ class ObjectReader:
                 "ContentLength": int(headers["content-length"]),
                 "LastModified": read_timestamp(headers["last-modified"]),
                 "VersionId": headers.get("x-amz-version-id"),
+                "ChecksumSHA256": headers.get("x-amz-checksum-sha256"),
+                "ChecksumType": headers.get("x-amz-checksum-type"),
+                "Metadata": {"sha256": headers.get("x-amz-meta-sha256", "")},
             }
         except (KeyError, ValueError):
             raise StorageError(BAD_REQUEST, "what answers a HEAD there is not S3") from None
+
+    def _head_by_boto3(self, key: str, version_id: str, refused: int | None) -> Mapping[str, Any]:
+        """Ask boto3 after the refusal with that status, None where nothing was refused."""
+        asked: dict[str, Any] = {"VersionId": version_id} if version_id else {}
+        if refused is None and self._asks_for_checksums:
+            asked["ChecksumMode"] = "ENABLED"
+        with storage_errors():
+            found = self._s3.head_object(Bucket=self._bucket, Key=key, **asked)
+        if refused in _REFUSES_CHECKSUMS:  # and not the same question without
+            self._asks_for_checksums = False
+        return found
 
     def read(self, key: str, version_id: str, amount_bytes: int) -> bytes:
         """The first `amount_bytes` of an object. Raises StorageError, whose code is that of the store."""
@@ -212,6 +227,8 @@ class ObjectReader:
         credentials = self._credentials.get_frozen_credentials()
         parameters = {"versionId": version_id} if version_id else {}
         headers = {"User-Agent": USER_AGENT}
+        if method == "HEAD" and self._asks_for_checksums:
+            headers["x-amz-checksum-mode"] = "ENABLED"
         # Streamed: only as much of the answer's body is read as is asked for.
         request = self._request(
             method, self._place.url(key), headers=headers, params=parameters, stream_output=method == "GET"

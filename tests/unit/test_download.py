@@ -146,6 +146,7 @@ def test_whoever_accepts_json_gets_the_link_in_it(downloads: Downloads) -> None:
         "etag": "etag-of-configs/aa-b"[:20],
         "last_modified": "2026-11-20T12:00:00Z",
         "version_id": "v1",
+        "sha256": None,
     }
 
 
