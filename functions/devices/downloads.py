@@ -193,7 +193,7 @@ def _file(
         raise malformed("bad_version", "That is not a version id.")
     objects = caller.objects
     # The store is asked for forbidden files too: the time must not tell them from missing ones.
-    info = objects.head(prefix + filename, version_id)
+    info = objects.head(prefix + filename, version_id, with_checksum=not is_picture)
     if info is None or not allowed:
         raise absent()
     headers = {**_NO_STORE, **tagged(info.etag)}

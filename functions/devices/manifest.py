@@ -50,7 +50,7 @@ class Checksums:
         """In hex; "" where the store knows none, or the object is another one by now. Raises StorageError."""
         if (known := self._known.get(info)) is not None:
             return known
-        found = objects.head(info.object_key, info.version_id)
+        found = objects.head(info.object_key, info.version_id, with_checksum=True)
         if found is None or (found.etag, found.size) != (info.etag, info.size):
             return ""
         with self._lock:
@@ -109,7 +109,7 @@ class Manifest:
         for told, (info, entry) in enumerate(zip(found, entries, strict=True)):
             if told > 1 and time.monotonic() > deadline:
                 return told
-            entry["sha256"] = info.sha256 or self.checksums.of(objects, info) or None
+            entry["sha256"] = self.checksums.of(objects, info) or None
         return len(found)
 
     def _is_announced(self, key: str) -> bool:

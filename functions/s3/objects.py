@@ -138,9 +138,12 @@ class Objects:
         else:
             logger.warning(f"{set_to.origin} is not the store's region: the bucket's own is used", extra=details)
 
-    def head(self, key: str, version_id: str = "") -> ObjectInfo | None:
-        """What `key` is now, or was at that version; None where there is no such object or version."""
-        return self._head(key, version_id, asks_region=True)
+    def head(self, key: str, version_id: str = "", *, with_checksum: bool = False) -> ObjectInfo | None:
+        """What `key` is now, or was at that version; None where there is no such object or version.
+
+        Its `sha256` is the store's own checksum only `with_checksum`, which takes the rights that a GET takes.
+        """
+        return self._head(key, version_id, with_checksum=with_checksum, asks_region=True)
 
     def read(self, key: str, version_id: str = "", *, limit_bytes: int) -> bytes | None:
         """What `key` holds now, or held at that version: at most `limit_bytes` + 1 of it, to tell that there is more.
@@ -236,10 +239,10 @@ class Objects:
                 self._tools = s3, ObjectReader(s3, self._bucket, session), signer
             return self._tools
 
-    def _head(self, key: str, version_id: str, *, asks_region: bool) -> ObjectInfo | None:
+    def _head(self, key: str, version_id: str, *, with_checksum: bool, asks_region: bool) -> ObjectInfo | None:
         header = self._open()[1]
         try:
-            found = header.head(key, version_id)
+            found = header.head(key, version_id, with_checksum=with_checksum)
         except StorageError as error:
             if error.status in (_ABSENT if version_id else {404}) or error.code == IMPOSSIBLE_NAME:
                 return None
@@ -248,7 +251,7 @@ class Objects:
             self.look_up_region()  # a HEAD's refusal has no body to say why
             if self._open()[1] is header:
                 raise
-            return self._head(key, version_id, asks_region=False)
+            return self._head(key, version_id, with_checksum=with_checksum, asks_region=False)
         with _complete():
             return _told(key, found, found["ContentLength"])
 

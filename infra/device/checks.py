@@ -1,8 +1,9 @@
 """Pure: which proof there is that a file is whole, and what a file comes to.
 
-The best is the SHA-256 that the server tells. Else the store's response says something. An ETag is the MD5 of the content only for an object uploaded in one piece and not encrypted by KMS or with the
-client's key (S3, "Checking object integrity"): 32 hex digits, no dash, and no such header. A multipart object's
-is something else; then the size decides, unless the response carries a checksum of the whole object.
+The best is the SHA-256 that the server tells. Else the store's response says something. An ETag is the MD5 of the
+content only for an object uploaded in one piece and not encrypted by KMS or with the client's key (S3, "Checking object
+integrity"): 32 hex digits, no dash, and no such header. A multipart object's is something else; then the size decides,
+unless the response carries a checksum of the whole object.
 """
 
 from __future__ import annotations

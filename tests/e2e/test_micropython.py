@@ -37,7 +37,7 @@ bucketbell.FIRST_RETRY_SECONDS = 0.1
 bucketbell.KEEPALIVE_SECONDS = {keepalive_seconds}
 bucketbell.TIMEOUT_SECONDS = {timeout_seconds}
 ca = open({ca!r}, "rb").read() if {ca!r} else None
-bucketbell.Device(
+bucketbell.Board(
     {mac!r}, {token!r}, {server!r}, {broker!r}, {files!r}, ca, {directory!r}, on_file=lambda path: print("has", path)
 ).run()
 """
@@ -49,7 +49,7 @@ def micropython() -> Path:
     return find_micropython() or missing("micropython", "`make micropython`")
 
 
-class Board(Process):
+class BoardProcess(Process):
     """A board: MicroPython with the client and a `main.py`; what is in `files` survives its restarts."""
 
     def __init__(
@@ -101,7 +101,7 @@ class Board(Process):
         assert eventually(lambda: self.log_text().count(words) >= times), self.log_text()
 
 
-Start = Callable[..., Board]
+Start = Callable[..., BoardProcess]
 
 
 @pytest.fixture
@@ -109,8 +109,8 @@ def start(micropython: Path, tmp_path: Path) -> Iterator[Start]:
     """Starts a board, and ends it."""
     with ExitStack() as stack:
 
-        def begin(server: str, broker: str, **options: object) -> Board:
-            board = Board(micropython, tmp_path / "board", server, broker, **options)  # type: ignore[arg-type] # its own
+        def begin(server: str, broker: str, **options: object) -> BoardProcess:
+            board = BoardProcess(micropython, tmp_path / "board", server, broker, **options)  # type: ignore[arg-type] # its own
             stack.callback(board.stop)
             return board.start()
 

@@ -20,6 +20,7 @@ from botocore.awsrequest import AWSPreparedRequest
 from functions.devices import manifest
 from functions.devices.api import router
 from functions.devices.downloads import Downloads
+from functions.s3.clients import StorageError
 from functions.s3.objects import Objects
 from functions.settings import load
 from functions.web.tokens import Keyring
@@ -199,10 +200,19 @@ def test_a_store_that_gives_no_checksums_is_asked_for_them_once(status: int) -> 
     """Then it is asked without, and the metadata still count."""
     with without_checksums(status) as (objects, asked):
         for _ in range(2):
-            info = objects.head("assets/a")
+            info = objects.head("assets/a", with_checksum=True)
             assert info is not None
             assert (info.size, info.sha256) == (7, SHA256)
         assert asked == ["ENABLED", None, None]
+
+
+def test_a_checksum_is_not_asked_for_where_none_is_needed() -> None:
+    """With KMS the question takes the right to decrypt, which a host that signs nothing need not have."""
+    with without_checksums(403) as (objects, asked):
+        assert objects.head("assets/a") is not None
+        assert asked == [None]
+        with pytest.raises(StorageError):
+            objects.head("assets/a", with_checksum=True)
 
 
 def test_the_device_verifies_a_multipart_file(minio: Minio, tmp_path: Path) -> None:

@@ -66,8 +66,9 @@ class Shelf(Objects):
         if self.failure is not None:
             raise self.failure
 
-    def head(self, key: str, version_id: str = "") -> ObjectInfo | None:
+    def head(self, key: str, version_id: str = "", *, with_checksum: bool = False) -> ObjectInfo | None:
         """The object, at any version."""
+        del with_checksum
         self._ask("head", key, version_id)
         return self.things.get(key)
 

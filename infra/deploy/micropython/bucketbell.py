@@ -2,9 +2,11 @@
 
 Copy this file to the board, connect the network, set the clock if you use TLS, then:
 
-    from bucketbell import Device
-    Device("a1-b2-c3-d4-e5-f6", token, "http://host.example:8080", "mqtt://user:password@broker.example",
-           {"esp32/firmware.bin": "firmware.bin"}).run()
+    import bucketbell
+    bucketbell.Board(
+        "a1-b2-c3-d4-e5-f6", token, "http://host.example:8080", "mqtt://user:password@broker.example",
+        {"esp32/firmware.bin": "firmware.bin"},
+    ).run()
 
 The dictionary names the assets that this device takes, and where each goes; its config goes to `config.json`.
 MicroPython alone is needed: MQTT and HTTP are below.
@@ -143,8 +145,8 @@ class Broker:
         return body[2:end].decode(), body[start:]
 
 
-class Device:
-    """One device with its files in `directory`. `ca` is the authority's certificate (DER); `on_file` hears a path."""
+class Board:
+    """A board with its files in `directory`. `ca` is the authority's certificate (DER); `on_file` hears a path."""
 
     def __init__(
         self, mac, token, server, broker, assets, ca=None, directory=".", on_file=print, topic_prefix="iotsupport"
