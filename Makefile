@@ -19,7 +19,7 @@ LISTS := functions/requirements.in infra/layer/requirements.in infra/requirement
     infra/deploy/requirements.in tests/requirements.in
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test check format bench chaos fuzz build release sam-test aws-test container-test minio versitygw kustomize lock clean
+.PHONY: help setup run demo test check format bench chaos fuzz build release sam-test aws-test container-test minio versitygw kustomize micropython lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ versitygw: | $(BIN)/python ## build Versity GW from source (needs Go), for the t
 
 kustomize: | $(BIN)/python ## build Kustomize from source (needs Go), for the tests of the Kubernetes manifests
 	@$(BIN)/python -m infra.local.install kustomize
+
+micropython: | $(BIN)/python ## unpack MicroPython (Debian 13's package), for the tests of its client
+	@$(BIN)/python -m infra.local.install micropython
 
 lock: | $(BIN)/python ## write the requirements.txt files anew (ARGS=--upgrade for newer indirect packages)
 	@$(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'

@@ -7,6 +7,7 @@ its event was published with.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from contextlib import suppress
@@ -16,7 +17,7 @@ from email.utils import format_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from functions.devices.manifest import LISTED, Asked, Manifest, parse_limit
+from functions.devices.manifest import LISTED, Asked, Checksums, Manifest, parse_limit
 from functions.events.names import (
     MAX_FILENAME_BYTES,
     config_name,
@@ -82,6 +83,7 @@ class Downloads:
     configs_prefix: str = "configs/"
     assets_prefix: str = "assets/"
     events_prefix: str | None = None
+    checksums: Checksums = field(default_factory=Checksums, repr=False, compare=False)
 
     @classmethod
     def of(cls, settings: Settings) -> Downloads:
@@ -176,11 +178,14 @@ class Downloads:
 
     def manifest(self, request: Request, caller: Principal) -> Reply:
         """Answer `/manifest`. An admin may name a device, or gets what every device gets together."""
-        asked = request.parameters("limit", "next", "mac")
+        asked = request.parameters("limit", "next", "mac", "checksums")
+        checksums = asked.get("checksums", "0")
+        if checksums not in {"0", "1"}:
+            raise malformed("bad_checksums", "`checksums` is 0 or 1.")
         limit = parse_limit(asked.get("limit", str(MAX_PAGE_OBJECTS)))
         mac = _whose(caller, asked.get("mac"))
-        page = Manifest(self.configs_prefix, self.assets_prefix).page(
-            caller.objects, Asked(caller.bearer, mac, limit, asked.get("next"))
+        page = Manifest(self.configs_prefix, self.assets_prefix, self.checksums).page(
+            caller.objects, Asked(caller.bearer, mac, limit, asked.get("next"), checksums=checksums == "1")
         )
         body = as_json(page)
         etag = hashlib.sha256(body.encode()).hexdigest()[:32]
@@ -196,7 +201,7 @@ def _file(
         raise malformed("bad_version", "That is not a version id.")
     objects = caller.objects
     # The store is asked for forbidden files too: the time must not tell them from missing ones.
-    info = objects.head(prefix + filename, version_id)
+    info = objects.head(prefix + filename, version_id, with_checksum=not is_picture)
     if info is None or not allowed:
         raise absent()
     headers = {**_NO_STORE, **tagged(info.etag)}
@@ -218,17 +223,20 @@ def _file(
         "etag": info.etag or None,
         "last_modified": iso(info.last_modified),
         "version_id": info.version_id or None,
+        "sha256": info.sha256 or None,
     }
     return Reply(HTTPStatus.OK, headers, as_json(answer))
 
 
 def _described(info: ObjectInfo) -> dict[str, str]:
-    """Tell of the file in headers.
+    """Tell of the file in headers. Not so in a redirect, where `Repr-Digest` (RFC 9530) would be of its own body.
 
     `Content-Length` is the file's (RFC 9110 §8.6), for a proxy that passes it on; `X-Object-Size` says the same behind
     a gateway that counts the empty body instead.
     """
+    digest = base64.b64encode(bytes.fromhex(info.sha256)).decode()
     return {
+        **({"Repr-Digest": f"sha-256=:{digest}:"} if digest else {}),
         "Last-Modified": format_datetime(info.last_modified.astimezone(UTC), usegmt=True),
         "Content-Length": str(info.size),
         "X-Object-Size": str(info.size),

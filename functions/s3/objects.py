@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -38,11 +39,13 @@ S3_DEADLINE_SECONDS = S3_CONNECT_TIMEOUT_SECONDS + S3_READ_TIMEOUT_SECONDS
 S3_CONNECTIONS = 32  # as many as the host has threads for these calls
 MAX_PAGE_OBJECTS = 1000  # S3's own limit for one LIST
 MAX_REGIONS = 3  # a store that names one region after another is not followed for ever
+SHA256_BYTES = 32
 MAX_SAVED_NAME_BYTES = 255  # a file name on ext4, NTFS, APFS
 
 IMPOSSIBLE_NAME = "XMinioInvalidObjectName"  # a segment of more than 255 bytes: MinIO keeps objects in files
 _ABSENT = frozenset({400, 404, 405})
 """HEAD has no body to say why: 404; 405 is a delete marker asked for by version; 400 a version id S3 cannot read."""
+_SHA256_HEX = re.compile("[0-9a-fA-F]{64}")
 _GONE = frozenset(
     {"NoSuchKey", "MethodNotAllowed", IMPOSSIBLE_NAME}
 )  # the second: a delete marker asked for by version
@@ -54,9 +57,10 @@ _NO_VERSIONS = frozenset({400, 403, 404, 405, 501})
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object as it is now. `etag` is unquoted; it and `version_id` are "" where the store has none.
+    """One object as it is now. `etag` is unquoted; it, `version_id` and `sha256` are "" where the store has none.
 
-    A file that was copied into the folder of a store (Versity Gateway) has no ETag.
+    A file that was copied into the folder of a store (Versity Gateway) has no ETag. `sha256` is that of the content, in
+    hex; a LIST does not tell it.
     """
 
     object_key: str
@@ -64,6 +68,7 @@ class ObjectInfo:
     size: int
     last_modified: datetime
     version_id: str = ""
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +133,12 @@ class Objects:
             self._tools = None
         log_other_region(self._settings, self._bucket, name)
 
-    def head(self, key: str, version_id: str = "") -> ObjectInfo | None:
-        """What `key` is now, or was at that version; None where there is no such object or version."""
-        return self._head(key, version_id, asks_region=True)
+    def head(self, key: str, version_id: str = "", *, with_checksum: bool = False) -> ObjectInfo | None:
+        """What `key` is now, or was at that version; None where there is no such object or version.
+
+        Its `sha256` is the store's own checksum only `with_checksum`, which takes the rights that a GET takes.
+        """
+        return self._head(key, version_id, with_checksum=with_checksum, asks_region=True)
 
     def read(self, key: str, version_id: str = "", *, limit_bytes: int) -> bytes | None:
         """What `key` holds now, or held at that version: at most `limit_bytes` + 1 of it, to tell that there is more.
@@ -226,10 +234,10 @@ class Objects:
                 self._tools = s3, ObjectReader(s3, self._bucket, session), signer
             return self._tools
 
-    def _head(self, key: str, version_id: str, *, asks_region: bool) -> ObjectInfo | None:
+    def _head(self, key: str, version_id: str, *, with_checksum: bool, asks_region: bool) -> ObjectInfo | None:
         header = self._open()[1]
         try:
-            found = header.head(key, version_id)
+            found = header.head(key, version_id, with_checksum=with_checksum)
         except StorageError as error:
             if error.status in (_ABSENT if version_id else {404}) or error.code == IMPOSSIBLE_NAME:
                 return None
@@ -238,7 +246,7 @@ class Objects:
             self.look_up_region()  # a HEAD's refusal has no body to say why
             if self._open()[1] is header:
                 raise
-            return self._head(key, version_id, asks_region=False)
+            return self._head(key, version_id, with_checksum=with_checksum, asks_region=False)
         with _complete():
             return _told(key, found, found["ContentLength"])
 
@@ -289,9 +297,22 @@ def _lacks_versions(error: StorageError) -> bool:
 
 def _told(key: str, found: Mapping[str, Any], size: int) -> ObjectInfo:
     """What a HEAD or a line of a LIST tells of an object."""
-    return ObjectInfo(
-        key, unquoted(found.get("ETag", "")), size, found["LastModified"], _version(found.get("VersionId"))
-    )
+    etag = unquoted(found.get("ETag", ""))
+    return ObjectInfo(key, etag, size, found["LastModified"], _version(found.get("VersionId")), _sha256(found, etag))
+
+
+def _sha256(found: Mapping[str, Any], etag: str) -> str:
+    """The content's SHA-256 in hex: the store's own checksum, else what the uploader wrote down; "" without either.
+
+    A multipart object's checksum is made of its parts', and moto does not say so: its ETag does.
+    """
+    if found.get("ChecksumType") == "FULL_OBJECT" or (not found.get("ChecksumType") and "-" not in etag):
+        with suppress(ValueError):  # binascii.Error is one
+            checksum = base64.b64decode(found.get("ChecksumSHA256") or "", validate=True)
+            if len(checksum) == SHA256_BYTES:
+                return checksum.hex()
+    claimed = str(found.get("Metadata", {}).get("sha256", ""))
+    return claimed.lower() if _SHA256_HEX.fullmatch(claimed) else ""
 
 
 @contextmanager

@@ -40,8 +40,10 @@ STALE_SECONDS = 0.5
 
 USER_AGENT = "bucketbell"
 
-# Where the region is wrong, or a name is: boto3 follows to another region, and knows one case from the other.
-_FOR_BOTO3 = frozenset({301, 302, 307, 400})
+# Where the region is wrong, or a name is: boto3 follows to another region, and knows one case from the other. Or the
+# store cannot be asked for checksums.
+_REFUSES_CHECKSUMS = frozenset({400, 501})
+_FOR_BOTO3 = _REFUSES_CHECKSUMS | {301, 302, 307}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +152,25 @@ class ObjectReader:
         self._place = _Place.of(s3, bucket, self._credentials)
         self._auth, self._request, self._closed = S3SigV4Auth, AWSRequest, ConnectionClosedError
         self._body = StreamingBody
+        self._gives_checksums = True  # until the store refuses to
         # A private name; it brings the pool, TLS, proxies and time-outs that a LIST has.
         self._http: Any = getattr(getattr(s3, "_endpoint", None), "http_session", None)
 
-    def head(self, key: str, version_id: str = "") -> Mapping[str, Any]:
-        """What boto3's `head_object` tells of an object, as far as it is needed here. Raises StorageError."""
+    def head(self, key: str, version_id: str = "", *, with_checksum: bool = False) -> Mapping[str, Any]:
+        """What boto3's `head_object` tells of an object, as far as it is needed here. Raises StorageError.
+
+        A checksum is told only if it is asked for: with KMS that takes the right to decrypt.
+        """
+        asking = with_checksum and self._gives_checksums
         # Another service's sessions, such as S3 Express's, are boto3's to open.
-        answer = None if self._http is None or self._place.service != "s3" else self._send(key, version_id)
+        ours = self._http is not None and self._place.service == "s3"
+        answer = self._send(key, version_id, with_checksum=asking) if ours else None
         if answer is None or answer.status_code in _FOR_BOTO3:
-            version: dict[str, Any] = {"VersionId": version_id} if version_id else {}
-            with storage_errors():
-                return self._s3.head_object(Bucket=self._bucket, Key=key, **version)
+            # What is refused with a 400 may be the question for checksums.
+            refused = asking and answer is not None and answer.status_code in _REFUSES_CHECKSUMS
+            found = self._head_by_boto3(key, version_id, with_checksum=asking and not refused)
+            self._gives_checksums &= not refused
+            return found
         headers = answer.headers
         if answer.status_code >= HTTPStatus.MULTIPLE_CHOICES:
             # No body says more: boto3 reads the same from it.
@@ -172,9 +182,19 @@ class ObjectReader:
                 "ContentLength": int(headers["content-length"]),
                 "LastModified": read_timestamp(headers["last-modified"]),
                 "VersionId": headers.get("x-amz-version-id"),
+                "ChecksumSHA256": headers.get("x-amz-checksum-sha256"),
+                "ChecksumType": headers.get("x-amz-checksum-type"),
+                "Metadata": {"sha256": headers.get("x-amz-meta-sha256", "")},
             }
         except (KeyError, ValueError):
             raise StorageError(BAD_REQUEST, "what answers a HEAD there is not S3") from None
+
+    def _head_by_boto3(self, key: str, version_id: str, *, with_checksum: bool) -> Mapping[str, Any]:
+        asked: dict[str, Any] = {"VersionId": version_id} if version_id else {}
+        if with_checksum:
+            asked["ChecksumMode"] = "ENABLED"
+        with storage_errors():
+            return self._s3.head_object(Bucket=self._bucket, Key=key, **asked)
 
     def read(self, key: str, version_id: str, amount_bytes: int) -> bytes:
         """The first `amount_bytes` of an object. Raises StorageError, whose code is that of the store."""
@@ -190,9 +210,10 @@ class ObjectReader:
         with storage_errors(), closing(self._s3.get_object(Bucket=self._bucket, Key=key, **version)["Body"]) as body:
             return bytes(body.read(amount_bytes))
 
-    def _send(self, key: str, version_id: str) -> Any:  # noqa: ANN401 - botocore's AWSResponse
+    def _send(self, key: str, version_id: str, *, with_checksum: bool) -> Any:  # noqa: ANN401 - botocore's AWSResponse
+        more = {"x-amz-checksum-mode": "ENABLED"} if with_checksum else None
         with storage_errors():
-            return self._retried(lambda: self._send_once("HeadObject", self._signed("HEAD", key, version_id)))
+            return self._retried(lambda: self._send_once("HeadObject", self._signed("HEAD", key, version_id, more)))
 
     def _retried(self, send: Callable[[], Any]) -> Any:  # noqa: ANN401 - as above
         begun = time.monotonic()
@@ -208,10 +229,12 @@ class ObjectReader:
         answers = self._s3.meta.events.emit(f"before-send.s3.{operation}", request=prepared)
         return next((answer for _, answer in answers if answer is not None), None) or self._http.send(prepared)
 
-    def _signed(self, method: str, key: str, version_id: str) -> AWSPreparedRequest:
+    def _signed(
+        self, method: str, key: str, version_id: str, more: Mapping[str, str] | None = None
+    ) -> AWSPreparedRequest:
         credentials = self._credentials.get_frozen_credentials()
         parameters = {"versionId": version_id} if version_id else {}
-        headers = {"User-Agent": USER_AGENT}
+        headers = {"User-Agent": USER_AGENT, **(more or {})}
         # Streamed: only as much of the answer's body is read as is asked for.
         request = self._request(
             method, self._place.url(key), headers=headers, params=parameters, stream_output=method == "GET"

@@ -11,7 +11,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
-from infra.device.checks import By, checksum_headers, choose, digest
+from infra.device.checks import By, Check, checksum_headers, choose, digest
 from infra.device.names import Name
 from infra.device.refusals import MAX_ERROR_BYTES, refusal
 from infra.device.server import Ticket
@@ -56,6 +56,8 @@ def fetch(web: Web, store: DeviceStore, name: Name, ticket: Ticket, progress: Pr
     if part is None:
         raise FetchError("cannot_store", "what was downloaded is not there any more")
     with part:
+        if ticket.sha256:  # also where the part was begun without
+            part.check = Check("sha256", ticket.sha256)
         found = _digest(store, part)
         verified_at = time.monotonic()
         if (part.length, found) != (version.size, part.check.value):

@@ -47,7 +47,7 @@ _PERMANENT_ONCE = _NEEDS_A_PERSON | {"disk_full", "cannot_store"}
 MAX_STALE_ENTRIES = 64
 STALE_ETAG = (
     "the store's ETag or checksum is of other bytes: the same bytes came twice and do not match it. Was a file copied "
-    "over this one in the store's folder? Upload it through S3"
+    "over this one in the store's folder, or does its metadata `sha256` belong to another? Upload it through S3 again"
 )
 
 

@@ -26,16 +26,21 @@ MAX_TOKEN_CHARACTERS = 2048
 _ETAG = re.compile(r"[!#-~]{1,256}")  # RFC 9110 §8.8.3, without what a header cannot take
 _JSON = {"Accept": "application/json"}
 _NO_RENEWAL = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}  # of a host that does not know the route
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(r"[0-9T:.Z+-]{1,40}")  # RFC 3339
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Where one version of a file can be had for a while. `last_modified` is known of every version."""
+    """Where one version of a file can be had for a while. `last_modified` is known of every version.
+
+    `sha256` is that of the content, in hex, where the store knows it.
+    """
 
     url: str
     version: Version
     last_modified: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,10 @@ class DownloadServer:
             raise FetchError("protocol", "the server named no http or https URL")
         if (version := _version(document)) is None:
             raise FetchError("protocol", "the server gave no ETag, or no size")
-        return Ticket(url, version, _last_modified(document))
+        sha256 = document.get("sha256")
+        if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
+            raise FetchError("protocol", "the server gave a SHA-256 that is not 64 hex digits")
+        return Ticket(url, version, _last_modified(document), sha256)
 
     def manifest(self) -> ServerManifest:
         """All that is current for this device, page by page; a page that did not change is not sent again."""

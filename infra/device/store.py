@@ -169,7 +169,7 @@ class DeviceStore:
             with self._folder(name, make=True) as folder:
                 self._write(
                     _record(name),
-                    {"path": name.path, **asdict(part.version), "mtime_ns": written.st_mtime_ns, "by": part.check.by},
+                    {"path": name.path, **asdict(part.version), "mtime_ns": written.st_mtime_ns, **asdict(part.check)},
                 )
                 os.replace(_part(name), name.segments[-1], src_dir_fd=self._state, dst_dir_fd=folder)
                 os.fsync(folder)

@@ -1,7 +1,8 @@
 """Finds or fetches the programs that the local parts need.
 
 `python -m infra.local.install mosquitto` uses the system's package manager, `… minio`, `… versitygw` and
-`… kustomize` build with Go. Standard library only, so that it works before any package is installed.
+`… kustomize` build with Go, `… micropython` unpacks Debian's package. Standard library only, so that it works before
+any package is installed.
 """
 
 from __future__ import annotations
@@ -70,6 +71,28 @@ apt-get install -y -qq --no-install-recommends "$1" || exit 1
 if [ -d /run/systemd/system ]; then systemctl --quiet disable $2; fi
 """
 
+# Debian 12 has no MicroPython. Debian 13's is unpacked here and brings the libraries that it is linked with: nothing
+# is installed, and no root is needed. apt checks Debian's signature.
+MICROPYTHON_SCRIPT = """
+set -e
+cd "$1"
+keys=/usr/share/keyrings/debian-archive-keyring.gpg
+echo "deb [signed-by=$keys] http://deb.debian.org/debian trixie main" > sources
+mkdir -p lists/partial cache/archives/partial
+apt() {
+    apt-get -qq -o APT::Sandbox::User=root -o Dir::State::lists="$1/lists" -o Dir::Cache="$1/cache" \
+        -o Dir::State::status=/dev/null -o Dir::Etc::sourceparts=- -o Dir::Etc::sourcelist="$1/sources" $2
+}
+apt "$1" update
+apt "$1" "download libc6 libffi8 libmbedcrypto16 libmbedtls21 libmbedx509-7 micropython"
+for package in *.deb; do dpkg-deb -x "$package" "$2"; done
+loader=$(ls "$2"/usr/lib/*/ld-linux*.so.*)
+printf '#!/bin/sh\nexec "%s" --library-path "%s" "%s" "$@"\n' \
+    "$loader" "${loader%/*}" "$2/usr/bin/micropython" > micropython
+chmod 755 micropython
+mv micropython "$3"
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class _PackageManager:
@@ -112,6 +135,11 @@ def find_versitygw() -> Path | None:
 def find_kustomize() -> Path | None:
     """Kustomize on the PATH, else the one built into the cache."""
     return _find(KUSTOMIZE.name, (str(binary_cache()),))
+
+
+def find_micropython() -> Path | None:
+    """MicroPython on the PATH, else the one unpacked into the cache."""
+    return _find("micropython", (str(binary_cache()),))
 
 
 def binary_cache() -> Path:
@@ -212,6 +240,33 @@ def _build(program: GoProgram, find: Callable[[], Path | None], say: Say) -> Pat
     return built
 
 
+def unpack_micropython(say: Say) -> Path:
+    """Unpacks Debian's MicroPython into the cache unless it is there; InstallError says what is missing."""
+    if found := find_micropython():
+        say(f"MicroPython is there: {found}")
+        return found
+    if not shutil.which("apt-get"):
+        raise InstallError("MicroPython is not here, and this is not Debian: install the package `micropython`")
+    unpacked = binary_cache() / "micropython"
+    root = unpacked.parent.parent / "micropython"
+    for folder in (unpacked.parent, root):
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        status, last_words = run_saying(
+            ["/bin/sh", "-c", MICROPYTHON_SCRIPT, "sh", work, str(root), str(unpacked)],
+            "unpacking Debian's MicroPython",
+            say,
+            timeout_seconds=SYSTEM_INSTALL_TIMEOUT_SECONDS,
+        )
+    if status != 0 or not unpacked.exists():
+        raise InstallError(
+            f"Debian's MicroPython could not be unpacked:\n{last_words}\n"
+            "It needs apt and a `debian-archive-keyring` of 2023 or later. Or install the package `micropython`."
+        )
+    say(f"MicroPython is unpacked: {unpacked}")
+    return unpacked
+
+
 def _find(name: str, directories: Sequence[str]) -> Path | None:
     found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(directories))
     return Path(found) if found else None
@@ -280,12 +335,13 @@ def run_saying(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m infra.local.install mosquitto|minio|versitygw|kustomize`; the exit status."""
+    """`python -m infra.local.install mosquitto|minio|versitygw|kustomize|micropython`; the exit status."""
     programs = {
         "mosquitto": ensure_mosquitto,
         "minio": build_minio,
         "versitygw": build_versitygw,
         "kustomize": build_kustomize,
+        "micropython": unpack_micropython,
     }
     parser = argparse.ArgumentParser(
         prog="python -m infra.local.install",

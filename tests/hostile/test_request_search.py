@@ -170,8 +170,9 @@ class Shelf(Objects):
         self.things = {key: ObjectInfo(key, "etag", 7, MODIFIED, "v1") for key in keys}
         self.asked: list[str] = []
 
-    def head(self, key: str, version_id: str = "") -> ObjectInfo | None:
+    def head(self, key: str, version_id: str = "", *, with_checksum: bool = False) -> ObjectInfo | None:
         """The object, at any version."""
+        del with_checksum
         del version_id
         key.encode()
         self.asked.append(key)

@@ -165,7 +165,7 @@ def test_a_link_opens_and_gives_the_bytes(host: Host, target: str) -> None:
     told = ask(host, target, "Accept: application/json")
     document = json.loads(told.body)
     assert (told.status, told.headers["content-type"]) == (200, "application/json")
-    assert list(document) == ["url", "expires_at", "filename", "size", "etag", "last_modified", "version_id"]
+    assert list(document) == ["url", "expires_at", "filename", "size", "etag", "last_modified", "version_id", "sha256"]
     assert (document["filename"], document["size"]) == (NAME, len(BODY))
     assert document["etag"] == hashlib.md5(BODY, usedforsecurity=False).hexdigest()
     assert from_store(document["url"]) == BODY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
 import ssl
 import subprocess
@@ -217,6 +218,22 @@ def test_a_missing_go_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(install, "_GO_DIRECTORIES", ())
     with pytest.raises(install.InstallError, match=r"Go is not here: install Go 1\.24"):
         install.build_minio(print)
+
+
+def test_micropython_comes_from_debian_or_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without apt it is named as what a person installs; where apt cannot bring it, with what apt said."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("BUCKETBELL_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(install.InstallError, match="this is not Debian: install the package `micropython`"):
+        install.unpack_micropython(print)
+    apt = tmp_path / "apt-get"
+    apt.write_text("#!/bin/sh\necho no such archive >&2\nexit 100\n")
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    if shutil.which("micropython") is None:
+        with pytest.raises(install.InstallError, match="no such archive"):
+            install.unpack_micropython(print)
+        assert not (tmp_path / "cache/bin/micropython").exists()
 
 
 def test_an_old_go_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

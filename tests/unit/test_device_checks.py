@@ -28,7 +28,13 @@ CRC32_TEXT = base64.b64encode(zlib.crc32(BODY).to_bytes(4, "big")).decode()
         (MD5, {"x-amz-server-side-encryption-customer-algorithm": "AES256"}, Check("size")),
         (f"{MD5}-3", {}, Check("size")),
         ("abc", {}, Check("size")),
-        (f"{MD5}-3", {"x-amz-checksum-sha256": SHA256_TEXT}, Check("sha256", SHA256.hex())),
+        (f"{MD5}-3", {"x-amz-checksum-sha256": SHA256_TEXT}, Check("size")),  # moto's, of the parts' checksums
+        (
+            f"{MD5}-3",
+            {"x-amz-checksum-sha256": SHA256_TEXT, "x-amz-checksum-type": "FULL_OBJECT"},
+            Check("sha256", SHA256.hex()),
+        ),
+        (MD5, {"x-amz-checksum-sha256": SHA256_TEXT}, Check("sha256", SHA256.hex())),
         (MD5, {"x-amz-checksum-crc32": CRC32_TEXT}, Check("crc32", f"{zlib.crc32(BODY):08x}")),
         (f"{MD5}-3", {"x-amz-checksum-sha256": f"{SHA256_TEXT}-3"}, Check("size")),
         (f"{MD5}-3", {"x-amz-checksum-sha256": SHA256_TEXT, "x-amz-checksum-type": "COMPOSITE"}, Check("size")),
