@@ -1,4 +1,4 @@
-"""Entry: an administrator's HTTP request in; broker settings, status, or what came of a test out."""
+"""Entry: HTTP requests that need the database: an administrator's, and a device's report."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from functions.admin.api import described, explain, router
+from functions.admin.fleet import FleetAnswers
 from functions.admin.operations import Administration, CannotPublishError
 from functions.admin.uploads import Uploads
+from functions.devices.downloads import Downloads
+from functions.devices.reports import router as reports_router
 from functions.events.routes import Routes
 from functions.lifecycle import Renewal, begin
 from functions.settings import SettingsError
@@ -15,11 +18,15 @@ from functions.stored.errors import StoreUnavailableError
 from functions.stored.store import ConfigStore
 from functions.telemetry import logger
 from functions.web.api_gateway import answer_of, respond
+from functions.web.tokens import KeyringError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
     from functions.admin.operations import TopicVerdict
+    from functions.settings import Settings
     from functions.stored.model import MqttConfig
     from functions.stored.store import ProcessStatus, Stored
     from functions.web.router import Router
@@ -57,13 +64,13 @@ class NoLocalPublisher:
 
 
 _lock = threading.Lock()
-_router: Router[None] | None = None
+_routers: tuple[Router[Any], ...] = ()
 _renewal: Renewal | None = None
 
 
-def _ready() -> Router[None]:
+def _ready() -> tuple[Router[Any], ...]:
     """Return this process's routes, by settings that are read again now and then."""
-    global _router, _renewal  # noqa: PLW0603 - one warm pool of database connections for each process
+    global _routers, _renewal  # noqa: PLW0603 - one warm pool of database connections for each process
     with _lock:
         if _renewal is None:
             _renewal = Renewal(after_seconds=RENEW_SECONDS)
@@ -72,11 +79,18 @@ def _ready() -> Router[None]:
         except SettingsError as error:
             changed = False
             logger.error("settings cannot be read again", extra={"problem": str(error)})  # which holds no value
-        if _router is None or changed:
-            settings = _renewal.settings
-            administration = Administration(settings, ConfigStore.of(settings), NoLocalPublisher())
-            _router = router(administration, Uploads(Routes.of(settings)))
-        return _router
+        if not _routers or changed:
+            _routers = tuple(_made(_renewal.settings))
+        return _routers
+
+
+def _made(settings: Settings) -> Iterator[Router[Any]]:
+    downloads = Downloads.of(settings)
+    fleet = FleetAnswers.of(settings, downloads.objects)
+    administration = Administration(settings, ConfigStore.of(settings), NoLocalPublisher())
+    yield router(administration, Uploads(Routes.of(settings)), fleet)
+    if fleet is not None:
+        yield reports_router(downloads.admit_device, fleet.report)
 
 
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
@@ -84,14 +98,14 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     del context
     try:
         ready = _ready()
-    except (SettingsError, StoreUnavailableError) as error:
+    except (SettingsError, StoreUnavailableError, KeyringError) as error:
         return answer_of(explain(error).reply)
-    return respond(ready, event)
+    return respond(ready[0], event, *ready[1:])
 
 
 def _start() -> None:
-    global _router  # noqa: PLW0603 - as in `_ready`
-    _router = None  # what a snapshot may hold is out of date
+    global _routers  # noqa: PLW0603 - as in `_ready`
+    _routers = ()  # what a snapshot may hold is out of date
     described()
 
 
