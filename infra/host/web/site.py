@@ -24,7 +24,7 @@ from infra.host.web.origin import TrustedProxies, foreign_page
 
 DOWNLOADS = "downloads"
 SURE_DOOR, FAST_DOOR = "/events", "/events/fast"
-MAX_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = 4 << 20  # what SeaweedFS tells of an object of 40 GB that replaces another: each has its list of chunks
 RETRY_AFTER_SECONDS = 3  # MinIO's own pace
 WATCHING = ("GET", "HEAD")
 HINT = "There is nothing here: see /healthz, /readyz, /metrics. Events are posted to /events."
