@@ -18,18 +18,23 @@ from infra.host.bell import Bell
 from infra.host.metrics import Expected, PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
 from infra.host.web.door import Answer, Door
-from infra.host.web.entrance import StoreGate, offered, take_token
+from infra.host.web.entrance import SIGNATURE, StoreGate, offered, take_token
 from infra.host.web.limited_router import LimitedRouter
 from infra.host.web.origin import TrustedProxies, foreign_page
 
 DOWNLOADS = "downloads"
 SURE_DOOR, FAST_DOOR = "/events", "/events/fast"
-MAX_BODY_BYTES = 4 << 20  # what SeaweedFS tells of an object of 40 GB that replaces another: each has its list of chunks
+MAX_BODY_BYTES = 4 << 20  # of SeaweedFS, for an object of 40 GB that replaces another: it lists the chunks of both
+MAX_SIGNED_BYTES = 256 * 1024  # Backblaze B2 puts at most 50 events into a body
 RETRY_AFTER_SECONDS = 3  # MinIO's own pace
 WATCHING = ("GET", "HEAD")
+RINGING = ("POST", "HEAD", "OPTIONS")
 HINT = "There is nothing here: see /healthz, /readyz, /metrics. Events are posted to /events."
 
 _ACCEPTED = Reply(HTTPStatus.ACCEPTED, {})
+_REACHED = Reply(HTTPStatus.OK, {})
+# A sender of CloudEvents asks whether it may ("HTTP 1.1 Web Hooks", §4). It may: each event has to bring a token.
+_MAY_SEND = {"Allow": ", ".join(RINGING), "WebHook-Allowed-Origin": "*", "WebHook-Allowed-Rate": "*"}
 _NOTHING_TO_DO = Reply(HTTPStatus.OK, {}, '{"outcomes": []}')
 
 
@@ -73,8 +78,8 @@ class HostSite:
         self._downloads = downloads
         self._expected = expected
         self._doors: dict[str, tuple[tuple[str, ...], Callable[[Request], Door]]] = {
-            SURE_DOOR: (("POST",), self._open_sure),
-            FAST_DOOR: (("POST",), self._open_fast),
+            SURE_DOOR: (RINGING, lambda request: self._open_door(request, "sure", self._ring)),
+            FAST_DOOR: (RINGING, lambda request: self._open_door(request, "fast", self._ring_soon)),
             "/healthz": (WATCHING, lambda _: Door(self._alive)),
             "/readyz": (WATCHING, lambda _: Door(self._ready)),
             "/metrics": (WATCHING, lambda _: Door(self._metrics)),
@@ -92,6 +97,8 @@ class HostSite:
         found = self._doors.get(request.path)
         if found is None:
             router = next((one for one in self._routers if one.takes(request.path)), None)
+            if router is None and (request.method, request.path) == ("HEAD", "/"):
+                return Door(self._probed)
             if router is None:
                 raise Problem(HTTPStatus.NOT_FOUND, "no_route", HINT)
             return router.open(request)
@@ -104,20 +111,33 @@ class HostSite:
 
     # The doors.
 
-    def _open_sure(self, request: Request) -> Door:
-        self._admit(request, offered(request) or take_token(request.query)[0], "sure")
-        return Door(self._ring, MAX_BODY_BYTES)
+    def _open_door(self, request: Request, source: str, enter: Callable[[Request, Answer], None]) -> Door:
+        """A header goes before what is in the address, which only stores need that can send none."""
+        if request.method != "POST":
+            return Door(self._probed)
+        stores, address, signature = self._stores, request.address, request.header(SIGNATURE)
+        if "authorization" in request.headers or not signature or stores.is_open:
+            token = offered(request) if "authorization" in request.headers else take_token(request.query)[0]
+            self._let_in(source, lambda: stores.admit(token, address))
+            return Door(enter, MAX_BODY_BYTES)
+        self._let_in(source, lambda: stores.await_signed(address))
 
-    def _open_fast(self, request: Request) -> Door:
-        self._admit(request, offered(request), "fast")
-        return Door(self._ring_soon, MAX_BODY_BYTES)
+        def verify(asked: Request, answer: Answer) -> None:
+            self._let_in(source, lambda: stores.admit_signed(signature, asked.body, address))
+            enter(asked, answer)
 
-    def _admit(self, request: Request, token: str, source: str) -> None:
+        return Door(verify, MAX_SIGNED_BYTES, is_strangers=True)
+
+    def _let_in(self, source: str, check: Callable[[], None]) -> None:
         try:
-            self._stores.admit(token, request.address)
+            check()
         except Problem:
             self._bell.turn_away(source)
             raise
+
+    def _probed(self, request: Request, answer: Answer) -> None:
+        """A store sees that somebody is there before it sends its first event, such as RustFS. It learns no more."""
+        answer(Reply(HTTPStatus.OK, _MAY_SEND) if request.method == "OPTIONS" else _REACHED)
 
     def _ring(self, request: Request, answer: Answer) -> None:
         if not self._bell.configured:
