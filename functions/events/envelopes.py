@@ -158,7 +158,13 @@ def _read_wrapper(document: dict[Any, Any], depth: int, out: list[Record]) -> No
         out.append(Ignored("subscription", printable(document["Type"])))
     elif document.get("Event") == "s3:TestEvent":
         out.append(Ignored("test_event", "TestEvent", printable(document.get("Bucket"))))
-    elif isinstance(event_type := document.get("event_type"), str) and isinstance(document.get("message"), dict):
+    else:
+        _read_form(document, out)
+
+
+def _read_form(document: dict[Any, Any], out: list[Record]) -> None:
+    """Read a document of a form that is not S3's."""
+    if isinstance(event_type := document.get("event_type"), str) and isinstance(document.get("message"), dict):
         out.append(seaweedfs_event(document, event_type))
     elif isinstance(events := document.get("events"), list):
         if _is_countable(events, out):

@@ -38,9 +38,7 @@ PART_ETAG = "cb8d7289925309a05b2db09b7709c264-1"
 COPY_ETAG = "336311a016184326ddbdd61edd4eeb52"
 V1_ETAG = "6654c734ccab8f440ff0825eb443dc7f"
 AGAIN_ETAG = "4a6dbe1188a94245089108f179fcca3d"
-B2_VERSION = (
-    "4_zaea8c5bc362ae55070130333_f1095b1d4a0a2d4b2_d20261130_m082349_c004_v0402001_t0044_u01796027029123"
-)
+B2_VERSION = "4_zaea8c5bc362ae55070130333_f1095b1d4a0a2d4b2_d20261130_m082349_c004_v0402001_t0044_u01796027029123"
 AWS = "amzn-s3-demo-bucket"
 AWS_VERSION = "096fKKXTRTtl3on89fVO.nfljtsv6qko"
 AWS_PUT = (AWS, CONFIG, PUT, EMPTY_ETAG, 1024, AWS_VERSION)
@@ -110,11 +108,13 @@ CREATED: dict[str, tuple[str, str, str, str, int | None, str]] = {
         "ver", "assets/presigned.bin", PUT, "03885a82b9f4be3c4d5e8e4e2c412759", 9, "qvUIx1j2VFxeFvXlfAYYZXoY0UxgOQA",
     ),
     "ceph16-versioned-put-5mb": (
-        "ver", "assets/put5m.bin", PUT, "452b469c75778883c4ecc7a7b14a117b", 5_242_880, "puLTIBD1AyRXWxGdnxse4PxA.LWtXeT",
+        "ver", "assets/put5m.bin", PUT,
+        "452b469c75778883c4ecc7a7b14a117b", 5_242_880, "puLTIBD1AyRXWxGdnxse4PxA.LWtXeT",
     ),
     "ceph16-versioned-put-again": ("ver", "assets/put.bin", PUT, AGAIN_ETAG, 1_001, "v09lxVSEtC2kA80pA7LbfZUufVFyodN"),
     "ceph16-versioned-put-config": (
-        "ver", "configs/a1-b2-c3-d4-e5-f6.json", PUT, "bb6cb5c68df4652941caf652a366f2d8", 7, "qLp0t9-WXdNjHQwToFdFJEVM5mky2ZY",
+        "ver", "configs/a1-b2-c3-d4-e5-f6.json", PUT,
+        "bb6cb5c68df4652941caf652a366f2d8", 7, "qLp0t9-WXdNjHQwToFdFJEVM5mky2ZY",
     ),
     "ceph16-versioned-put-empty": ("ver", "assets/empty.bin", PUT, EMPTY_ETAG, 0, "6LmuScAP3YOz0nNPIqXxAPca89JdTnv"),
     "ceph16-versioned-put-odd-key": (

@@ -98,7 +98,10 @@ ACTS: dict[str, list[str | tuple[str, str, str, int, str, str, str]]] = {
     "versioned-delete": ["removed", *["not_content"] * 2],
     "versioned-bulk-delete": ["not_content", "removed", "not_content", "removed", *["not_content"] * 2],
     "versioned-put-small-4k": [
-        ("assets/put4k.bin", PUT, SMALL_ETAG, 4096, "67133ae2da565ebffd637a0cb2ace774", "08:24:40", "1796027080391117944"),
+        (
+            *("assets/put4k.bin", PUT, SMALL_ETAG, 4096),
+            *("67133ae2da565ebffd637a0cb2ace774", "08:24:40", "1796027080391117944"),
+        ),
         *["not_content"] * 2,
     ],
     "versioned-put-5mb": [
@@ -110,7 +113,10 @@ ACTS: dict[str, list[str | tuple[str, str, str, int, str, str, str]]] = {
     ],
     "versioned-presigned-put": [
         "not_content",
-        ("assets/presigned.bin", PUT, SIGNED_ETAG, 9, "67133ae2745d228853d9aef12fd9b12e", "08:24:42", "1796027082102539400"),
+        (
+            *("assets/presigned.bin", PUT, SIGNED_ETAG, 9),
+            *("67133ae2745d228853d9aef12fd9b12e", "08:24:42", "1796027082102539400"),
+        ),
         "not_content",
     ],
 }  # fmt: skip
@@ -196,7 +202,7 @@ def test_what_a_sweep_lists_is_what_seaweedfs_has_told_of() -> None:
 
 
 def test_a_file_that_is_renamed_to_a_key_is_new_there() -> None:
-    """A mount writes to a temporary name first; the name that it had before does not matter, nor its unchanged content."""
+    """A mount writes to a temporary name first; its name before does not matter, nor its unchanged content."""
     document = changed(upload_of("put-again"), "message", "old_entry", to=upload_of("put")["message"]["new_entry"])
     document["event_type"] = "rename"
     document["key"] = "/buckets/devices/assets/.put.bin.part"
@@ -276,14 +282,23 @@ def big(number_of_chunks: int) -> bytes:
         entry = document["message"][name]
         (chunk,) = entry["chunks"]
         size = 8 << 20
-        places = [{"file_key": number, "volume_id": 1234567, "cookie": 4_294_967_295} for number in range(number_of_chunks)]
+        places = [
+            {"file_key": number, "volume_id": 1234567, "cookie": 4_294_967_295} for number in range(number_of_chunks)
+        ]
         entry["chunks"] = [
             {**chunk, "size": size, "offset": size * at, "fid": place, "modified_ts_ns": 1_796_027_058_000_000_000 + at}
             for at, place in enumerate(places)
         ]
         entry["attributes"]["file_size"] = size * number_of_chunks
         parts = [
-            {"part": at, "start": at, "end": at + 1, "etag": f'"{AGAIN}"', "startOffset": size * at, "endOffset": size * at}
+            {
+                "part": at,
+                "start": at,
+                "end": at + 1,
+                "etag": f'"{AGAIN}"',
+                "startOffset": size * at,
+                "endOffset": size * at,
+            }
             for at in range(number_of_chunks)
         ]
         boundaries = base64.b64encode(json.dumps(parts, separators=(",", ":")).encode()).decode()
@@ -292,7 +307,7 @@ def big(number_of_chunks: int) -> bytes:
 
 
 def test_a_big_objects_document_fits_and_says_which() -> None:
-    """10 GB are 1,250 chunks of 8 MB, in the old entry and the new: a megabyte. There is room for four times as many."""
+    """10 GB are 1,250 chunks of 8 MB, in the old entry and the new: a megabyte. There is room for four times that."""
     body = big(1250)
     assert 900_000 < len(body) < 1_100_000
     assert len(big(5000)) < MAX_BODY_BYTES
@@ -351,7 +366,8 @@ def test_b2_tells_the_time_in_milliseconds() -> None:
     """It becomes RFC 3339; nonsense costs the time, not the ring."""
     document = hosted("b2-upload")
     assert created(document).event_time == "2026-11-30T08:23:49.123Z"
-    for junk in (1 << 80, -(1 << 60), 1.5, "now", None, [], float("nan")):
+    odd: tuple[object, ...] = (1 << 80, -(1 << 60), 1.5, "now", None, [], float("nan"))
+    for junk in odd:
         document["events"][0]["eventTimestamp"] = junk
         assert created(document).event_time == ""
     document["events"][0]["eventTimestamp"] = 1_796_027_029_000
