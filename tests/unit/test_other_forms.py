@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from functions.events.envelopes import MAX_RECORDS, Ignored, Malformed, ObjectCreated, parse, parse_body
-from functions.events.plan import plan_body
+from functions.events.plan import Step, plan_body
 from functions.events.routes import Detection, Routes, Skip
 from functions.stored.ring import Ring, Verdict, verdict
+from infra.host.sweep.judge import ListedObject
+from infra.host.sweep.ledger import SWEEP, Ledger
 from infra.host.web.site import MAX_BODY_BYTES
 
 EVENTS = Path(__file__).parents[1] / "events"
@@ -442,3 +446,46 @@ def test_an_upload_without_a_usable_name_is_malformed(name: str, field: str, jun
 def test_what_is_nearly_such_a_document_says_what_it_is(document: object, expected: object) -> None:
     """Nothing is guessed."""
     assert parse(document) == [expected] == parse_body(json.dumps(document))
+
+
+# The door and the sweep.
+
+
+@pytest.mark.parametrize(
+    ("document", "listed_etag", "listed_at"),
+    [
+        (upload_of("put"), FIRST, "2026-11-30T08:24:14+00:00"),
+        (upload_of("versioned-put-again"), AGAIN, "2026-11-30T08:24:30+00:00"),
+        (upload_of("multipart"), PARTS_ETAG, "2026-11-30T08:24:22+00:00"),
+        (hosted("b2-upload"), "827ccb0eea8a706c4c34a16891f84e7b", "2026-11-30T08:23:49+00:00"),
+        (hosted("r2-put"), "827ccb0eea8a706c4c34a16891f84e7b", "2026-11-30T08:23:49.379+00:00"),
+        (hosted("tigris-put"), "827ccb0eea8a706c4c34a16891f84e7b", "2026-11-30T10:29:59+00:00"),
+    ],
+    ids=["seaweedfs", "versioned", "parts", "b2", "r2", "tigris"],
+)
+def test_the_door_and_the_sweep_know_each_others_uploads(document: Any, listed_etag: str, listed_at: str) -> None:  # noqa: ANN401 - JSON
+    """Whichever comes first, and the other is silent; the same content a minute later is new to both."""
+    event, listed = created(document), int(datetime.fromisoformat(listed_at).timestamp() * 1000)
+    (heard,) = plan_body(json.dumps(document).encode(), Routes())
+    rang: list[Ring] = []
+    ledger = Ledger(rang.append)
+    ledger.took_off(heard, "sure")
+    ledger.landed(heard, is_settled=True)
+    assert verdict(listed_etag, listed, rang)[0] is Verdict.KNOWN
+    swept = ListedObject(event.object_key, listed_etag, listed, 5).created(event.bucket)
+    step = Step(swept, Routes().route(swept))
+    assert identity_after(step, heard) == swept.identity
+    if "-" not in event.etag:  # an object of parts may be dated by its beginning
+        assert verdict(listed_etag, listed + 60_000, rang)[0] is Verdict.NEW
+        later = dataclasses.replace(event, event_time="2026-11-30T12:00:00Z")
+        assert identity_after(step, Step(later, Routes().route(later))) == later.identity
+
+
+def identity_after(swept: Step, heard: Step) -> bytes:
+    """Under which identity an event goes on, once the sweep has announced that."""
+    ledger = Ledger(lambda _: None)
+    ledger.took_off(swept, SWEEP)
+    ledger.landed(swept, is_settled=True)
+    action = ledger.known(heard).action
+    assert not isinstance(action, Skip)
+    return action.identity
