@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     webhook_tokens: Tokens = Field(
         default=(),
         description="Tokens that a store may present, comma-separated (two at once while rotating): as bearer token, "
-        "as password of `Basic`, or as `/events?token=`. Unset: the host starts on loopback only.",
+        "as password of `Basic`, as `?token=`; or sign with (Backblaze B2). Unset: the host starts on loopback only.",
     )
     host_cert_file: setting_types.ReadableFile | None = Field(
         default=None,
