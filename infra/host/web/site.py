@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from typing import Any
 
@@ -78,8 +78,8 @@ class HostSite:
         self._downloads = downloads
         self._expected = expected
         self._doors: dict[str, tuple[tuple[str, ...], Callable[[Request], Door]]] = {
-            SURE_DOOR: (RINGING, lambda request: self._open_door(request, "sure", self._ring)),
-            FAST_DOOR: (RINGING, lambda request: self._open_door(request, "fast", self._ring_soon)),
+            SURE_DOOR: (RINGING, partial(self._open_door, "sure", self._ring)),
+            FAST_DOOR: (RINGING, partial(self._open_door, "fast", self._ring_soon)),
             "/healthz": (WATCHING, lambda _: Door(self._alive)),
             "/readyz": (WATCHING, lambda _: Door(self._ready)),
             "/metrics": (WATCHING, lambda _: Door(self._metrics)),
@@ -111,29 +111,34 @@ class HostSite:
 
     # The doors.
 
-    def _open_door(self, request: Request, source: str, enter: Callable[[Request, Answer], None]) -> Door:
+    def _open_door(self, source: str, enter: Callable[[Request, Answer], None], request: Request) -> Door:
         """A header goes before what is in the address, which only stores need that can send none."""
         if request.method != "POST":
             return Door(self._probed)
-        stores, address, signature = self._stores, request.address, request.header(SIGNATURE)
-        if "authorization" in request.headers or not signature or stores.is_open:
-            token = offered(request) if "authorization" in request.headers else take_token(request.query)[0]
-            self._let_in(source, lambda: stores.admit(token, address))
-            return Door(enter, MAX_BODY_BYTES)
-        self._let_in(source, lambda: stores.await_signed(address))
-
-        def verify(asked: Request, answer: Answer) -> None:
-            self._let_in(source, lambda: stores.admit_signed(signature, asked.body, address))
-            enter(asked, answer)
-
-        return Door(verify, MAX_SIGNED_BYTES, is_strangers=True)
-
-    def _let_in(self, source: str, check: Callable[[], None]) -> None:
+        address, signature = request.address, request.header(SIGNATURE)
+        if signature and "authorization" not in request.headers and not self._stores.is_open:
+            return self._await_signed(source, enter, signature, address)
         try:
-            check()
+            token = offered(request) if "authorization" in request.headers else take_token(request.query)[0]
+            self._stores.admit(token, address)
         except Problem:
             self._bell.turn_away(source)
             raise
+        return Door(enter, MAX_BODY_BYTES)
+
+    def _await_signed(
+        self, source: str, enter: Callable[[Request, Answer], None], signature: str, address: str
+    ) -> Door:
+        def verify(request: Request, answer: Answer) -> None:
+            try:
+                self._stores.admit_signed(signature, request.body, address)
+            except Problem:
+                self._bell.turn_away(source)
+                raise
+            enter(request, answer)
+
+        self._stores.await_signed(address)  # too many at once say nothing of a store's token
+        return Door(verify, MAX_SIGNED_BYTES, is_strangers=True)
 
     def _probed(self, request: Request, answer: Answer) -> None:
         """A store sees that somebody is there before it sends its first event, such as RustFS. It learns no more."""
