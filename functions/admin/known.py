@@ -17,6 +17,7 @@ SOURCES = {
     "sure": "POST /events",
     "fast": "POST /events/fast",
     "sqs": "the queue",
+    "r2": "Cloudflare's queue",
     "sweep": "the sweep",
     "again": "another try of what was given up",
     BY_HAND: "`bucketbell ring`",
@@ -106,7 +107,7 @@ def told(one: HeardEvent) -> str:
 
 def who_goes_on(source: str) -> str:
     """Who brings an event again that has failed."""
-    if source in ("sure", "sqs"):
+    if source in ("sure", "sqs", "r2"):
         return "; the store brings it again"
     if source == "fast":
         return "; this door does not bring it again, but the other one does"

@@ -22,6 +22,8 @@ MAX_TOPIC_PREFIX_BYTES = 1024
 
 _FERNET_KEY = re.compile("[A-Za-z0-9_-]{43}=")  # 32 bytes: what `cryptography.fernet.Fernet` takes
 
+_CLOUDFLARE_QUEUE = re.compile("/accounts/[A-Za-z0-9_-]{1,64}/queues/[A-Za-z0-9_-]{1,64}$")
+
 _REGION = re.compile("(?![0-9]+$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)")  # what botocore takes
 _GLOBAL = re.compile("aws(-[a-z]+)*-global")  # botocore's names for a partition's endpoint of no region
 
@@ -93,6 +95,23 @@ def _topic_prefix(prefix: str) -> str:
     return levels
 
 
+def _cloudflare_queue(url: str) -> str:
+    """Return the address of a queue in Cloudflare's API, without a slash at its end. Raises ValueError."""
+    url = parse_http_url(url).rstrip("/")
+    if _CLOUDFLARE_QUEUE.search(url) is None:
+        raise ValueError(
+            "must be https://api.cloudflare.com/client/v4/accounts/<account id>/queues/<queue id>, with both ids from "
+            "Cloudflare's dashboard"
+        )
+    return url
+
+
+def _one_word(secret: SecretStr) -> SecretStr:
+    if not is_one_word(secret.get_secret_value()):
+        raise ValueError("must be one word of ASCII characters")
+    return secret
+
+
 def is_there(check: Callable[[], bool]) -> bool:
     """Whether a `Path`'s `check` holds; False if the system cannot say, e.g. for a name that is too long."""
     try:
@@ -153,6 +172,8 @@ ReadableFile = Annotated[Path, AfterValidator(_readable_file)]
 Directory = Annotated[Path, AfterValidator(_directory)]
 KeyPrefix = Annotated[str, AfterValidator(_key_prefix)]
 Qos = Annotated[int, Field(ge=0, le=2), BeforeValidator(_qos)]
+CloudflareQueueUrl = Annotated[str, AfterValidator(_cloudflare_queue)]
+ApiToken = Annotated[SecretStr, AfterValidator(_one_word)]
 HttpUrl = Annotated[str, AfterValidator(parse_http_url)]
 Endpoint = Annotated[str, AfterValidator(parse_endpoint)]
 RegionName = Annotated[str, AfterValidator(_region)]

@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     webhook_tokens: Tokens = Field(
         default=(),
         description="Tokens that a store may present, comma-separated (two at once while rotating): as bearer token, "
-        "as password of `Basic`, or as `/events?token=`. Unset: the host starts on loopback only.",
+        "as password of `Basic`, as `?token=`; or sign with (Backblaze B2). Unset: the host starts on loopback only.",
     )
     host_cert_file: setting_types.ReadableFile | None = Field(
         default=None,
@@ -161,6 +161,14 @@ class Settings(BaseSettings):
     )
     sqs_queue_url: setting_types.HttpUrl | None = Field(
         default=None, description="The host also polls this queue for the bucket's events."
+    )
+    r2_queue_url: setting_types.CloudflareQueueUrl | None = Field(
+        default=None,
+        description="The host also polls this Cloudflare Queue for an R2 bucket's events: "
+        "`https://api.cloudflare.com/client/v4/accounts/<account id>/queues/<queue id>`.",
+    )
+    r2_queue_token: setting_types.ApiToken | None = Field(
+        default=None, description="Cloudflare's API token for R2_QUEUE_URL, with the permission Queues: Edit."
     )
     event_retry_seconds: int = Field(
         default=3600, ge=1, le=604_800, description="How long one cause may hold up a store's queue (`POST /events`)."
@@ -332,6 +340,13 @@ class Settings(BaseSettings):
         if certificate in info.data and (path is None) != (info.data[certificate] is None):
             raise ValueError(f"goes together with {certificate.upper()}: set both or neither")
         return path
+
+    @field_validator("r2_queue_token")
+    @classmethod
+    def _with_queue(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if "r2_queue_url" in info.data and (token is None) != (info.data["r2_queue_url"] is None):
+            raise ValueError("goes together with R2_QUEUE_URL: set both or neither")
+        return token
 
     @field_validator("assets_prefix")
     @classmethod

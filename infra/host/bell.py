@@ -39,8 +39,8 @@ DOORS = {
     AGAIN: (*Status, *get_args(UnreadLabel)),
     BY_HAND: (*Status, *get_args(UnreadLabel)),
 }
-QUEUE = {"sqs": OUTCOMES}
-ASKING = ("sure", "sqs")
+QUEUES = {"sqs": OUTCOMES, "r2": OUTCOMES}
+ASKING = ("sure", *QUEUES)
 """Who can wait for a moment: for a word whether another host has announced it."""
 SWEPT = {SWEEP: (*OUTCOMES, GAVE_UP)}
 LOG_LINES_PER_KIND = 10
@@ -129,6 +129,11 @@ class Bell:
     def configured(self) -> bool:
         """Whether there is a broker; without one nothing is counted, logged or remembered."""
         return self._publisher.configured
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a message would be sent now."""
+        return self._publisher.ready
 
     async def ring(self, steps: Sequence[Step], source: str) -> list[Settled]:
         """Publish what is to be published, and return each step's fate within the patience."""
@@ -246,7 +251,7 @@ class Bell:
             return settle_one(step, None)
         identity = record.identity if isinstance(action, Skip) else action.identity
         # A queue asks again on purpose, perhaps after a person has corrected the broker's rules.
-        if identity in self._seen or (identity in self._refused and source != "sqs"):
+        if identity in self._seen or (identity in self._refused and source not in QUEUES):
             return Settled(step, REPEATED)
         if isinstance(action, Skip):
             self._seen.add(identity)
@@ -299,13 +304,13 @@ class Bell:
             outcome = Outcome(Status.UNCONFIRMED, reason, self._publisher.status.reason_code)
         if outcome.is_transient:
             return self._put_off(step, outcome, source)
-        is_final = outcome.success or source != "sqs"
+        is_final = outcome.success or source not in QUEUES
         return Settled(step, REPEATED) if is_final and not joined.began else settle_one(step, outcome)
 
     def _put_off(self, step: Step, outcome: Outcome | Unread, source: str) -> Settled:
         """Have its source bring it again. A store's queue not for ever: behind it waits whatever else is in there."""
         settled = settle_one(step, outcome)._replace(fate=Fate.RETRIABLE)
-        # SQS goes on with what is behind, and has its own way with what comes back too often.
+        # A queue goes on with what is behind, and has its own way with what comes back too often.
         asks_again = source in ("sure", SWEEP)
         if not asks_again or isinstance(step.action, Skip) or not self.holdups.gives_up(step, step.action, outcome):
             return settled

@@ -89,6 +89,8 @@ EXAMPLES: dict[str, list[str]] = {
     "url_ttl_seconds": ["60", "604800"],
     "device_requests_per_minute": ["0", "60000"],
     "sqs_queue_url": [*HTTP, "https://sqs.us-east-1.amazonaws.com/1/q"],
+    "r2_queue_url": [f"{url}/client/v4/accounts/a1/queues/b2" for url in HTTP] + ["https://h/accounts/../queues/x"],
+    "r2_queue_token": [CANARY, "t", "two words", "é"],
     "sweep_seconds": ["0", "2", "604800", "1.5"],
     "sweep_grace_seconds": ["0", "10", "86401"],
     "sweep_rings_per_second": ["1", "0"],
@@ -126,6 +128,8 @@ NEEDS = {
     "mqtt_key_pem": {"MQTT_CERT_PEM": PEM},
     "events_prefix": {"BUCKET": "b"},
     "sweep_seconds": {"BUCKET": "b"},
+    "r2_queue_url": {"R2_QUEUE_TOKEN": "t"},
+    "r2_queue_token": {"R2_QUEUE_URL": "https://h/accounts/a/queues/q"},
 }
 
 # Of which the first is named where they do not fit together.
@@ -134,6 +138,7 @@ PARTNERS = {
     "MQTT_KEY_PEM": "MQTT_CERT_PEM",
     "HOST_KEY_FILE": "HOST_CERT_FILE",
     "ASSETS_PREFIX": "CONFIGS_PREFIX",
+    "R2_QUEUE_TOKEN": "R2_QUEUE_URL",
 }
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # huge values are the point
 
