@@ -17,6 +17,7 @@ SOURCES = {
     "sure": "POST /events",
     "fast": "POST /events/fast",
     "sqs": "the queue",
+    "nats": "JetStream",
     "sweep": "the sweep",
     "again": "another try of what was given up",
     BY_HAND: "`bucketbell ring`",
@@ -106,6 +107,8 @@ def who_goes_on(source: str) -> str:
     """Who brings an event again that has failed."""
     if source in ("sure", "sqs"):
         return "; the store brings it again"
+    if source == "nats":
+        return "; JetStream brings it again"
     if source == "fast":
         return "; this door does not bring it again, but the other one does"
     return "; it is tried again" if source in ("sweep", "again") else ""

@@ -21,8 +21,9 @@ from functions.settings.fields import (
     TopicPrefix,
     Words,
 )
+from functions.settings.jetstream import JetStreamSettings
 
-EXACT = frozenset({"mqtt_password"})  # anything else loses the spaces around it, which no editor shows
+EXACT = frozenset({"mqtt_password", "nats_password"})  # anything else loses the spaces around it, which no editor shows
 
 
 class SettingsError(Exception):
@@ -37,7 +38,7 @@ class SettingsError(Exception):
         super().__init__("\n".join(f"{variable}: {problem}" for variable, problem in problems))
 
 
-class Settings(BaseSettings):
+class Settings(JetStreamSettings):
     """Every setting is an environment variable of the same name in capitals."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)

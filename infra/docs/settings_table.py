@@ -15,9 +15,11 @@ BEGIN, END = "<!-- settings:begin -->", "<!-- settings:end -->"
 
 
 def table() -> str:
-    """Return the Markdown table: a row for each setting, in the order of the class."""
+    """Return the Markdown table: a row for each setting, in the order of the class, then what it inherits."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
+    fields = Settings.model_fields
+    own = [name for name in fields if name in Settings.__annotations__]
+    for name, field in ((name, fields[name]) for name in dict.fromkeys([*own, *fields])):
         default = field.get_default()
         text = f"{default:g}" if isinstance(default, float) else str(default)
         cells = (f"`{name.upper()}`", "-" if default in (None, ()) else f"`{text}`", str(field.description))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from functions.backoff import backoff_seconds
 from functions.events.envelopes import SqsMessage
 from functions.events.plan import plan_batch, to_keep
-from functions.telemetry import logger
 from infra.host.bell import Bell
 from infra.host.threads import in_thread
+from infra.host.trouble import Trouble
 
 LONG_POLL_SECONDS = 20  # SQS' own maximum
 MAX_MESSAGES = 10  # SQS' own maximum
 STOP_SECONDS = 0.5
-OFF_SECONDS = 1.0
+OFF_SECONDS = 1.0  # between two looks whether there is a broker to publish to
 
 
 class Poller:
@@ -31,7 +30,7 @@ class Poller:
         self._bell = bell
         self._task: asyncio.Task[None] | None = None
         self._batch: asyncio.Task[None] | None = None
-        self._failures = 0
+        self._trouble = Trouble("the queue cannot be polled; trying again", "the queue is polled again")
 
     async def start(self) -> None:
         """Begin to poll. Returns at once."""
@@ -50,14 +49,9 @@ class Poller:
                 continue
             try:
                 await self._once()
-                if self._failures:
-                    logger.info("the queue is polled again", extra={"failed_attempts": self._failures})
-                self._failures = 0
+                self._trouble.ended()
             except Exception as error:  # noqa: BLE001 - whatever is wrong with the queue, its events wait
-                self._failures += 1
-                if self._failures == 1:
-                    logger.warning("the queue cannot be polled; trying again", extra={"reason": str(error)})
-                await asyncio.sleep(backoff_seconds(self._failures))
+                await asyncio.sleep(self._trouble.met(str(error)))
 
     async def _once(self) -> None:
         received = await in_thread(

@@ -26,12 +26,12 @@ from functions.stored.store import ConfigStore
 from functions.telemetry import logger
 from functions.web.tokens import KeyringError
 from infra.host import systemd
-from infra.host.bell import DOORS, QUEUE, SWEPT, Bell
+from infra.host.bell import DOORS, QUEUE, STREAM, SWEPT, Bell
 from infra.host.broker_settings import Integration
 from infra.host.heap import settle, share_one_heap
 from infra.host.inquiry import Inquiry
 from infra.host.logs import LinkLog, configure_logging
-from infra.host.metrics import PrometheusTelemetry, SweepTelemetry
+from infra.host.metrics import JetStreamTelemetry, PrometheusTelemetry, SweepTelemetry
 from infra.host.poller import LONG_POLL_SECONDS, Poller
 from infra.host.slices import ask_for_short_slices
 from infra.host.sweep.ledger import Ledger
@@ -99,7 +99,8 @@ class Host:
                 after_first=settle,
             )
         cameras = (LABEL,) if reader is not None else ()
-        sources = DOORS | (QUEUE if settings.sqs_queue_url else {}) | (SWEPT if self._sweeper else {})
+        sources = DOORS | (QUEUE if settings.sqs_queue_url else {}) | (STREAM if settings.nats_url else {})
+        sources |= SWEPT if self._sweeper else {}
         telemetry.watch(lambda: publisher.status.certificate, lambda: integration.database_up)
         tokens = [token.get_secret_value() for token in settings.webhook_tokens]
         entrance = Entrance((*tokens, *downloads.admin_tokens), downloads.keyring.needs_signature)
@@ -134,6 +135,7 @@ class Host:
             ),
         )
         self.publisher = publisher
+        self._telemetry = telemetry
         self._settings = settings
         self._certificate = Certificate.of(settings)
         self._integration = integration
@@ -178,13 +180,21 @@ class Host:
         at_the_end(self._bell.holdups.stop)
         if self._reader is not None:
             at_the_end(self._reader.close)
-        if settings.sqs_queue_url and (self.publisher.configured or settings.database_url is not None):
+        may_publish = self.publisher.configured or settings.database_url is not None
+        if settings.sqs_queue_url and may_publish:
             from functions.s3 import clients  # noqa: PLC0415 - boto3 takes half a second, and only the poller needs it
 
             client = clients.client("sqs", settings, read_timeout_seconds=LONG_POLL_SECONDS + 10.0)
             poller = Poller(client, settings.sqs_queue_url, self._bell)
             await poller.start()
             at_the_end(poller.stop)
+        if settings.nats_url and may_publish:
+            from infra.host.jetstream.source import JetStreamSource  # noqa: PLC0415 - NATS' client is for this only
+
+            watched = JetStreamTelemetry(self._telemetry.registry)
+            source = JetStreamSource(settings, self._bell, self.publisher, watched)
+            await source.start()
+            at_the_end(source.stop)
         if self._sweeper is not None:
             await self._sweeper.start()
             at_the_end(self._sweeper.stop)
