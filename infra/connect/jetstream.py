@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from functions.settings.addresses import is_tls, parse_nats_url
+from functions.settings.addresses import parse_nats_url
 from functions.settings.jetstream import WAYS_IN
 from infra.connect.documents import FAST_TARGET, SURE_TARGET
 from infra.connect.errors import ConnectError
@@ -35,9 +35,7 @@ class Streams(Doors):
         address = f"{f'[{host}]' if ':' in host else host}:{port}"
         scheme = "https" if tls else "http"  # the report asks only whose machine it is
         subject = f"{settings.nats_stream}.events"
-        return cls(
-            f"{scheme}://{address}", sure_only, queue_directory, "", address, subject, is_tls(settings.nats_url[0])
-        )
+        return cls(f"{scheme}://{address}", sure_only, queue_directory, "", address, subject, tls)
 
     @property
     def targets(self) -> dict[str, str]:
@@ -72,9 +70,9 @@ def host_lines(settings: Settings) -> str:
     lines = [f"\nThe host's environment needs this line, too:\n\nNATS_URL={','.join(settings.nats_url)}"]
     if any(getattr(settings, name) is not None for name in WAYS_IN):
         lines.append(
-            f"\nNATS asks for a login. Give MinIO one of its own, which may publish on {settings.nats_stream}.events and "
-            "subscribe to _INBOX.>: MINIO_NOTIFY_NATS_USERNAME_… and …_PASSWORD_…, …_TOKEN_…, …_USER_CREDENTIALS_… or "
-            "…_NKEY_SEED_…, for both targets."
+            "\nNATS asks for a login. Give MinIO one of its own, which may publish on "
+            f"{settings.nats_stream}.events and subscribe to _INBOX.>: MINIO_NOTIFY_NATS_USERNAME_… and …_PASSWORD_…, "
+            "…_TOKEN_…, …_USER_CREDENTIALS_… or …_NKEY_SEED_…, for both targets."
         )
     if settings.nats_ca_file is not None:
         lines.append(
@@ -85,61 +83,43 @@ def host_lines(settings: Settings) -> str:
 
 def set_up(settings: Settings, say: Callable[[str], None], *, dry_run: bool) -> None:
     """Make stream, consumer and what lies beside them where they are missing. Raises `ConnectError`."""
-    from infra.jetstream.connection import JetStreamError, explain  # noqa: PLC0415 - NATS' client is for this only
+    from infra.jetstream.connection import JetStreamError  # noqa: PLC0415 - NATS' client is for this only
 
     try:
         asyncio.run(_set_up(settings, say, dry_run=dry_run))
-    except Exception as error:  # the library raises what it meets
-        reason = str(error) if isinstance(error, JetStreamError) else explain(error)
+    except (JetStreamError, TimeoutError) as error:
+        reason = str(error) or "no answer in time"
         advice = "Is NATS running with JetStream (`nats-server -js`), and are NATS_URL and its login right?"
         raise ConnectError("JetStream", f"JetStream could not be set up: {reason}.", advice) from None
 
 
 async def _set_up(settings: Settings, say: Callable[[str], None], *, dry_run: bool) -> None:
     from infra.jetstream import layout  # noqa: PLC0415 - as above
-    from infra.jetstream.connection import (  # noqa: PLC0415
-        CALL_SECONDS,
-        JetStreamError,
-        connect,
-        explain,
-        quietly_close,
-    )
+    from infra.jetstream.connection import JetStreamError, on_jetstream  # noqa: PLC0415 - as above
 
     names = layout.Names.of(settings)
     publish_seconds = settings.mqtt_publish_timeout_seconds
-    async with asyncio.timeout(TOTAL_SECONDS):
-        client, complaints = await connect(settings, "bucketbell connect")
-        try:
-            js = client.jetstream(timeout=CALL_SECONDS)
-            await js.account_info()  # one clear word where there is no JetStream
-            stream = await layout.found_stream(js, names.stream)
-            consumer = None if stream is None else await layout.found_consumer(js, names)
-            if dry_run:
-                missing = [
-                    *([f"the stream {names.stream}"] if stream is None else []),
-                    *([f"the consumer {names.consumer}"] if consumer is None else []),
-                ]
-                say(f"It would make in JetStream: {', '.join(missing) or 'nothing'}.")
-                return
-            if stream is None:
-                stream = await js.add_stream(layout.stream_config(names))
-                say(
-                    f"Made the stream {names.stream}: on disk, at most {layout.MAX_BYTES >> 20} MB; when it is full it "
-                    "refuses new events, which the store then keeps."
-                )
-            if consumer is None:
-                config = layout.consumer_config(names, publish_seconds)
-                consumer = await js.add_consumer(names.stream, config)
-                say(f"Made its durable consumer {names.consumer}.")
-            for name in await layout.make_beside(js, names):
-                say(f"Made {name}.")
-            if problem := layout.unfit(consumer.config):
-                raise JetStreamError(f"the consumer {names.consumer} is not ours: {problem}")
-            for remark in layout.remarks(stream.config, consumer.config, publish_seconds):
-                say(remark)
-        except Exception as error:
-            if isinstance(error, JetStreamError):
-                raise
-            raise JetStreamError(explain(error, complaints.last)) from None
-        finally:
-            await quietly_close(client)
+    async with asyncio.timeout(TOTAL_SECONDS), on_jetstream(settings, "bucketbell connect") as js:
+        await js.account_info()  # one clear word where there is no JetStream
+        stream = await layout.found_stream(js, names.stream)
+        consumer = None if stream is None else await layout.found_consumer(js, names)
+        if dry_run:
+            missing = [f"the stream {names.stream}"] if stream is None else []
+            missing += [f"the consumer {names.consumer}"] if consumer is None else []
+            say(f"It would make in JetStream: {', '.join(missing) or 'nothing'}.")
+            return
+        if stream is None:
+            stream = await js.add_stream(layout.stream_config(names))
+            say(
+                f"Made the stream {names.stream}: on disk, at most {layout.MAX_BYTES >> 20} MB; when it is full it "
+                "refuses new events, which the store then keeps."
+            )
+        if consumer is None:
+            consumer = await js.add_consumer(names.stream, layout.consumer_config(names, publish_seconds))
+            say(f"Made its durable consumer {names.consumer}.")
+        for made in await layout.make_beside(js, names):
+            say(f"Made {made}.")
+        if problem := layout.unfit(consumer.config):
+            raise JetStreamError(f"the consumer {names.consumer} cannot be used: {problem}. Delete it")
+        for remark in layout.remarks(stream.config, consumer.config, publish_seconds):
+            say(remark)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import re
 import ssl
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import nats.errors
@@ -14,7 +17,10 @@ from nats.js import errors as js_errors
 from functions.settings.addresses import is_tls, parse_nats_url
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from nats.js import JetStreamContext
 
     from functions.settings import Settings
 
@@ -24,6 +30,8 @@ PING_SECONDS, MAX_PINGS = 10, 2  # a server that is silent for so long is left
 
 _NO_JETSTREAM = "this server has no JetStream, or none for this account: start it with `-js`, or enable it there"
 _REFUSED = "the credentials are refused: correct NATS_USERNAME and NATS_PASSWORD, or what stands in their place"
+_CREDS = re.compile("BEGIN NATS USER JWT.*BEGIN USER NKEY SEED", re.DOTALL)
+_SEED = re.compile(r"\bSU[A-Z2-7]{56}\b")
 _PERMISSION, _AUTHORIZATION = "permissions violation", "authorization violation"
 
 
@@ -84,6 +92,18 @@ async def connect(
     raise JetStreamError(reason)
 
 
+@asynccontextmanager
+async def on_jetstream(settings: Settings, name: str) -> AsyncIterator[JetStreamContext]:
+    """A connection for a few calls. Raises `JetStreamError` also for what they raise."""
+    client, complaints = await connect(settings, name)
+    try:
+        yield client.jetstream(timeout=CALL_SECONDS)
+    except Exception as error:  # noqa: BLE001 - the library raises what it meets
+        raise JetStreamError(explain(error, complaints.last)) from None
+    finally:
+        await quietly_close(client)
+
+
 class Complaints:
     """What the server has said on a connection beside its answers: refused rights come so, and the call times out."""
 
@@ -93,6 +113,8 @@ class Complaints:
     async def hear(self, error: Exception) -> None:
         """The library's error callback."""
         self.last = str(error) or type(error).__name__
+        if isinstance(error, OSError) and (error.errno or 0) > 0:
+            self.last = os.strerror(error.errno or 0).lower()  # asyncio's own words are longer
 
 
 async def quietly_close(client: Client) -> None:
@@ -115,10 +137,21 @@ def _login(settings: Settings) -> dict[str, Any]:
     if settings.nats_token is not None:
         return {"token": settings.nats_token.get_secret_value()}
     if settings.nats_creds_file is not None:
+        if not _CREDS.search(_text(settings.nats_creds_file, "NATS_CREDS_FILE")):
+            raise JetStreamError("NATS_CREDS_FILE holds no JWT with a seed: it is a file that ends in .creds")
         return {"user_credentials": str(settings.nats_creds_file)}
     if settings.nats_nkey_file is not None:
+        if not _SEED.search(_text(settings.nats_nkey_file, "NATS_NKEY_FILE")):
+            raise JetStreamError("NATS_NKEY_FILE holds no user's seed: it is one word that begins with SU")
         return {"nkeys_seed": str(settings.nats_nkey_file)}
     return {}
+
+
+def _text(file: Path, variable: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise JetStreamError(f"{variable} cannot be read: {error.strerror}") from None
 
 
 def _tls(settings: Settings) -> ssl.SSLContext:

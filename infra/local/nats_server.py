@@ -17,7 +17,8 @@ _READY = "Server is ready"
 class NatsServer(Process):
     """A server on loopback, anonymous unless `users` are given: NATS' own objects, e.g. `{"user": …, "password": …}`.
 
-    What it keeps lies in its directory and outlives it. With `certificates` it speaks TLS only.
+    What it keeps lies in its directory and outlives it. With `certificates` it speaks TLS only, and with
+    `require_client_certificate` it also asks the client for one. `extra` are further settings.
     """
 
     def __init__(
@@ -29,6 +30,8 @@ class NatsServer(Process):
         users: tuple[Mapping[str, Any], ...] = (),
         token: str = "",
         certificates: Certificates | None = None,
+        require_client_certificate: bool = False,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         binary = find_nats_server()
         if binary is None:
@@ -38,6 +41,8 @@ class NatsServer(Process):
         self.users = users
         self.token = token
         self.certificates = certificates
+        self.require_client_certificate = require_client_certificate
+        self.extra = dict(extra or {})
         self._config_file = directory / "nats.conf"
         super().__init__(
             "nats",
@@ -70,5 +75,7 @@ class NatsServer(Process):
             document["tls"] = {
                 "cert_file": str(self.certificates.server_cert.absolute()),
                 "key_file": str(self.certificates.server_key.absolute()),
+                "ca_file": str(self.certificates.ca_file.absolute()),
+                "verify": self.require_client_certificate,
             }
-        self._config_file.write_text(json.dumps(document))
+        self._config_file.write_text(json.dumps(document | self.extra))

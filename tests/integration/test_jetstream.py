@@ -46,7 +46,7 @@ def names_heard(listener: Subscriber, count: int) -> Counter[str]:
 def test_an_upload_rings_once_through_both_targets(
     stream: NatsServer, tmp_path: Path, mosquitto: Mosquitto, minio_binary: Path
 ) -> None:
-    """The fast target and the one with a queue tell of each upload; devices hear of it once, and the stream is empty."""
+    """The fast target and the one with a queue tell of each upload; devices hear of it once; the stream is empty."""
     del minio_binary
     with (
         minio_for(stream, tmp_path) as minio,
@@ -147,7 +147,7 @@ def unsettled(server: NatsServer) -> int:
 def test_a_forbidden_topic_delays_nobody_and_ends_as_a_dead_letter(
     stream: NatsServer, tmp_path: Path, mosquitto: Mosquitto
 ) -> None:
-    """Beside refused messages, allowed ones ring at once; when the cause's time is over there is a copy with the reason."""
+    """Beside refused messages, allowed ones ring; when the cause's time is over there is a copy with the reason."""
     mosquitto.set_acl(NO_CONFIGS)
     mosquitto.restart()
     variables = host_environment(stream, mosquitto.url, EVENT_RETRY_SECONDS="3")
@@ -253,29 +253,35 @@ def test_a_host_with_other_settings_takes_nothing_and_says_why(
     stream: NatsServer, tmp_path: Path, mosquitto: Mosquitto
 ) -> None:
     """What differs is named; the first host goes on alone, and after it has gone, the other one begins."""
-    with Subscriber(mosquitto.url, ("#",)) as listener:
-        with (
-            Host(tmp_path, host_environment(stream, mosquitto.url)) as host,
-            Host(tmp_path, host_environment(stream, mosquitto.url, TOPIC_PREFIX="plant")) as other,
-        ):
-            words = "TOPIC_PREFIX is 'iotsupport' there and 'plant' here"
-            eventually(lambda: words in other.log)
-            assert other.metric("nats_up") == 0
-            assert host.metric("nats_up") == 1
-            publish(stream, *(upload(f"assets/{number}") for number in range(20)))
-            assert {message.topic for message in listener.wait_for(20)} == {TOPICS[1]}
-            host.stop()
-            publish(stream, upload("assets/20"))
-            assert listener.next(PATIENCE_SECONDS).topic == "plant/updates/assets"
+    with (
+        Subscriber(mosquitto.url, ("#",)) as listener,
+        Host(tmp_path, host_environment(stream, mosquitto.url)) as host,
+        Host(tmp_path, host_environment(stream, mosquitto.url, TOPIC_PREFIX="plant")) as other,
+    ):
+        words = "TOPIC_PREFIX is 'iotsupport' there and 'plant' here"
+        eventually(lambda: words in other.log)
+        assert other.metric("nats_up") == 0
+        assert host.metric("nats_up") == 1
+        publish(stream, *(upload(f"assets/{number}") for number in range(20)))
+        assert {message.topic for message in listener.wait_for(20)} == {TOPICS[1]}
+        host.stop()
+        publish(stream, upload("assets/20"))
+        assert listener.next(PATIENCE_SECONDS).topic == "plant/updates/assets"
 
 
 def test_a_server_without_jetstream_is_named(tmp_path: Path, mosquitto: Mosquitto, nats_binary: Path) -> None:
     """And when it is restarted with it, and set up, the host goes on."""
     del nats_binary
-    with NatsServer(tmp_path / "nats", jetstream=False) as server:
-        with Host(tmp_path, host_environment(server, mosquitto.url)) as host:
-            eventually(lambda: "has no JetStream" in host.log)
-            assert host.post(upload()).status_code == 200
+    with (
+        NatsServer(tmp_path / "nats", jetstream=False) as server,
+        Host(tmp_path, host_environment(server, mosquitto.url)) as host,
+    ):
+        eventually(lambda: "has no JetStream" in host.log)
+        assert host.post(upload()).status_code == 200
+        server.jetstream = True
+        server.restart()
+        set_up(server)
+        eventually(lambda: host.metric("nats_up") == 1)
 
 
 def test_wrong_credentials_are_named_and_never_shown(tmp_path: Path, mosquitto: Mosquitto, nats_binary: Path) -> None:
