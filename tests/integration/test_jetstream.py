@@ -170,6 +170,29 @@ def test_a_forbidden_topic_delays_nobody_and_ends_as_a_dead_letter(
         assert "0x87" in copy.headers["Bucketbell-Reason"]
 
 
+def test_many_refused_messages_never_stop_the_stream(stream: NatsServer, tmp_path: Path, mosquitto: Mosquitto) -> None:
+    """A consumer delivers nothing beyond its MaxAckPending: before that is reached, what is refused is copied away."""
+
+    async def narrow(js: JetStreamContext) -> None:
+        consumer = (await js.consumer_info(NAMES.stream, NAMES.consumer)).config
+        await js.add_consumer(NAMES.stream, consumer.evolve(max_ack_pending=10))
+
+    ask(stream, narrow)
+    mosquitto.set_acl(NO_CONFIGS)
+    mosquitto.restart()
+    with (
+        Subscriber(mosquitto.url, TOPICS) as listener,
+        Host(tmp_path, host_environment(stream, mosquitto.url)) as host,
+    ):
+        refused = [upload(f"configs/aa-bb-cc-dd-ee-{number:02x}.json") for number in range(30)]
+        publish(stream, *refused, upload("assets/1"))
+        assert json.loads(listener.next(PATIENCE_SECONDS).payload)["filename"] == "1"
+        dead = waiting(stream, NAMES.dead_stream)
+        assert dead >= 20
+        assert waiting(stream) + dead == 30
+        assert host.metric("events_total", source="nats", outcome="gave_up") == 0
+
+
 def test_what_is_no_event_is_kept_for_a_person(stream: NatsServer, tmp_path: Path, mosquitto: Mosquitto) -> None:
     """It goes to the dead-letter subject at once, logged and counted, and holds nobody up."""
     with (

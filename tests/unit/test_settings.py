@@ -377,6 +377,8 @@ def test_dotenv_may_come_from_windows(end: str, tmp_path: Path) -> None:
 SECRETS = {
     "mqtt_password",
     "mqtt_key_pem",
+    "nats_password",
+    "nats_token",
     "webhook_tokens",
     "device_token_keys",
     "admin_tokens",

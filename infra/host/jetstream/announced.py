@@ -7,25 +7,34 @@ back later. None of that may hold an event up for long: where the bucket does no
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nats.js import errors as js_errors
 
 from functions.telemetry import logger
-from infra.jetstream.connection import explain
+from infra.jetstream.connection import CALL_SECONDS, explain
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from nats.aio.client import Client
     from nats.js.kv import KeyValue
 
     from infra.jetstream.layout import Names
 
 ASK_SECONDS = 0.1
+STEPS = 2
+"""In which that passes: where this process itself was busy, an answer that has come meanwhile is read in between."""
+WRITE_SECONDS = 1.0  # nobody waits for that
 AWAY_SECONDS = 5.0  # without an answer, so long nothing is asked
 ANNOUNCED = b"announced"
+
+
+T = TypeVar("T")
 
 
 class Standing(Enum):
@@ -50,7 +59,7 @@ class AnnouncedEvents:
     async def use(self, client: Client, names: Names) -> None:
         """Ask on this connection from now on."""
         try:
-            self._bucket = await client.jetstream(timeout=ASK_SECONDS).key_value(names.bucket)
+            self._bucket = await client.jetstream(timeout=CALL_SECONDS).key_value(names.bucket)
         except Exception as error:  # noqa: BLE001 - without it, all goes on
             self._bucket = None
             self._go_away(error)
@@ -63,13 +72,13 @@ class AnnouncedEvents:
         try:
             if is_first:
                 try:
-                    await self._bucket.create(key, self._own)
+                    await _within(ASK_SECONDS, self._bucket.create(key, self._own))
                 except js_errors.KeyWrongLastSequenceError:
                     pass
                 else:
                     self._come_back()
                     return Standing.FREE
-            value = (await self._bucket.get(key)).value
+            value = (await _within(ASK_SECONDS, self._bucket.get(key))).value
         except js_errors.KeyNotFoundError:
             value = None
         except Exception as error:  # noqa: BLE001 - whatever it is, the event rings
@@ -86,7 +95,7 @@ class AnnouncedEvents:
         if self._bucket is None or time.monotonic() < self._away_until:
             return
         try:
-            await self._bucket.put(identity.hex(), ANNOUNCED)
+            await _within(WRITE_SECONDS, self._bucket.put(identity.hex(), ANNOUNCED))
         except Exception as error:  # noqa: BLE001 - it may ring twice then
             self._go_away(error)
 
@@ -102,3 +111,15 @@ class AnnouncedEvents:
         if self._is_away:
             self._is_away = False
             logger.info("other hosts' announcements can be asked for again")
+
+
+async def _within(seconds: float, call: Coroutine[Any, Any, T]) -> T:
+    """What it returns or raises; TimeoutError after so long."""
+    task = asyncio.create_task(call)
+    try:
+        for _ in range(STEPS):
+            if (await asyncio.wait({task}, timeout=seconds / STEPS))[0]:
+                return task.result()
+        raise TimeoutError
+    finally:
+        task.cancel()
