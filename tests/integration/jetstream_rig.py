@@ -67,11 +67,11 @@ def make_bucket(minio: Minio, server: NatsServer) -> Any:  # noqa: ANN401 - boto
     return s3
 
 
-def ask(server: NatsServer, call: Callable[[JetStreamContext], Awaitable[T]]) -> T:
+def ask(server: NatsServer, call: Callable[[JetStreamContext], Awaitable[T]], **login: str) -> T:
     """Call JetStream once, on a connection of its own."""
 
     async def asked() -> T:
-        client = await nats.connect(server.url)
+        client = await nats.connect(server.url, **login)
         try:
             return await call(client.jetstream())
         finally:
@@ -80,14 +80,14 @@ def ask(server: NatsServer, call: Callable[[JetStreamContext], Awaitable[T]]) ->
     return asyncio.run(asked())
 
 
-def publish(server: NatsServer, *bodies: bytes) -> None:
+def publish(server: NatsServer, *bodies: bytes, **login: str) -> None:
     """Put events into the stream as a store does."""
 
     async def put(js: JetStreamContext) -> None:
         for body in bodies:
             await js.publish(NAMES.subject, body)
 
-    ask(server, put)
+    ask(server, put, **login)
 
 
 def waiting(server: NatsServer, stream: str = NAMES.stream) -> int:

@@ -322,6 +322,28 @@ def test_wrong_credentials_are_named_and_never_shown(tmp_path: Path, mosquitto: 
             eventually(lambda: host.metric("nats_up") == 1)
 
 
+def test_the_rights_that_the_page_names_are_enough(tmp_path: Path, mosquitto: Mosquitto, nats_binary: Path) -> None:
+    """docs/many-machines.md: for the host, a dead letter and another host's word included, and for MinIO."""
+    del nats_binary
+    inbox = {"subscribe": ["_INBOX.>"]}
+    ours = ["$JS.API.>", "$JS.ACK.bucketbell.>", "$KV.bucketbell.>", NAMES.dead_subject]
+    users: tuple[dict[str, Any], ...] = (
+        {"user": "admin", "password": "pw-of-admin"},
+        {"user": "bell", "password": "pw-of-bell", "permissions": inbox | {"publish": ours}},
+        {"user": "minio", "password": "pw-of-minio", "permissions": inbox | {"publish": [NAMES.subject]}},
+    )
+    page = (Path(__file__).parents[2] / "docs" / "many-machines.md").read_text(encoding="utf-8")
+    assert all(f"`{subject}`" in page for subject in (*ours, "_INBOX.>", NAMES.subject))
+    with NatsServer(tmp_path / "nats", users=users) as server:
+        set_up(server, NATS_USERNAME="admin", NATS_PASSWORD="pw-of-admin")
+        variables = host_environment(server, mosquitto.url, NATS_USERNAME="bell", NATS_PASSWORD="pw-of-bell")
+        with Subscriber(mosquitto.url, TOPICS) as listener, Host(tmp_path, variables) as host:
+            publish(server, upload("assets/1"), b"not an event", user="minio", password="pw-of-minio")
+            listener.next()
+            eventually(lambda: host.metric("nats_dead_letters_total") == 1)
+            assert not host.lines("WARNING")
+
+
 def test_a_signal_while_it_waits_ends_the_host_in_time(
     stream: NatsServer, tmp_path: Path, mosquitto: Mosquitto
 ) -> None:
