@@ -110,6 +110,11 @@ class Complaints:
     def __init__(self) -> None:
         self.last = ""
 
+    def take(self) -> str:
+        """The last one, once; "" where there is none."""
+        last, self.last = self.last, ""
+        return last
+
     async def hear(self, error: Exception) -> None:
         """The library's error callback."""
         self.last = str(error) or type(error).__name__

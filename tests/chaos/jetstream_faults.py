@@ -76,7 +76,7 @@ def delete_consumer(world: World, profile: Profile) -> None:
         async with on_jetstream(stream.settings, "chaos") as js:
             await js.delete_consumer(names.stream, names.consumer)
             async with asyncio.timeout(EVENTUALLY_SECONDS):
-                while await found_consumer(js, names) is None:
+                while await found_consumer(js, names) is None:  # noqa: ASYNC110 - the server has no event for it
                     await asyncio.sleep(LOOK_SECONDS)
 
     asyncio.run(delete())

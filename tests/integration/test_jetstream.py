@@ -208,13 +208,49 @@ def test_what_is_no_event_is_kept_for_a_person(stream: NatsServer, tmp_path: Pat
 
 
 def test_without_a_dead_letter_stream_nothing_is_lost(stream: NatsServer, tmp_path: Path, mosquitto: Mosquitto) -> None:
-    """What was given up stays in the stream, and a WARNING says so."""
-    with Host(tmp_path, host_environment(stream, mosquitto.url)) as host:
+    """What was given up stays in the stream, and a WARNING says so; it is copied when that stream is back."""
+    soon = "import infra.host.jetstream.hand as hand; hand.DEAD_DELAY_SECONDS = 1.0"
+    with Host(tmp_path, host_environment(stream, mosquitto.url), patch=soon) as host:
         eventually(lambda: host.metric("nats_up") == 1)
         ask(stream, lambda js: js.delete_stream(NAMES.dead_stream))
         publish(stream, b"not an event")
         eventually(lambda: any("dead-letter" in line["message"] for line in host.lines("WARNING")))
         assert waiting(stream) == 1
+        set_up(stream)
+        eventually(lambda: waiting(stream) == 0)
+        assert waiting(stream, NAMES.dead_stream) == 1
+
+
+def test_without_the_shared_bucket_everything_rings(stream: NatsServer, tmp_path: Path, mosquitto: Mosquitto) -> None:
+    """It is for ringing once, and its loss is named; events do not wait for it."""
+    with (
+        Subscriber(mosquitto.url, TOPICS) as listener,
+        Host(tmp_path, host_environment(stream, mosquitto.url)) as host,
+    ):
+        eventually(lambda: host.metric("nats_up") == 1)
+        ask(stream, lambda js: js.delete_key_value(NAMES.bucket))
+        event = upload("assets/1")
+        publish(stream, event, event)
+        exactly(1, listener)  # this host alone remembers it
+        eventually(lambda: waiting(stream) == 0)
+        assert any("may ring twice" in line["message"] for line in host.lines("WARNING"))
+        assert host.metric("nats_up") == 1
+
+
+def test_a_host_that_may_not_acknowledge_says_so(tmp_path: Path, mosquitto: Mosquitto, nats_binary: Path) -> None:
+    """Nobody answers an acknowledgement: without a word the events would come again and again."""
+    del nats_binary
+    rights = {"publish": ["$JS.API.>", "$KV.>"], "subscribe": ["_INBOX.>"]}
+    users: tuple[dict[str, Any], ...] = (
+        {"user": "admin", "password": "pw-of-admin"},
+        {"user": "bell", "password": "pw-of-bell", "permissions": rights},
+    )
+    with NatsServer(tmp_path / "nats", users=users) as server:
+        set_up(server, NATS_USERNAME="admin", NATS_PASSWORD="pw-of-admin")
+        variables = host_environment(server, mosquitto.url, NATS_USERNAME="bell", NATS_PASSWORD="pw-of-bell")
+        with Host(tmp_path, variables) as host:
+            publish(server, upload("assets/1"), user="admin", password="pw-of-admin")
+            eventually(lambda: any("$js.ack" in line["message"].lower() for line in host.lines("WARNING")))
 
 
 def test_a_deleted_consumer_is_made_again(stream: NatsServer, tmp_path: Path, mosquitto: Mosquitto) -> None:

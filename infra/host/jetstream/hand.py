@@ -7,6 +7,8 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from nats.errors import ConnectionClosedError
+
 from functions.backoff import backoff_seconds
 from functions.events.plan import Settled, Step, plan_body
 from functions.events.routes import Skip
@@ -109,8 +111,10 @@ class Hand:
         self._messages.pop(task, None)
         self._stir()
         if not task.cancelled() and (error := task.exception()) is not None:
-            # It comes again, here or at another host, after the consumer's AckWait.
-            logger.warning("an event of JetStream was left; it comes again", extra={"reason": explain(error)})
+            # It comes again, here or at another host, after the consumer's AckWait. That the connection was lost is
+            # said elsewhere, and once.
+            level = logger.debug if isinstance(error, ConnectionClosedError) else logger.warning
+            level("an event of JetStream was left; it comes again", extra={"reason": explain(error)})
 
     async def _deal_with(self, message: Msg) -> None:
         number = message.metadata.sequence.stream

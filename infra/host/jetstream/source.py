@@ -206,6 +206,8 @@ class JetStreamSource:
                 raise JetStreamError("the consumer was deleted")
             self._show(consumer)
             await self._agree()
+            if complaint := self._complaints.take():  # such as a missing right to acknowledge, which nobody answers
+                self._say_once(f"NATS complains: {complaint}")
 
     def _show(self, consumer: ConsumerInfo) -> None:
         unsettled = consumer.num_ack_pending or 0
