@@ -372,3 +372,9 @@ class Settings(JetStreamSettings):
                 "letters, digits and dashes. Use path, or rename them"
             )
         return style
+
+
+def setting_names() -> list[str]:
+    """All settings, in the order in which people read them: what is inherited comes last."""
+    own = [name for name in Settings.model_fields if name in Settings.__annotations__]
+    return list(dict.fromkeys([*own, *Settings.model_fields]))
