@@ -11,6 +11,9 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 
+from functions.events.plan import plan_body
+from functions.events.routes import Routes, Upload
+from infra.host.jetstream.announced import ANNOUNCED
 from infra.local.mosquitto import Mosquitto
 from infra.local.nats_server import NatsServer
 from infra.subscriber import Subscriber
@@ -235,6 +238,33 @@ def test_without_the_shared_bucket_everything_rings(stream: NatsServer, tmp_path
         eventually(lambda: waiting(stream) == 0)
         assert any("may ring twice" in line["message"] for line in host.lines("WARNING"))
         assert host.metric("nats_up") == 1
+
+
+def test_what_another_host_has_taken_or_announced(stream: NatsServer, tmp_path: Path, mosquitto: Mosquitto) -> None:
+    """What was announced is a repeat; what another host took and never announced rings after a while."""
+    announced, taken = upload("assets/announced"), upload("assets/taken")
+
+    async def write(js: JetStreamContext) -> None:
+        bucket = await js.key_value(NAMES.bucket)
+        await bucket.put(identity(announced), ANNOUNCED)
+        await bucket.put(identity(taken), b"taken by a host that has died")
+
+    ask(stream, write)
+    with (
+        Subscriber(mosquitto.url, TOPICS) as listener,
+        Host(tmp_path, host_environment(stream, mosquitto.url)) as host,
+    ):
+        publish(stream, announced, taken)
+        assert names_heard(listener, 1) == {"taken": 1}
+        eventually(lambda: waiting(stream) == 0)
+        assert host.metric("events_total", source="nats", outcome="repeated") == 1
+
+
+def identity(body: bytes) -> str:
+    """An event's key in the bucket."""
+    (step,) = plan_body(body, Routes())
+    assert isinstance(step.action, Upload)
+    return step.action.identity.hex()
 
 
 def test_a_host_that_may_not_acknowledge_says_so(tmp_path: Path, mosquitto: Mosquitto, nats_binary: Path) -> None:
