@@ -24,6 +24,7 @@ _FERNET_KEY = re.compile("[A-Za-z0-9_-]{43}=")  # 32 bytes: what `cryptography.f
 
 _CLOUDFLARE_QUEUE = re.compile("/accounts/[A-Za-z0-9_-]{1,64}/queues/[A-Za-z0-9_-]{1,64}$")
 
+_NATS_NAME = re.compile("[A-Za-z0-9_-]{1,64}")  # also the first word of subjects, and the name of a KV bucket
 _REGION = re.compile("(?![0-9]+$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)")  # what botocore takes
 _GLOBAL = re.compile("aws(-[a-z]+)*-global")  # botocore's names for a partition's endpoint of no region
 
@@ -152,6 +153,12 @@ def _key_prefix(prefix: str) -> str:
     return prefix
 
 
+def _nats_name(name: str) -> str:
+    if _NATS_NAME.fullmatch(name) is None:
+        raise ValueError("must be a name of at most 64 letters, digits, - and _, e.g. bucketbell")
+    return name
+
+
 def _qos(value: object) -> object:
     if isinstance(value, str) and value.strip() not in {"0", "1", "2"}:
         raise ValueError("must be 0, 1 or 2")
@@ -163,6 +170,8 @@ MqttName = Annotated[str, AfterValidator(_mqtt_name)]
 MqttSecret = Annotated[SecretStr, AfterValidator(_mqtt_secret)]
 TopicPrefix = Annotated[str, AfterValidator(_topic_prefix)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+NatsServers = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+NatsName = Annotated[str, AfterValidator(_nats_name)]
 Hosts = Annotated[Words, AfterValidator(_hosts)]
 Networks = Annotated[Words, AfterValidator(_networks)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]

@@ -21,8 +21,10 @@ from functions.settings.fields import (
     TopicPrefix,
     Words,
 )
+from functions.settings.fleet import FleetSettings
+from functions.settings.jetstream import JetStreamSettings
 
-EXACT = frozenset({"mqtt_password"})  # anything else loses the spaces around it, which no editor shows
+EXACT = frozenset({"mqtt_password", "nats_password"})  # anything else loses the spaces around it, which no editor shows
 
 
 class SettingsError(Exception):
@@ -37,7 +39,7 @@ class SettingsError(Exception):
         super().__init__("\n".join(f"{variable}: {problem}" for variable, problem in problems))
 
 
-class Settings(BaseSettings):
+class Settings(FleetSettings, JetStreamSettings):
     """Every setting is an environment variable of the same name in capitals."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
@@ -204,17 +206,6 @@ class Settings(BaseSettings):
     )
     sweep_events_max_age_seconds: int = Field(
         default=300, ge=0, le=86_400, description="A sweep announces cameras' events that are younger than this."
-    )
-    fleet_accept_unknown: Literal["off", "on"] = Field(
-        default="off",
-        description="`on`: a report alone makes a device known. Otherwise it needs a config in the bucket, an "
-        "assignment, or a token that it has used.",
-    )
-    fleet_retention_days: int = Field(
-        default=90,
-        ge=1,
-        le=3650,
-        description="How long the states that devices reported are kept (DATABASE_URL); the last of each file stays.",
     )
     sweep_state_file: Path | None = Field(
         default=None,
@@ -397,3 +388,9 @@ class Settings(BaseSettings):
                 "letters, digits and dashes. Use path, or rename them"
             )
         return style
+
+
+def setting_names() -> list[str]:
+    """All settings, in the order in which people read them: what is inherited comes last."""
+    own = [name for name in Settings.model_fields if name in Settings.__annotations__]
+    return list(dict.fromkeys([*own, *Settings.model_fields]))

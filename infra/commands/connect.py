@@ -13,9 +13,10 @@ import typer
 from functions.s3 import clients as storage
 from functions.s3.regions import mismatch, remedy, sentence
 from functions.settings import Settings, SettingsError, load
+from functions.settings.addresses import parse_nats_url
 from infra.commands.common import ENV_FILE, http_url
 from infra.commands.common import endpoint_url as parsed_endpoint_url
-from infra.connect import documents
+from infra.connect import documents, jetstream
 from infra.connect.apply import Clients, Plan, Wish, carry_out, look
 from infra.connect.errors import ConnectError, explain, explained, no_events
 from infra.connect.minio import DEFAULT_QUEUE_DIRECTORY, TOKEN_PLACEHOLDER, Doors
@@ -48,6 +49,15 @@ def _queue_name(name: str | None) -> str | None:
     if name is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,76}", name):
         raise typer.BadParameter("a queue's name has up to 76 letters, digits, - and _ (S3 knows no FIFO queues)")
     return name
+
+
+def _nats_url(url: str | None) -> str | None:
+    try:
+        for server in (url or "").split(",") if url else ():
+            parse_nats_url(server.strip())
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return url
 
 
 def _directory(path: str) -> str:
@@ -99,6 +109,14 @@ def connect(
     queue_url: Annotated[
         str | None, typer.Option(callback=http_url, help="SQS: an existing queue's URL, instead of --queue.")
     ] = None,
+    nats_url: Annotated[
+        str | None,
+        typer.Option(
+            callback=_nats_url,
+            help="MinIO: let it publish into NATS JetStream instead, e.g. nats://127.0.0.1:4222, and make the stream "
+            "there. With NATS_URL set this is the default; `--nats-url ''` is for webhooks again.",
+        ),
+    ] = None,
     store: Annotated[
         Literal["auto", "minio", "sqs"], typer.Option(help="How the store notifies; `auto` asks it.")
     ] = "auto",
@@ -125,7 +143,8 @@ def connect(
         raise typer.BadParameter("use --queue or --queue-url, not both")
     report = ConnectReport(as_json=as_json, dry_run=dry_run)
     try:
-        settings = load(env_file=ENV_FILE, given={"BUCKET": bucket} if bucket else None).settings
+        given = ({"BUCKET": bucket} if bucket else {}) | ({} if nats_url is None else {"NATS_URL": nats_url})
+        settings = load(env_file=ENV_FILE, given=given).settings
     except SettingsError as error:
         report.fail(ConnectError("WrongSettings", str(error), "Correct them: `bucketbell config` shows them all."))
     bucket = bucket or _bucket(settings.bucket)
@@ -133,6 +152,8 @@ def connect(
         raise typer.BadParameter("name the bucket with --bucket, or set BUCKET")
     token = settings.webhook_tokens[0].get_secret_value() if settings.webhook_tokens else None
     doors = Doors(host_url, sure_only, queue_dir, token if show_token or token is None else TOKEN_PLACEHOLDER)
+    if settings.nats_url:
+        doors = jetstream.Streams.of(settings, sure_only=sure_only, queue_directory=queue_dir)
     wish = Wish(
         bucket=bucket,
         prefixes={"configs": settings.configs_prefix, "assets": settings.assets_prefix}
@@ -146,10 +167,14 @@ def connect(
     )
     report.about(settings, doors, endpoint_url)
     try:
+        if settings.nats_url and not remove:
+            jetstream.set_up(settings, report.say, dry_run=dry_run)
         plan = _set_up(settings, endpoint_url, wish, report, dry_run=dry_run)
     except ConnectError as error:
         report.fail(error)
     report.done(plan)
+    if settings.nats_url and not remove and plan.store == "minio":
+        report.say(jetstream.host_lines(settings))
 
 
 def _set_up(settings: Settings, endpoint_url: str | None, wish: Wish, report: ConnectReport, *, dry_run: bool) -> Plan:

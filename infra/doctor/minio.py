@@ -31,7 +31,7 @@ _METRIC = re.compile(r'^(minio_notify_target_\w+)\{(?:[^}]*,)?target_id="([^"]*)
 
 @dataclass(frozen=True, slots=True)
 class MinioTargets:
-    """MinIO's webhook targets: by id, `online` or `offline`; and what its environment says of them.
+    """MinIO's webhook and NATS targets: by id, `online` or `offline`; and what its environment says of them.
 
     A target that was set by `mc admin config` has no variables. They hold the tokens, so that nothing shows them.
     """
@@ -49,7 +49,7 @@ def look(s3: S3Client) -> MinioTargets:
     document = json.loads(_ask(s3, INFO))
     states: dict[str, str] = {}
     for kind in document.get("services", {}).get("notifications") or ():
-        for one in kind.get("webhook", ()):
+        for one in (*kind.get("webhook", ()), *kind.get("nats", ())):
             states |= {str(name): str(state.get("status", "")).lower() for name, state in one.items()}
     variables: dict[str, str] = {}
     for server in document.get("servers") or ():

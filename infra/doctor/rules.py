@@ -11,6 +11,7 @@ from infra.connect import documents
 from infra.connect.apply import VERSITY, Clients, Plan, Wish, look
 from infra.connect.documents import FAST_TARGET
 from infra.connect.errors import ConnectError
+from infra.connect.jetstream import Streams
 from infra.connect.minio import DEFAULT_QUEUE_DIRECTORY, Doors
 from infra.connect.sweep import propose
 from infra.doctor import minio
@@ -58,6 +59,8 @@ class RulesLeg:
         settings, bucket = self._store.settings, self._store.bucket
         before = self.before = self._before()
         doors = Doors(self._host_url, self._is_sure_only(before), DEFAULT_QUEUE_DIRECTORY, None)
+        if settings.nats_url:
+            doors = Streams.of(settings, sure_only=doors.sure_only, queue_directory=DEFAULT_QUEUE_DIRECTORY)
         queues = documents.our_queue_names(before)
         wish = Wish(
             bucket=bucket,

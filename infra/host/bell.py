@@ -40,7 +40,9 @@ DOORS = {
     BY_HAND: (*Status, *get_args(UnreadLabel)),
 }
 QUEUES = {"sqs": OUTCOMES, "r2": OUTCOMES}
-ASKING = ("sure", *QUEUES)
+JETSTREAM = "nats"
+STREAM = {JETSTREAM: (*OUTCOMES, GAVE_UP)}
+ASKING = ("sure", *QUEUES, JETSTREAM)
 """Who can wait for a moment: for a word whether another host has announced it."""
 SWEPT = {SWEEP: (*OUTCOMES, GAVE_UP)}
 LOG_LINES_PER_KIND = 10
@@ -204,6 +206,10 @@ class Bell:
         """Whether this event needs no announcement any more."""
         return identity in self._seen
 
+    def announced_elsewhere(self, identity: bytes) -> None:
+        """Another host has announced it: here it is a repeat."""
+        self._seen.add(identity)
+
     def turn_away(self, source: str) -> None:
         """Count an event that came without a valid token, and say so once a minute: its store may well stay silent."""
         self._telemetry.event(source, UNAUTHORISED)
@@ -311,7 +317,7 @@ class Bell:
         """Have its source bring it again. A store's queue not for ever: behind it waits whatever else is in there."""
         settled = settle_one(step, outcome)._replace(fate=Fate.RETRIABLE)
         # A queue goes on with what is behind, and has its own way with what comes back too often.
-        asks_again = source in ("sure", SWEEP)
+        asks_again = source in ("sure", SWEEP, JETSTREAM)
         if not asks_again or isinstance(step.action, Skip) or not self.holdups.gives_up(step, step.action, outcome):
             return settled
         self._refused.add(step.action.identity)

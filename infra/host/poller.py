@@ -7,17 +7,17 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from functions.backoff import backoff_seconds
 from functions.events.envelopes import Malformed, SqsMessage
 from functions.events.plan import Step, plan_batch, to_keep
 from functions.telemetry import logger
 from infra.host.bell import Bell
 from infra.host.threads import in_thread
+from infra.host.trouble import Trouble
 
 LONG_POLL_SECONDS = 20  # SQS' own maximum
 MAX_MESSAGES = 10  # SQS' own maximum
 STOP_SECONDS = 0.5
-OFF_SECONDS = 1.0
+OFF_SECONDS = 1.0  # between two looks whether there is a broker to publish to
 WARN_SECONDS = 60.0
 
 
@@ -86,8 +86,8 @@ class Poller:
         self._bell = bell
         self._task: asyncio.Task[None] | None = None
         self._batch: asyncio.Task[None] | None = None
-        self._failures = 0
         self._warned_at = -WARN_SECONDS
+        self._trouble = Trouble("the queue cannot be polled; trying again", "the queue is polled again")
 
     async def start(self) -> None:
         """Begin to poll. Returns at once."""
@@ -111,16 +111,11 @@ class Poller:
                 continue
             try:
                 is_idle = not await self._once()
-                if self._failures:
-                    logger.info("the queue is polled again", extra={"failed_attempts": self._failures})
-                self._failures = 0
+                self._trouble.ended()
                 if is_idle:
                     await asyncio.sleep(self._queue.pause_seconds)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with the queue, its events wait
-                self._failures += 1
-                if self._failures == 1:
-                    logger.warning("the queue cannot be polled; trying again", extra={"reason": str(error)})
-                await asyncio.sleep(backoff_seconds(self._failures))
+                await asyncio.sleep(self._trouble.met(str(error)))
 
     async def _once(self) -> bool:
         """Deal with what is there; whether anything was."""

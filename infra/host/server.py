@@ -10,6 +10,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -27,14 +28,14 @@ from functions.stored.store import ConfigStore
 from functions.telemetry import logger
 from functions.web.tokens import KeyringError
 from infra.host import systemd
-from infra.host.bell import DOORS, QUEUES, SWEPT, Bell
+from infra.host.bell import DOORS, QUEUES, STREAM, SWEPT, Bell
 from infra.host.broker_settings import Integration
 from infra.host.fleet.service import FleetService
 from infra.host.fleet.stream import Stream
 from infra.host.heap import settle, share_one_heap
 from infra.host.inquiry import Inquiry
 from infra.host.logs import LinkLog, configure_logging
-from infra.host.metrics import FleetTelemetry, PrometheusTelemetry, SweepTelemetry
+from infra.host.metrics import FleetTelemetry, JetStreamTelemetry, PrometheusTelemetry, SweepTelemetry
 from infra.host.poller import LONG_POLL_SECONDS, PolledQueue, Poller, SqsQueue
 from infra.host.slices import ask_for_short_slices
 from infra.host.sweep.ledger import Ledger
@@ -51,6 +52,9 @@ from infra.host.web.origin import TrustedProxies, is_loopback
 from infra.host.web.server import Server
 from infra.host.web.site import HostSite
 from infra.host.web.tls import Certificate
+
+if TYPE_CHECKING:
+    from infra.host.jetstream.source import JetStreamSource
 
 MAX_DESCRIPTORS = 65_536
 OWN_DESCRIPTORS = 128  # for the broker, the store, the database and the log
@@ -107,9 +111,7 @@ class Host:
                 after_first=settle,
             )
         cameras = (LABEL,) if reader is not None else ()
-        polled = {"sqs": settings.sqs_queue_url, "r2": settings.r2_queue_url}
-        sources = DOORS | {name: QUEUES[name] for name, url in polled.items() if url}
-        sources |= SWEPT if self._sweeper else {}
+        sources = _sources(settings) | (SWEPT if self._sweeper else {})
         telemetry.watch(lambda: publisher.status.certificate, lambda: integration.database_up)
         tokens = [token.get_secret_value() for token in settings.webhook_tokens]
         entrance = Entrance((*tokens, *downloads.admin_tokens), downloads.keyring.needs_signature)
@@ -145,6 +147,7 @@ class Host:
             ),
         )
         self.publisher = publisher
+        self._telemetry = telemetry
         self._settings = settings
         self._certificate = Certificate.of(settings)
         self._integration = integration
@@ -193,19 +196,35 @@ class Host:
         if self._reader is not None:
             at_the_end(self._reader.close)
         if self.publisher.configured or settings.database_url is not None:
-            for queue in _queues(settings):
-                poller = Poller(queue, self._bell)
-                await poller.start()
-                at_the_end(poller.stop)
+            for source in self._fetching():
+                await source.start()
+                at_the_end(source.stop)
         if self._sweeper is not None:
             await self._sweeper.start()
             at_the_end(self._sweeper.stop)
         if settings.bucket and (settings.device_token_keys or settings.admin_tokens or self._reader is not None):
             self._devices.warm_up(self._warm_up)
 
+    def _fetching(self) -> Iterator[Poller | JetStreamSource]:
+        """What fetches events, where stores put them elsewhere than at the doors."""
+        for queue in _queues(self._settings):
+            yield Poller(queue, self._bell)
+        if self._settings.nats_url:
+            from infra.host.jetstream.source import JetStreamSource  # noqa: PLC0415 - NATS' client is for this only
+
+            watched = JetStreamTelemetry(self._telemetry.registry)
+            yield JetStreamSource(self._settings, self._bell, self.publisher, watched)
+
     def _warm_up(self) -> None:
         self._downloads.warm_up(ask_region=True)
         settle()
+
+
+def _sources(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Where events may come from, and what may become of them."""
+    polled = {"sqs": settings.sqs_queue_url, "r2": settings.r2_queue_url}
+    sources = DOORS | {name: QUEUES[name] for name, url in polled.items() if url}
+    return sources | (STREAM if settings.nats_url else {})
 
 
 async def _logged(stop: Callable[[], Awaitable[None]]) -> None:

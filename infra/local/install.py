@@ -122,6 +122,11 @@ def find_mosquitto_passwd() -> Path | None:
     return _find("mosquitto_passwd", (*_SYSTEM_DIRECTORIES, "/opt/homebrew/bin"))
 
 
+def find_nats_server() -> Path | None:
+    """NATS' server, of the package of that name."""
+    return _find("nats-server", _SYSTEM_DIRECTORIES)
+
+
 def find_minio() -> Path | None:
     """MinIO on the PATH, else the one built into the cache."""
     return _find(MINIO.name, (str(binary_cache()),))

@@ -100,6 +100,17 @@ EXAMPLES: dict[str, list[str]] = {
     "fleet_accept_unknown": ["off", "on"],
     "fleet_retention_days": ["1", "90"],
     "sweep_state_file": ["/var/lib/bucketbell/sweep.db", "s", "x" * 5000],
+    "nats_url": ["nats://n", "nats://a,nats://b:1", "tls://[::1]:4222", f"nats://u:{CANARY}@n", "nats://a,tls://b"],
+    "nats_stream": ["bucketbell", "A-b_1", "a.b", "x" * 65],
+    "nats_consumer": ["bucketbell", "a b"],
+    "nats_username": ["u", "u" * 70_000],
+    "nats_password": ["p", " p ", CANARY],
+    "nats_token": ["t", CANARY],
+    "nats_creds_file": ["/etc/hostname", "nowhere"],
+    "nats_nkey_file": ["/etc/hostname", "/"],
+    "nats_ca_file": ["/etc/hostname", "nowhere"],
+    "nats_cert_file": ["/etc/hostname", "/dev/null"],
+    "nats_key_file": ["/etc/hostname", "/dev/null"],
     "log_level": ["DEBUG", "INFO", "debug"],
     "aws_endpoint_url": HTTP,
     "aws_endpoint_url_s3": HTTP,
@@ -118,7 +129,13 @@ EXAMPLES: dict[str, list[str]] = {
 
 FILES = {"MQTT_CERT_FILE": "/etc/hostname", "MQTT_KEY_FILE": "/etc/hostname"}
 HOST_FILES = {"HOST_CERT_FILE": "/etc/hostname", "HOST_KEY_FILE": "/etc/hostname"}
+NATS_FILES = {"NATS_CERT_FILE": "/etc/hostname", "NATS_KEY_FILE": "/etc/hostname"}
+NATS_LOGIN = {"NATS_USERNAME": "u", "NATS_PASSWORD": "p"}
 NEEDS = {
+    "nats_username": NATS_LOGIN,
+    "nats_password": NATS_LOGIN,
+    "nats_cert_file": NATS_FILES,
+    "nats_key_file": NATS_FILES,
     "mqtt_password": {"MQTT_USERNAME": "u"},
     "mqtt_cert_file": FILES,
     "mqtt_key_file": FILES,
@@ -134,6 +151,8 @@ NEEDS = {
 
 # Of which the first is named where they do not fit together.
 PARTNERS = {
+    "NATS_PASSWORD": "NATS_USERNAME",
+    "NATS_KEY_FILE": "NATS_CERT_FILE",
     "MQTT_KEY_FILE": "MQTT_CERT_FILE",
     "MQTT_KEY_PEM": "MQTT_CERT_PEM",
     "HOST_KEY_FILE": "HOST_CERT_FILE",

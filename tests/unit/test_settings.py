@@ -396,6 +396,8 @@ SECRETS = {
     "mqtt_password",
     "r2_queue_token",
     "mqtt_key_pem",
+    "nats_password",
+    "nats_token",
     "webhook_tokens",
     "device_token_keys",
     "admin_tokens",
