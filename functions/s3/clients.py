@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Unpack, cast, overload
 from urllib.parse import urlsplit
 
 from functions.settings import Settings
@@ -46,7 +46,7 @@ BAD_REQUEST = "bad request"
 WRONG_REGION = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"})
 """Codes of a store that was asked, or signed for, with a region that is not its own."""
 
-OUR_SERVICES = frozenset({"s3", "sqs", "sts", "portal.sso", "oidc"})
+OUR_SERVICES = frozenset({"s3", "sqs", "sns", "sts", "portal.sso", "oidc"})
 """Ours, and those that give credentials, by their names in botocore's list of endpoints."""
 
 _QUESTION = " (is S3_REGION, or else AWS_REGION, the store's region?)"
@@ -82,7 +82,9 @@ class StorageError(Exception):
 def client(service: Literal["s3"], settings: Settings, **options: Unpack[Options]) -> S3Client: ...
 @overload
 def client(service: Literal["sqs"], settings: Settings, **options: Unpack[Options]) -> SQSClient: ...
-def client(service: Literal["s3", "sqs"], settings: Settings, **options: Unpack[Options]) -> Any:
+@overload
+def client(service: Literal["sns"], settings: Settings, **options: Unpack[Options]) -> Any: ...  # noqa: ANN401 - Ceph's
+def client(service: Literal["s3", "sqs", "sns"], settings: Settings, **options: Unpack[Options]) -> Any:
     """A boto3 client with `settings`' endpoint, credentials and region; what they leave open, boto3 looks up.
 
     `endpoint_url` and `region_name` go before the settings' own. A long poll needs a `read_timeout_seconds` above its
@@ -110,7 +112,7 @@ def client(service: Literal["s3", "sqs"], settings: Settings, **options: Unpack[
     key_id, secret, token = _credentials(settings)
     with storage_errors():
         return session.client(
-            service,
+            cast("Literal['s3']", service),  # what it is for the caller, the overloads say
             endpoint_url=endpoint,
             region_name=options.get("region_name") or region(settings, session).name,
             aws_access_key_id=key_id,
@@ -215,9 +217,9 @@ def read_timestamp(value: str) -> datetime:
     return parse_timestamp(value)
 
 
-def configured_endpoint(service: Literal["s3", "sqs"], settings: Settings) -> str | None:
+def configured_endpoint(service: Literal["s3", "sqs", "sns"], settings: Settings) -> str | None:
     """The endpoint that the settings name for `service`, None for AWS's own (or what boto3's files say)."""
-    own = settings.aws_endpoint_url_s3 if service == "s3" else settings.aws_endpoint_url_sqs
+    own = {"s3": settings.aws_endpoint_url_s3, "sqs": settings.aws_endpoint_url_sqs}.get(service)
     return own or settings.aws_endpoint_url
 
 
