@@ -293,7 +293,7 @@ def test_a_right_to_publish_that_is_missing_on_one_topic_is_named_first(world: W
 @pytest.mark.parametrize("kept", [0, 3])
 def test_a_missing_rule_is_named_first(kept: int, world: World) -> None:
     """All of them, or one."""
-    rules = world.s3.get_bucket_notification_configuration(Bucket=BUCKET)["QueueConfigurations"]
+    rules = world.s3.get_bucket_notification_configuration(Bucket=BUCKET)["QueueConfigurations"][:4]
     with other_rules(world, rules[:kept]):
         name, detail, remedy = first(examined(world))
     assert name == "notification rules"
@@ -303,11 +303,9 @@ def test_a_missing_rule_is_named_first(kept: int, world: World) -> None:
 
 def test_a_rule_for_another_prefix_is_named_first(world: World) -> None:
     """And which one is wanted."""
-    rules = world.s3.get_bucket_notification_configuration(Bucket=BUCKET)["QueueConfigurations"]
     wrong = documents.wanted_rules(world.doors.targets, {"configs": "configs/", "assets": "firmware/"})
     with other_rules(world, list(wrong)):
         name, detail, remedy = first(examined(world))
-    assert len(rules) == len(wrong)
     assert name == "notification rules"
     assert "bucketbell-sure-assets: firmware/*" in detail
     assert "Wanted: bucketbell-fast-assets: assets/*" in detail
