@@ -10,7 +10,7 @@ from functions.settings.addresses import parse_nats_url
 from functions.settings.jetstream import WAYS_IN
 from infra.connect.documents import FAST_TARGET, SURE_TARGET
 from infra.connect.errors import ConnectError
-from infra.connect.minio import EVENT_WORKERS, QUEUE_LIMIT_EVENTS, Doors
+from infra.connect.minio import QUEUE_LIMIT_EVENTS, Doors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,39 +35,31 @@ class Streams(Doors):
         address = f"{f'[{host}]' if ':' in host else host}:{port}"
         scheme = "https" if tls else "http"  # the report asks only whose machine it is
         subject = f"{settings.nats_stream}.events"
-        return cls(f"{scheme}://{address}", sure_only, queue_directory, "", address, subject, tls)
+        return cls(f"{scheme}://{address}", sure_only, queue_directory, None, address, subject, tls)
 
-    @property
-    def targets(self) -> dict[str, str]:
-        """The targets' ARNs by name."""
+    can_be_configured = False
+
+    def arns(self, *, rustfs: bool) -> dict[str, str]:
+        """See `Doors.arns`."""
+        del rustfs
         sure = {"sure": f"arn:minio:sqs::{SURE_TARGET}:nats"}
         return sure if self.sure_only else {"fast": f"arn:minio:sqs::{FAST_TARGET}:nats", **sure}
 
-    def environment(self) -> dict[str, str]:
-        """MinIO's environment variables. Source: its internal/event/target/nats.go."""
-        lines = {} if self.sure_only else self._lines(FAST_TARGET)
-        lines |= self._lines(SURE_TARGET)
-        lines[f"MINIO_NOTIFY_NATS_QUEUE_DIR_{SURE_TARGET}"] = self.queue_directory
-        lines[f"MINIO_NOTIFY_NATS_QUEUE_LIMIT_{SURE_TARGET}"] = str(QUEUE_LIMIT_EVENTS)
-        # As for the webhooks, see `Doors.environment`.
-        lines["MINIO_SYNC_BOOT"] = "on"
-        if self.sure_only:
-            return {**lines, "MINIO_API_SYNC_EVENTS": "on"}
-        return {**lines, "GOMAXPROCS": str(EVENT_WORKERS)}
+    def values(self) -> dict[str, dict[str, str]]:
+        """See `Doors.values`. Source: MinIO's internal/event/target/nats.go."""
+        both = {"enable": "on", "address": self.address, "subject": self.subject, "jetstream": "on"}
+        both |= {"tls": "on"} if self.tls else {}
+        sure = {**both, "queue_dir": self.queue_directory, "queue_limit": str(QUEUE_LIMIT_EVENTS)}
+        return {SURE_TARGET: sure} if self.sure_only else {SURE_TARGET: sure, FAST_TARGET: both}
 
-    def _lines(self, target: str) -> dict[str, str]:
-        lines = {
-            f"MINIO_NOTIFY_NATS_ENABLE_{target}": "on",
-            f"MINIO_NOTIFY_NATS_ADDRESS_{target}": self.address,
-            f"MINIO_NOTIFY_NATS_SUBJECT_{target}": self.subject,
-            f"MINIO_NOTIFY_NATS_JETSTREAM_{target}": "on",
-        }
-        return lines | ({f"MINIO_NOTIFY_NATS_TLS_{target}": "on"} if self.tls else {})
+    def variable(self, key: str, target: str) -> str:
+        """See `Doors.variable`."""
+        return f"MINIO_NOTIFY_NATS_{key.upper()}_{target}"
 
 
 def host_lines(settings: Settings) -> str:
     """What is left to do besides MinIO's lines."""
-    lines = [f"\nThe host's environment needs this line, too:\n\nNATS_URL={','.join(settings.nats_url)}"]
+    lines = [f"The host's environment needs this line, too:\n\nNATS_URL={','.join(settings.nats_url)}"]
     if any(getattr(settings, name) is not None for name in WAYS_IN):
         lines.append(
             "\nNATS asks for a login. Give MinIO one of its own, which may publish on "

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_args
 from functions.admin.known import BY_HAND
 from functions.events.dialects import IgnoredReason
 from functions.events.envelopes import Malformed, ObjectCreated
+from functions.events.names import CANARY_KEY
 from functions.events.plan import Fate, Settled, Step, settle_one
 from functions.events.routes import Detection, Routes, Skip, SkipReason, Unread, UnreadLabel, Upload
 from functions.events_log import log
@@ -24,7 +25,6 @@ from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.host.pending import Patience, Pending
 from infra.host.sweep.ledger import SWEEP, Ledger
-from infra.host.sweep.marker import CANARY_KEY
 from infra.host.twins import Twins
 
 SEEN_LIMIT = 50_000

@@ -89,7 +89,8 @@ DRIVERS = {
     "alembic": {"infra.migrations.runner", "infra.migrations.env", *MIGRATIONS},
     # tokens: the type of one kind of key; certificates: throw-away ones for TLS on this machine
     "cryptography": {"functions.stored.encryption", "functions.web.tokens", "infra.local.certificates"},
-    "urllib3": {"infra.http_client"},
+    "urllib3": {"infra.http_client", "infra.connect.minio_admin"},  # the latter: for minio, which takes a pool of it
+    "minio": {"infra.connect.minio_admin"},
     "httptools": {"infra.host.web.protocol", "infra.host.web.wire"},
     "uvloop": {
         "infra.host.server",

@@ -37,7 +37,7 @@ ANNOUNCED = b"announced"
 T = TypeVar("T")
 
 
-class Standing(Enum):
+class EventStanding(Enum):
     """What is known of an event before it is announced."""
 
     FREE = auto()
@@ -64,10 +64,10 @@ class AnnouncedEvents:
             self._bucket = None
             self._go_away(error)
 
-    async def look(self, identity: bytes, *, is_first: bool) -> Standing:
+    async def look(self, identity: bytes, *, is_first: bool) -> EventStanding:
         """What is known of it. `is_first`: whether its message comes for the first time; then this host takes it."""
         if self._bucket is None or time.monotonic() < self._away_until:
-            return Standing.FREE
+            return EventStanding.FREE
         key = identity.hex()
         try:
             if is_first:
@@ -77,18 +77,18 @@ class AnnouncedEvents:
                     pass
                 else:
                     self._come_back()
-                    return Standing.FREE
+                    return EventStanding.FREE
             value = (await _within(ASK_SECONDS, self._bucket.get(key))).value
         except js_errors.KeyNotFoundError:
             value = None
         except Exception as error:  # noqa: BLE001 - whatever it is, the event rings
             self._go_away(error)
-            return Standing.FREE
+            return EventStanding.FREE
         self._come_back()
         if value == ANNOUNCED:
-            return Standing.ANNOUNCED
+            return EventStanding.ANNOUNCED
         # Who took it may have died: a message that comes again does not wait for that host.
-        return Standing.FREE if value in (None, self._own) or not is_first else Standing.TAKEN
+        return EventStanding.FREE if value in (None, self._own) or not is_first else EventStanding.TAKEN
 
     async def announced(self, identity: bytes) -> None:
         """Write down that it was announced."""

@@ -14,7 +14,7 @@ from functions.events.plan import Settled, Step, plan_body
 from functions.events.routes import Skip
 from functions.telemetry import logger
 from infra.host.bell import JETSTREAM
-from infra.host.jetstream.announced import Standing
+from infra.host.jetstream.announced import EventStanding
 from infra.host.trouble import Trouble
 from infra.jetstream.connection import explain
 
@@ -148,9 +148,9 @@ class Hand:
             if self._bell.knows(identity):
                 continue
             standing = await self._known.look(identity, is_first=is_first)
-            if standing is Standing.ANNOUNCED:
+            if standing is EventStanding.ANNOUNCED:
                 self._bell.announced_elsewhere(identity)
-            elif standing is Standing.TAKEN:
+            elif standing is EventStanding.TAKEN:
                 return False
         return True
 
