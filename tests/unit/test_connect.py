@@ -287,7 +287,7 @@ def test_fields_that_boto3_would_drop_are_seen(body: str, unknown: list[str]) ->
         (storage.StorageError("AccessDenied", "no", status=403), "s3:GetBucketNotification on firmware"),
         (storage.StorageError("NotImplemented", "no", status=501), "by hand"),
         (storage.StorageError("SlowDown", "busy", status=503), "SlowDown"),
-        (storage.StorageError("AuthorizationHeaderMalformed", "no", status=400), "Set S3_REGION"),
+        (storage.StorageError("AuthorizationHeaderMalformed", "set S3_REGION=x", status=400), "Set S3_REGION"),
     ],
 )
 def test_every_trouble_says_what_to_do(error: storage.StorageError, says: str) -> None:
