@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.chaos.verdict import judge
 from tests.chaos.world import BUCKET
 from tests.integration.test_device import DeviceProcess
 from tests.matrix.result import Check
-from tests.matrix.stores.world import ANSWER_SECONDS, DEVICE_TOKEN, StoreWorld
+from tests.matrix.stores.world import ANSWER_SECONDS, DEVICE_TOKEN, Rang, StoreWorld
 
 HEAR_SECONDS = 45.0
 FIRST_HEAR_SECONDS = 60.0  # the first event of a new topic of Ceph's takes up to half a minute
@@ -31,6 +31,17 @@ ODD_KEYS = tuple(
 UPLOAD, REPLACED, SAME = "assets/upload.bin", "assets/replaced.bin", "assets/same.bin"
 MULTIPART, COPY, EMPTY = "assets/multipart.bin", "assets/copy.bin", "assets/empty.bin"
 DELETED, TAGGED, FOLDER, LAST = "assets/deleted.bin", "assets/tagged.bin", "assets/folder/", "assets/last.bin"
+
+RINGING = {
+    "upload": (UPLOAD,),
+    "another content under the same name": (REPLACED,),
+    "the same bytes again": (SAME,),
+    "upload in parts": (MULTIPART,),
+    "copy": (COPY,),
+    "odd names": ODD_KEYS,
+    "empty file": (EMPTY,),
+}
+SILENT = {"delete is silent": DELETED, "folder marker is silent": FOLDER, "tagging is silent": TAGGED}
 
 
 def rings(world: StoreWorld) -> bool:
@@ -79,20 +90,15 @@ class _Uploads:
         """Upload, wait, and judge."""
         self._first_round()
         self._wait()
-        before_silent = len(self._world.rang())
+        before = len(self._world.rang())
         self._second_round()
         self._wait()
         self._world.rest()
-        yield self._once("upload", UPLOAD)
-        yield self._once("another content under the same name", REPLACED)
-        yield self._once("the same bytes again", SAME)
-        yield self._once("upload in parts", MULTIPART)
-        yield self._once("copy", COPY)
-        yield self._once("odd names", *ODD_KEYS)
-        yield self._once("empty file", EMPTY)
-        after = {rang.key for rang in self._world.rang()[before_silent:]}
-        for name, key in (("delete", DELETED), ("folder marker", FOLDER), ("tagging", TAGGED)):
-            yield self._silent(f"{name} is silent", key, after)
+        rang = self._world.rang()
+        for name, keys in RINGING.items():
+            yield once(name, keys, self._expected, rang, self._refused)
+        for name, key in SILENT.items():
+            yield silent(name, key, rang[before:], self._refused)
 
     def _first_round(self) -> None:
         for key in (UPLOAD, REPLACED, SAME, DELETED, TAGGED, *ODD_KEYS):
@@ -138,31 +144,43 @@ class _Uploads:
         keys = {key for key, _ in self._expected}
         self._world.wait(lambda: len([one for one in self._world.rang() if one.key in keys]) >= wanted, HEAR_SECONDS)
 
-    def _once(self, name: str, *keys: str) -> Check:
-        """Each as often as it was uploaded, in that order, with the ETag that the store had answered."""
-        wrong: list[str] = []
-        refused = [key for key in keys if key in self._refused]
-        for key in keys:
-            wanted = [etag for one, etag in self._expected if one == key]
-            came = [rang.etag for rang in self._world.rang() if rang.key == key]
-            if came != wanted:
-                filename = key.rpartition("/")[2]
-                wrong.append(f"{filename}: uploaded {len(wanted)} times, rang {len(came)} times")
-                if len(came) == len(wanted):
-                    wrong[-1] = f"{filename}: ETag {came[-1]!r}, the store says {wanted[-1]!r}"
-        if wrong:
-            return Check(name, "failed", "; ".join(wrong))
-        if len(refused) == len(keys):
-            return Check(name, "not possible", self._refused[refused[0]])
-        said = f"but {refused[0].rpartition('/')[2]}: {self._refused[refused[0]]}" if refused else ""
-        return Check(name, "ok", said)
 
-    def _silent(self, name: str, key: str, after: set[str]) -> Check:
-        if key in self._refused:
-            return Check(name, "not possible", self._refused[key])
-        if LAST not in after:
-            return Check(name, "failed", "the upload after it did not ring: silence shows nothing")
-        return Check(name, "failed", "it rang") if key in after else Check(name, "ok")
+def once(
+    name: str,
+    keys: Sequence[str],
+    expected: Sequence[tuple[str, str]],
+    rang: Sequence[Rang],
+    refused: Mapping[str, str],
+) -> Check:
+    """Each key as often as it was uploaded, in that order, with the ETag that the store had answered.
+
+    `expected` are key and ETag of each upload; `refused` says of keys what the store answered instead.
+    """
+    wrong: list[str] = []
+    for key in keys:
+        wanted = [etag for one, etag in expected if one == key]
+        came = [one.etag for one in rang if one.key == key]
+        filename = key.rpartition("/")[2]
+        if len(came) != len(wanted):
+            wrong.append(f"{filename}: uploaded {len(wanted)} times, rang {len(came)} times")
+        elif came != wanted:
+            wrong.append(f"{filename}: rang with ETag {came}, the store says {wanted}")
+    if wrong:
+        return Check(name, "failed", "; ".join(wrong))
+    left_out = [f"{key.rpartition('/')[2]}: {refused[key]}" for key in keys if key in refused]
+    if len(left_out) == len(keys):
+        return Check(name, "not possible", refused[keys[0]])
+    return Check(name, "ok", "; ".join(left_out))
+
+
+def silent(name: str, key: str, later: Sequence[Rang], refused: Mapping[str, str]) -> Check:
+    """`later` is what rang from then on: `LAST` must be among it, and `key` must not."""
+    if key in refused:
+        return Check(name, "not possible", refused[key])
+    keys = {one.key for one in later}
+    if LAST not in keys:
+        return Check(name, "failed", "the upload after it did not ring: silence shows nothing")
+    return Check(name, "failed", "it rang") if key in keys else Check(name, "ok")
 
 
 def _check(name: str, problem: Callable[[], str]) -> Check:

@@ -111,7 +111,9 @@ def build_garage(say: Say) -> Path:
         return found
     cargo = find_program("cargo", (str(Path.home() / ".cargo/bin"),))
     if cargo is None:
-        raise InstallError("Garage is built from source, and Cargo is not here: install Rust (rustup.rs), then try again")
+        raise InstallError(
+            "Garage is built from source, and Cargo is not here: install Rust (rustup.rs), then try again"
+        )
     root = binary_cache().parent
     status, last_words = run_saying(
         [str(cargo), "install", "garage", "--version", GARAGE_VERSION, "--locked", "--root", str(root)],
@@ -157,15 +159,20 @@ def install_ceph(say: Say) -> Path:
     return found["radosgw"]
 
 
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status."""
     stores = {"seaweedfs": build_seaweedfs, "garage": build_garage, "ceph": install_ceph}
     parser = argparse.ArgumentParser(prog="python -m tests.matrix.stores.install", description=__doc__)
     parser.add_argument("store", choices=stores)
     try:
-        stores[parser.parse_args(arguments).store](lambda line: print(line, flush=True))
+        stores[parser.parse_args(arguments).store](_say)
     except InstallError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
         return 130

@@ -73,9 +73,7 @@ def _said(program: Path | None, argument: str, pattern: str) -> str | None:
     """The version that a program says, None where it is not here."""
     if program is None:
         return None
-    done = subprocess.run(
-        [program, argument], capture_output=True, text=True, timeout=VERSION_SECONDS, check=False
-    )
+    done = subprocess.run([program, argument], capture_output=True, text=True, timeout=VERSION_SECONDS, check=False)
     found = re.search(pattern, done.stdout + done.stderr)
     return found[1] if found else "unknown"
 
@@ -126,7 +124,7 @@ _KINDS = (
         lambda: _said((find_ceph() or {}).get("radosgw"), "--version", r"version (\S+)"),
         _ceph_topic,
         settle_seconds=6.0,
-        patience_seconds=20.0,
+        patience_seconds=120.0,  # a gateway takes up its queues some time after its start
     ),
     StoreKind(
         "seaweedfs",

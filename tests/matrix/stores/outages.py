@@ -60,10 +60,11 @@ def outages(world: StoreWorld, outage_seconds: float) -> Iterator[Check]:
             time.sleep(CALM_SECONDS)
             happen(world, outage_seconds)
             uploads.reach(len(uploads.answered) + MORE_UPLOADS, BACK_SECONDS)
-        yield _told(title, _listen(world), is_sweeping=world.is_sweeping)
+        yield told(title, _listen(world), is_sweeping=world.is_sweeping)
 
 
-def _told(title: str, verdict: Verdict, *, is_sweeping: bool) -> Check:
+def told(title: str, verdict: Verdict, *, is_sweeping: bool) -> Check:
+    """What an outage has come to."""
     missing = len(verdict.missing)
     said = f"{missing} of {verdict.uploaded} missing"
     if verdict.lost:

@@ -24,9 +24,9 @@ from tests.fakes.device_rig import MAC
 from tests.matrix.stores.kinds import StoreKind
 
 PROFILE = replace(PROFILES["short"], outage_seconds=2.0)
-# Shorter than the default of 10 s, so that a run does not take for ever. How long what is missing waits depends on it,
-# whether it is missing does not.
-SWEPT = SWEEPING | {"SWEEP_GRACE_SECONDS": "3"}
+# Where the store's events go first. Shorter than the default of 10 s, so that a run does not take for ever: how long
+# what is missing waits depends on it, whether it is missing does not.
+EVENTS_FIRST = {"SWEEP_GRACE_SECONDS": "3"}
 FIRST_SWEEP_SECONDS = 60.0
 BUCKET_SECONDS = 60.0
 TOKEN_KEY = base64.b64encode(bytes(range(32))).decode()
@@ -88,17 +88,17 @@ class StoreWorld(World):
     def _first_ring(self) -> None:
         """Whether anything rings is what is to be found out."""
 
-    def sweep(self) -> None:
+    def sweep(self, *, events_first: bool) -> None:
         """From now on the host sweeps. Raises `PartError` when it does not."""
         self.host.stop(STOP_SECONDS)
-        self.host.environment |= SWEPT
+        self.host.environment |= SWEEPING | (EVENTS_FIRST if events_first else {})
         self.host.start()
         eventually(lambda: host_metric(self.host, SWEPT_ONCE), "the host does not sweep", FIRST_SWEEP_SECONDS)
 
     @property
     def settle_seconds(self) -> float:
         """After so long nothing more comes of what was uploaded: two sweeps, or two looks of a store at its queue."""
-        return 2 * (float(SWEPT["SWEEP_SECONDS"]) + 0.5) if self.is_sweeping else self.kind.settle_seconds
+        return 2 * (float(SWEEPING["SWEEP_SECONDS"]) + 0.5) if self.is_sweeping else self.kind.settle_seconds
 
     def rang(self) -> list[Rang]:
         """What the device got so far."""
