@@ -30,7 +30,7 @@ from infra.local.install import (
 
 SEAWEEDFS_MODULE = "github.com/seaweedfs/seaweedfs"
 SEAWEEDFS_VERSION = "v0.0.0-20261109003541-7506e5f91cd6"  # 4.53: its tags are not versions in Go's sense
-SEAWEEDFS_GO = (1, 25)
+SEAWEEDFS_GO = (1, 26)
 GARAGE_VERSION = "2.5.0"
 SLOW_BUILD_TIMEOUT_SECONDS = 3 * BUILD_TIMEOUT_SECONDS
 
@@ -76,7 +76,6 @@ def build_seaweedfs(say: Say) -> Path:
             f"building SeaweedFS {SEAWEEDFS_VERSION} (5 to 20 minutes)",
             say,
             timeout_seconds=SLOW_BUILD_TIMEOUT_SECONDS,
-            environment={"GOFLAGS": "-mod=mod"},
         )
     if status != 0 or not built.exists():
         raise InstallError(f"Go could not build SeaweedFS:\n{last_words}")
@@ -89,7 +88,6 @@ def _downloaded(go: Path, directory: str) -> Path:
     asked = subprocess.run(
         [str(go), "mod", "download", "-json", f"{SEAWEEDFS_MODULE}@{SEAWEEDFS_VERSION}"],
         cwd=directory,
-        env={**os.environ, "GOFLAGS": "-mod=mod"},
         capture_output=True,
         text=True,
         timeout=BUILD_TIMEOUT_SECONDS,
