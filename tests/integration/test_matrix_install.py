@@ -81,7 +81,7 @@ def test_ceph_is_installed_with_its_services_off(programs: Path, monkeypatch: py
     """All packages in one call of apt-get; when that fails, the command to type."""
     monkeypatch.setenv("PATH", str(programs))
     monkeypatch.setattr(install, "_CEPH_DIRECTORIES", ())
-    monkeypatch.setattr(install.os, "geteuid", lambda: 0)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     script = 'for one in $1; do echo "package:$one"; done; for one in $2; do echo "unit:$one"; done; exit 1'
     monkeypatch.setattr(install, "APT_SCRIPT", script)
     write(programs, "apt-get", "exit 0")

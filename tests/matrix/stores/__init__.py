@@ -7,6 +7,7 @@ import multiprocessing
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from pathlib import Path
 
 from infra.local.install import Say
@@ -19,6 +20,7 @@ from tests.matrix.stores.world import PROFILE, StoreWorld
 NAMES = tuple(KINDS)
 
 
+@cache
 def missing(name: str) -> str | None:
     """What to type to bring it; None where it is at hand."""
     return None if KINDS[name].version() else KINDS[name].word

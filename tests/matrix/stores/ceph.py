@@ -145,8 +145,3 @@ class Ceph(Store):
         )
         if done.returncode != 0:
             raise PartError(f"`{program} {arguments[0]} …` failed: {(done.stdout + done.stderr).strip()[-1000:]}")
-
-    @property
-    def is_on_disk(self) -> bool:
-        """Whether its objects are in a file, and so survive a kill."""
-        return (self._directory / "osd" / "block").stat().st_size == OSD_BYTES

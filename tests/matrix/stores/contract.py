@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from tests.chaos.verdict import judge
 from tests.chaos.world import BUCKET
+from tests.fakes.device_rig import MAC
 from tests.integration.test_device import DeviceProcess
 from tests.matrix.result import Check
 from tests.matrix.stores.world import ANSWER_SECONDS, DEVICE_TOKEN, Rang, StoreWorld
@@ -28,12 +29,14 @@ ODD_KEYS = tuple(
     f"assets/odd/{name}.bin"
     for name in ("a b", "a+b", "100%41", "ü€😀", "a&b=c", "quote'(1)", "[x] {y}", "semi;colon,comma", "a@b:c$d!")
 )
+CONFIG = f"configs/{MAC}.json"
 UPLOAD, REPLACED, SAME = "assets/upload.bin", "assets/replaced.bin", "assets/same.bin"
 MULTIPART, COPY, EMPTY = "assets/multipart.bin", "assets/copy.bin", "assets/empty.bin"
 DELETED, TAGGED, FOLDER, LAST = "assets/deleted.bin", "assets/tagged.bin", "assets/folder/", "assets/last.bin"
 
 RINGING = {
-    "upload": (UPLOAD,),
+    "config": (CONFIG,),
+    "asset": (UPLOAD,),
     "another content under the same name": (REPLACED,),
     "the same bytes again": (SAME,),
     "upload in parts": (MULTIPART,),
@@ -101,7 +104,7 @@ class _Uploads:
             yield silent(name, key, rang[before:], self._refused)
 
     def _first_round(self) -> None:
-        for key in (UPLOAD, REPLACED, SAME, DELETED, TAGGED, *ODD_KEYS):
+        for key in (CONFIG, UPLOAD, REPLACED, SAME, DELETED, TAGGED, *ODD_KEYS):
             self._put(key, f"first {key}".encode())
         self._put(EMPTY, b"")
         self._do(MULTIPART, self._in_parts)
@@ -193,13 +196,15 @@ def _check(name: str, problem: Callable[[], str]) -> Check:
 
 
 def _listed(world: StoreWorld) -> dict[str, tuple[str, int]]:
-    pages = world.s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="assets/")
-    entries = [entry for page in pages for entry in page.get("Contents", ())]
+    pages = world.s3.get_paginator("list_objects_v2").paginate
+    prefixes = ("configs/", "assets/")
+    found = [page for prefix in prefixes for page in pages(Bucket=BUCKET, Prefix=prefix)]
+    entries = [entry for page in found for entry in page.get("Contents", ())]
     return {one["Key"]: (one["ETag"].strip('"'), one["Size"]) for one in entries if not one["Key"].endswith("/")}
 
 
 def _manifest(world: StoreWorld) -> str:
-    told = {f"assets/{name}": (str(etag).strip('"'), size) for name, (etag, size) in world.manifest().items()}
+    told = {key: (str(etag).strip('"'), size) for key, (etag, size) in world.manifest().items()}
     wanted = _listed(world)
     differ = sorted(key for key in told.keys() | wanted.keys() if told.get(key) != wanted.get(key))
     return "; ".join(f"{key}: {told.get(key)}, but a LIST says {wanted.get(key)}" for key in differ[:3])

@@ -13,13 +13,13 @@ from infra.connect.documents import EVENTS
 from infra.connect.minio import Doors
 from infra.local.install import MINIO, VERSITYGW, binary_cache, find_minio, find_versitygw
 from infra.local.stores import Minio, MotoServer, Store, VersityGateway
+from tests.chaos.world import BUCKET
 from tests.matrix.stores.ceph import Ceph
 from tests.matrix.stores.garage import Garage
 from tests.matrix.stores.install import find_ceph, find_garage, find_weed
 from tests.matrix.stores.seaweedfs import SeaweedFS
 
 VERSION_SECONDS = 30.0
-BUCKET = "chaos"
 TOPIC = "bucketbell"
 
 
@@ -119,7 +119,7 @@ _KINDS = (
         "ceph",
         "a persistent topic, sure door",
         "make ceph",
-        "Debian's packages; one monitor, one BlueStore OSD in a file",
+        "the system's packages (apt); one monitor, one OSD (BlueStore, in a file), one gateway",
         lambda directory, _doors: Ceph(directory),
         lambda: _said((find_ceph() or {}).get("radosgw"), "--version", r"version (\S+)"),
         _ceph_topic,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ ANSWER_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Rang:
-    """A message as the device got it: object key, ETag without quotes, when."""
+    """A message as the device got it: object key (by its topic and file name), ETag without quotes, when."""
 
     key: str
     etag: str
@@ -103,8 +104,12 @@ class StoreWorld(World):
     def rang(self) -> list[Rang]:
         """What the device got so far."""
         return [
-            Rang(heard.key, dict(message.user_properties).get("etag", ""), heard.at)
-            for heard, message in zip(super().heard(), self.subscriber.messages, strict=False)
+            Rang(
+                f"{message.topic.rpartition('/')[2]}/{json.loads(message.payload)['filename']}",
+                dict(message.user_properties).get("etag", ""),
+                message.received_at,
+            )
+            for message in self.subscriber.messages
         ]
 
     @contextlib.contextmanager
@@ -135,17 +140,17 @@ class StoreWorld(World):
         return dict(answer.json())
 
     def manifest(self) -> dict[str, tuple[str | None, int]]:
-        """What a device is told that there is: ETag and size by file name."""
+        """What a device is told that there is: ETag and size by key."""
         found: dict[str, tuple[str | None, int]] = {}
         parameters: dict[str, str] = {}
         while True:
             page = self.ask("/manifest", parameters)
-            found |= {one["filename"]: (one["etag"], one["size"]) for one in page["objects"]}
+            found |= {f"{one['kind']}s/{one['filename']}": (one["etag"], one["size"]) for one in page["objects"]}
             if not page["next"]:
                 return found
             parameters = {"next": page["next"]}
 
-    def wait(self, truth: Any, patience_seconds: float) -> bool:  # noqa: ANN401 - a callable that says true or false
+    def wait(self, truth: Callable[[], object], patience_seconds: float) -> bool:
         """Whether it came true in time."""
         with contextlib.suppress(PartError):
             eventually(truth, "", patience_seconds)
