@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import multiprocessing
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -35,12 +36,18 @@ def run(names: Sequence[str], say: Say, *, jobs: int = 1) -> Iterator[Subject]:
             say(f"{name}: {KINDS[name].version()} …")
         for done in as_completed([pool.submit(try_store, name) for name in names]):
             yield done.result()
+    except BaseException:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def try_store(name: str) -> Subject:
     """The whole suite over one store. What keeps it from being played is a failed check."""
+    # Its parts are stopped and its folder removed also when the run is ended.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     kind = KINDS[name]
     checks: list[Check] = []
     figures: dict[str, float] = {}
