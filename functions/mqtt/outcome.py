@@ -85,7 +85,8 @@ def not_sent(conviction: Conviction) -> Outcome:
     """Tell that a message is not sent now: whenever the broker gets it, it closes the connection."""
     if conviction.reason_code is not None:
         return acknowledged(conviction.reason_code, 1)
-    reason = "the broker closes the connection whenever it gets this message: may this user publish on this topic?"
+    question = "may this user, or this certificate, publish on this topic?"
+    reason = f"the broker closes the connection whenever it gets this message: {question}"
     return Outcome(Status.REFUSED, reason, convicted=True)
 
 

@@ -25,7 +25,7 @@ RETRY_SECONDS = 3.0  # as MinIO does
 SECONDS = 8.0  # so that each is brought three times
 EVENTS = 3
 JOIN_SECONDS = 15.0
-HELD_UP_SECONDS = 0.5  # an allowed message waits for nobody; a busy machine is faster than this too
+HELD_UP_SECONDS = 1.0  # an allowed message waits for nobody; a busy machine is faster than this too
 
 
 def forbidden(broker: Running, directory: Path, figures: dict[str, float]) -> Iterator[Check]:
