@@ -86,7 +86,7 @@ hivemq: ## HiveMQ CE, for `make matrix` (fetched with Maven)
 mochi: ## mochi, for `make matrix` (built with Go)
 rabbitmq: ## RabbitMQ 4 in a small Debian of its own, for `make matrix` (root)
 $(BROKERS): $(STAMP)
-	@$(BIN)/python -m tests.matrix.brokers.install $@
+	@$(BIN)/python -m tests.matrix.brokers $@
 
 lock: | $(BIN)/python ## write the requirements.txt files anew (ARGS=--upgrade for newer indirect packages)
 	@$(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'

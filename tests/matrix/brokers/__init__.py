@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -65,29 +66,36 @@ def _try(name: str, directory: Path, audiences: tuple[int, ...], say: Say) -> Su
     brand = BRANDS[name]
     checks: list[Check] = []
     figures: dict[str, float] = {}
+    version = "unknown"
 
     def attempt(what: str, part: Iterable[Check]) -> None:
         say(f"{name}: {what} …")
-        try:
+        with _noted(what, checks):
             checks.extend(part)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the other checks can still be made
-            checks.append(Check(what, "failed", f"{type(error).__name__}: {str(error)[-300:]}"))
 
     begun_at = time.monotonic()
-    with running(brand, directory / "broker") as broker:
+    with _noted("start", checks), running(brand, directory / "broker") as broker:
         figures["start, s"] = round(time.monotonic() - begun_at, 1)
+        version = broker.version
         for protocol in PROTOCOLS:
             attempt(f"MQTT {protocol}", delivery(broker, directory / "delivery", protocol))
         attempt("forbidden topics", forbidden(broker, directory / "forbidden", figures))
         attempt("last will", last_will(broker, directory / "will"))
-        attempt("subscribers", pubacks(broker, audiences, figures))
         with host_of(directory / "host", broker) as host:
             attempt("nobody listens", unheard(broker, host))
             attempt("latency", latency(broker, host, figures))
             says_unheard = Check(UNHEARD, "ok") in checks
             attempt("restart", restart(broker, host, figures, says_unheard=says_unheard))
-        version = broker.version
+        attempt("subscribers", pubacks(broker, audiences, figures))  # last: some are busy with their end for long
     told = Limits(**{field: value for field, value in asdict(LIMITS).items() if field in brand.can_limit})
-    with running(brand, directory / "limited", told) as broker:
+    with _noted("start with limits", checks), running(brand, directory / "limited", told) as broker:
         attempt("limits", limits(broker, directory / "limits", told))
     return Subject("broker", name, version, time.strftime("%Y-%m-%d"), tuple(checks), figures, brand.how)
+
+
+@contextmanager
+def _noted(what: str, checks: list[Check]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it was, the other checks can still be made
+        checks.append(Check(what, "failed", f"{type(error).__name__}: {str(error)[-300:]}"))

@@ -1,13 +1,9 @@
-"""Brings a broker that `make` does not bring already: `python -m tests.matrix.brokers.install NAME`.
-
-Everything lands beside MinIO's cache, in a folder that bears the version, so that a newer one never mixes with it.
-"""
+"""Brings the brokers: each into a folder beside MinIO's that bears its version, or from the system's packages."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -146,20 +142,3 @@ def _into(folder: Path, command: Callable[[Path], tuple[list[str], dict[str, str
         raise InstallError(f"`{' '.join(arguments)}` failed:\n{last_words}")
     partial.rename(folder)
     say(f"it is ready: {folder}")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The exit status."""
-    if len(arguments) != 1 or arguments[0] not in BRING:
-        print(f"usage: python -m tests.matrix.brokers.install {'|'.join(BRING)}", file=sys.stderr)  # noqa: T201 - a command
-        return 2
-    try:
-        BRING[arguments[0]](lambda line: print(line, flush=True))  # noqa: T201 - a command
-    except InstallError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - a command
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

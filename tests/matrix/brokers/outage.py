@@ -25,11 +25,10 @@ AFTER_SECONDS = 1.0
 RETRY_SECONDS = 0.5  # a store's are longer; how soon one succeeds is what is asked here
 HEAR_SECONDS = 15.0
 LOOK_SECONDS = 0.01
-JUST_SECONDS = 0.1  # what was confirmed so shortly before the kill may still have been on its way
 
 
 @dataclass(frozen=True, slots=True)
-class _Outage:
+class Outage:
     """What was uploaded and heard; when the broker was killed, took connections again, and had its subscriber back."""
 
     uploads: Uploads
@@ -48,11 +47,11 @@ def restart(broker: Running, host: Host, figures: dict[str, float], *, says_unhe
     answered = [one.answered_at for one in outage.uploads.answered.values()]
     first = min((at for at in answered if at > outage.opened_at), default=float("inf"))
     figures["first success after a restart, s"] = round(first - outage.opened_at, 2)
-    yield _judged(RESTARTED, outage, says_unheard=says_unheard)
-    yield _judged(LATE, _suffer(broker, host, late=True), says_unheard=says_unheard)
+    yield judged(RESTARTED, outage, says_unheard=says_unheard)
+    yield judged(LATE, _suffer(broker, host, late=True), says_unheard=says_unheard)
 
 
-def _suffer(broker: Running, host: Host, *, late: bool) -> _Outage:
+def _suffer(broker: Running, host: Host, *, late: bool) -> Outage:
     def put(key: str) -> None:
         body = upload(key)
         while outcome(host, body)[0] != 200:
@@ -85,22 +84,24 @@ def _suffer(broker: Running, host: Host, *, late: bool) -> _Outage:
         until = time.monotonic() + HEAR_SECONDS
         while verdict().missing and time.monotonic() < until:
             time.sleep(LOOK_SECONDS)
-        return _Outage(uploads, verdict(), killed_at, opening.at, listens_at)
+        return Outage(uploads, verdict(), killed_at, opening.at, listens_at)
 
 
-def _judged(name: str, outage: _Outage, *, says_unheard: bool) -> Check:
+def judged(name: str, outage: Outage, *, says_unheard: bool) -> Check:
+    """What is missing is lost where nobody could know, and a failure otherwise."""
     uploads, verdict = outage.uploads, outage.verdict
     if uploads.unanswered:
         return Check(name, "failed", f"{len(uploads.unanswered)} uploads were never settled")
     repeats = f", {verdict.repeats} heard twice" if verdict.repeats else ""
     if not verdict.missing:
         return Check(name, "ok", f"{verdict.uploaded} uploads{repeats}")
-    confirmed = [uploads.answered[key].answered_at for key in verdict.missing]
-    early = sum(outage.opened_at <= at <= outage.listens_at + JUST_SECONDS for at in confirmed)
-    unwritten = sum(at <= outage.killed_at + JUST_SECONDS for at in confirmed)
-    said = f"{len(confirmed)} of {verdict.uploaded} uploads{repeats}"
+    missing = [uploads.answered[key] for key in verdict.missing]
+    # A message was published at some time between the two that are known of its upload.
+    unwritten = sum(one.began_at <= outage.killed_at and one.answered_at < outage.opened_at for one in missing)
+    early = sum(one.began_at <= outage.listens_at and one.answered_at >= outage.opened_at for one in missing)
+    said = f"{len(missing)} of {verdict.uploaded} uploads{repeats}"
     away_seconds = outage.listens_at - outage.opened_at
-    if early + unwritten < len(confirmed) or (early and says_unheard and away_seconds < EARLY_SECONDS):
+    if early + unwritten < len(missing) or (early and says_unheard and away_seconds < EARLY_SECONDS):
         return Check(name, "failed", f"missing: {said}")
     why = [f"{early} confirmed before the subscriber was back, {away_seconds:.1f} s after the broker"] * bool(early)
     why += [f"{unwritten} confirmed just before the kill"] * bool(unwritten)
