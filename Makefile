@@ -20,7 +20,8 @@ LISTS := functions/requirements.in infra/layer/requirements.in infra/requirement
 BROKERS := artemis ejabberd hivemq mochi rabbitmq
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test check format bench chaos fuzz build release sam-test aws-test container-test minio versitygw kustomize $(BROKERS) lock clean
+.PHONY: help setup run demo test check format bench chaos matrix fuzz build release sam-test aws-test container-test minio versitygw kustomize \
+    seaweedfs garage ceph $(BROKERS) lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ bench: $(STAMP) $(SAM_STAMP) ## every figure beside a peer's (ARGS="--write docs
 chaos: $(STAMP) ## numbered uploads while everything breaks; none may be lost (ARGS="--profile long", root for all of it)
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
+matrix: $(STAMP) ## one suite over every store and broker at hand (ARGS="--only minio,mosquitto", ARGS=--help for what is not)
+	@$(BIN)/python -m tests.matrix $(ARGS)
+
 fuzz: $(STAMP) ## the searches in tests/hostile, 100 times as hard (FUZZ=1000, ARGS="-k event")
 	@FUZZ=$${FUZZ:-100} $(BIN)/python -m pytest tests/hostile -k search --timeout 14400 --numprocesses $(WORKERS) $(ARGS)
 
@@ -79,6 +83,15 @@ versitygw: | $(BIN)/python ## build Versity GW from source (needs Go), for the t
 
 kustomize: | $(BIN)/python ## build Kustomize from source (needs Go), for the tests of the Kubernetes manifests
 	@$(BIN)/python -m infra.local.install kustomize
+
+seaweedfs: | $(BIN)/python ## build SeaweedFS from source (needs Go), for `make matrix`
+	@$(BIN)/python -m tests.matrix.stores.install $@
+
+garage: | $(BIN)/python ## build Garage from source (needs Rust), for `make matrix`
+	@$(BIN)/python -m tests.matrix.stores.install $@
+
+ceph: | $(BIN)/python ## install Ceph's packages (apt), for `make matrix`
+	@$(BIN)/python -m tests.matrix.stores.install $@
 
 artemis: ## ActiveMQ Artemis, for `make matrix` (fetched with Maven)
 ejabberd: ## ejabberd, for `make matrix` (the system's package)

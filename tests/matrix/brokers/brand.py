@@ -25,6 +25,7 @@ HOME, DISCOVERY = "home", "homeassistant"
 
 ASK_SECONDS = 0.2
 START_SECONDS = 120.0
+LISTEN_SECONDS = 30.0  # some brokers take long while thousands leave
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,10 @@ class Running:
             **more,
         }
 
-    def ear(self, *topics: str, protocol: str = "5", qos: int = 2) -> Subscriber:
-        """A subscriber that is not started."""
-        return Subscriber(
+    @contextmanager
+    def ear(self, *topics: str, protocol: str = "5", qos: int = 2) -> Iterator[Subscriber]:
+        """A subscriber that listens."""
+        subscriber = Subscriber(
             self.url,
             topics or (CONFIGS, ASSETS),
             qos=qos,
@@ -96,6 +98,10 @@ class Running:
             username=self.user(BELL),
             password=PASSWORD,
         )
+        try:
+            yield subscriber.start(LISTEN_SECONDS)
+        finally:
+            subscriber.stop()
 
 
 @contextmanager

@@ -7,12 +7,21 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from infra.local.install import APT_SCRIPT, InstallError, Say, binary_cache, ensure_mosquitto, may_sudo, run_saying
-
-APT_SECONDS = 600.0
-BUILD_SECONDS = 1200.0
+from infra.local.install import (
+    APT_SCRIPT,
+    BUILD_TIMEOUT_SECONDS,
+    SYSTEM_INSTALL_TIMEOUT_SECONDS,
+    InstallError,
+    Say,
+    binary_cache,
+    ensure_mosquitto,
+    find_go,
+    may_sudo,
+    run_saying,
+)
 
 MOCHI_MODULE, MOCHI = "github.com/mochi-mqtt/server/v2", "2.7.9"
+MOCHI_GO = (1, 21)
 HIVEMQ = "2025.5"  # as in hivemq/pom.xml
 ARTEMIS = "2.40.0"
 DEBIAN = "trixie"  # the first whose RabbitMQ speaks MQTT 5
@@ -49,9 +58,9 @@ def debian() -> Path:
 
 def bring_mochi(say: Say) -> None:
     """Build it with Go."""
-    _need("go", "install Go 1.21 or newer (go.dev/dl)")
+    go = str(find_go("mochi", MOCHI_GO))
     module = f"{MOCHI_MODULE}/cmd/docker@v{MOCHI}"
-    _into(mochi(), lambda folder: (["go", "install", module], {"GOBIN": str(folder)}), "building mochi", say)
+    _into(mochi(), lambda folder: ([go, "install", module], {"GOBIN": str(folder)}), "building mochi", say)
 
 
 def bring_hivemq(say: Say) -> None:
@@ -109,11 +118,6 @@ def _java(say: Say) -> None:
     _packages(say, "javac", "default-jdk-headless")
 
 
-def _need(program: str, remedy: str) -> None:
-    if shutil.which(program) is None:
-        raise InstallError(f"`{program}` is not here: {remedy}")
-
-
 def _packages(say: Say, program: str, package: str, *, service: str = "") -> None:
     """Install Debian's package of this program where it is missing."""
     if shutil.which(program):
@@ -123,7 +127,9 @@ def _packages(say: Say, program: str, package: str, *, service: str = "") -> Non
         raise InstallError(f"`{program}` is not here. On Debian or Ubuntu type: sudo {by_hand}")
     prefix: Sequence[str] = () if os.geteuid() == 0 else ("sudo", "-n")
     command = [*prefix, "/bin/sh", "-c", APT_SCRIPT, "sh", package, service]
-    status, last_words = run_saying(command, f"installing {package}", say, timeout_seconds=APT_SECONDS)
+    status, last_words = run_saying(
+        command, f"installing {package}", say, timeout_seconds=SYSTEM_INSTALL_TIMEOUT_SECONDS
+    )
     if status != 0:
         raise InstallError(f"apt-get could not install {package}:\n{last_words}\nType: {by_hand}")
 
@@ -137,7 +143,7 @@ def _into(folder: Path, command: Callable[[Path], tuple[list[str], dict[str, str
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     arguments, variables = command(partial)
-    status, last_words = run_saying(arguments, what, say, timeout_seconds=BUILD_SECONDS, environment=variables)
+    status, last_words = run_saying(arguments, what, say, timeout_seconds=BUILD_TIMEOUT_SECONDS, environment=variables)
     if status != 0:
         raise InstallError(f"`{' '.join(arguments)}` failed:\n{last_words}")
     partial.rename(folder)
