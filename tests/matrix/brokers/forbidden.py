@@ -22,7 +22,7 @@ from tests.matrix.brokers.contract import PER_SECOND, PROTOCOLS, SETTLE_SECONDS,
 from tests.matrix.result import Check
 
 RETRY_SECONDS = 3.0  # as MinIO does
-SECONDS = 8.0  # so that each is brought three times
+SECONDS = 7.0  # so that each is brought three times
 EVENTS = 3
 JOIN_SECONDS = 15.0
 HELD_UP_SECONDS = 1.0  # an allowed message waits for nobody; a busy machine is faster than this too

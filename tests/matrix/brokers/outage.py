@@ -18,7 +18,7 @@ from tests.matrix.brokers.contract import PER_SECOND, outcome
 from tests.matrix.result import Check
 
 RESTARTED, LATE = "killed, restarted among uploads", "subscribers back later than the host"
-BEFORE_SECONDS = 2.0
+BEFORE_SECONDS = 1.0
 AWAY_SECONDS = 1.0
 LATE_SECONDS = 1.5  # after the host: within its patience
 AFTER_SECONDS = 1.0
