@@ -24,7 +24,7 @@ from tests.matrix.brokers.contract import asset
 from tests.matrix.result import Check
 
 CONNECT_SECONDS = 300.0
-ORDER_SECONDS = 120.0
+ORDER_SECONDS = 150.0
 PUBLISH_SECONDS = 60.0
 PAUSE_SECONDS = 0.1
 MESSAGES = 5
@@ -50,7 +50,9 @@ def pubacks(broker: Running, audiences: tuple[int, ...], figures: dict[str, floa
         publisher = InlinePublisher(config, PrometheusTelemetry())
         parts.callback(publisher.close)
         for audience in audiences:
-            crowd.ask(["subscribe", audience], ORDER_SECONDS)
+            if (subscribed := crowd.ask(["subscribe", audience], ORDER_SECONDS)) != audience:
+                yield Check(name, "lost", f"only {subscribed:,} of {audience:,} could subscribe in two minutes")
+                return
             for number in range(MESSAGES + 1):
                 time.sleep(PAUSE_SECONDS)
                 messages = to_publish(plan_body(upload(asset()), Routes()))
