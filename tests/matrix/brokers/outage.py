@@ -92,14 +92,13 @@ def judged(name: str, outage: Outage, *, says_unheard: bool) -> Check:
     uploads, verdict = outage.uploads, outage.verdict
     if uploads.unanswered:
         return Check(name, "failed", f"{len(uploads.unanswered)} uploads were never settled")
-    repeats = f", {verdict.repeats} heard twice" if verdict.repeats else ""
     if not verdict.missing:
-        return Check(name, "ok", f"{verdict.uploaded} uploads{repeats}")
+        return Check(name, "ok", f"{verdict.repeats} heard twice" if verdict.repeats else "")
     missing = [uploads.answered[key] for key in verdict.missing]
     # A message was published at some time between the two that are known of its upload.
     unwritten = sum(one.began_at <= outage.killed_at and one.answered_at < outage.opened_at for one in missing)
     early = sum(one.began_at <= outage.listens_at and one.answered_at >= outage.opened_at for one in missing)
-    said = f"{len(missing)} of {verdict.uploaded} uploads{repeats}"
+    said = f"{len(missing)} of {verdict.uploaded} uploads"
     away_seconds = outage.listens_at - outage.opened_at
     if early + unwritten < len(missing) or (early and says_unheard and away_seconds < EARLY_SECONDS):
         return Check(name, "failed", f"missing: {said}")
