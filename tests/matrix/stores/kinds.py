@@ -117,7 +117,7 @@ _KINDS = (
     ),
     StoreKind(
         "ceph",
-        "a persistent topic, sure door",
+        "a persistent topic",
         "make ceph",
         "the system's packages (apt); one monitor, one OSD (BlueStore, in a file), one gateway",
         lambda directory, _doors: Ceph(directory),
