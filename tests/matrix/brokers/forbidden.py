@@ -107,6 +107,6 @@ def _how(host: Host) -> str:
     answer = re.search(r"the broker answered (0x\w\w)", reasons)
     ways = [f"PUBACK {answer[1]}"] if answer else []
     ways += ["DISCONNECT"] if "disconnected by the broker" in reasons else []
-    ways += ["closes without a word"] if "closes the connection whenever" in reasons else []
     lost = host.metric("mqtt_reconnect_attempts_total")
+    ways = ways or ["closes without a word"] * bool(lost)
     return " and ".join(ways) + (f", {lost:g} reconnects in {SECONDS:g} s" if lost else "")
