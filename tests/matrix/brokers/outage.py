@@ -20,8 +20,8 @@ from tests.matrix.result import Check
 RESTARTED, LATE = "killed, restarted among uploads", "subscribers back later than the host"
 BEFORE_SECONDS = 1.0
 AWAY_SECONDS = 1.0
-LATE_SECONDS = 1.5  # after the host: within its patience
-AFTER_SECONDS = 1.0
+LATE_SECONDS = 1.0  # after the host: within its patience
+AFTER_SECONDS = 0.5
 RETRY_SECONDS = 0.5  # a store's are longer; how soon one succeeds is what is asked here
 HEAR_SECONDS = 15.0
 LOOK_SECONDS = 0.01
