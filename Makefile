@@ -17,10 +17,11 @@ SAM_STAMP := $(SAM_VENV)/.stamp
 UV_VERSION := 0.13.8
 LISTS := functions/requirements.in infra/layer/requirements.in infra/requirements.in infra/local/requirements.in \
     infra/deploy/requirements.in tests/requirements.in
+BROKERS := artemis ejabberd hivemq mochi rabbitmq
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup run demo test check format bench chaos matrix fuzz build release sam-test aws-test container-test minio versitygw kustomize \
-    micropython seaweedfs garage ceph lock clean
+    micropython seaweedfs garage ceph $(BROKERS) lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,6 +95,14 @@ garage: | $(BIN)/python ## build Garage from source (needs Rust), for `make matr
 
 ceph: | $(BIN)/python ## install Ceph's packages (apt), for `make matrix`
 	@$(BIN)/python -m tests.matrix.stores.install $@
+
+artemis: ## ActiveMQ Artemis, for `make matrix` (fetched with Maven)
+ejabberd: ## ejabberd, for `make matrix` (the system's package)
+hivemq: ## HiveMQ CE, for `make matrix` (fetched with Maven)
+mochi: ## mochi, for `make matrix` (built with Go)
+rabbitmq: ## RabbitMQ 4 in a small Debian of its own, for `make matrix` (root)
+$(BROKERS): $(STAMP)
+	@$(BIN)/python -m tests.matrix.brokers $@
 
 lock: | $(BIN)/python ## write the requirements.txt files anew (ARGS=--upgrade for newer indirect packages)
 	@$(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'

@@ -57,8 +57,9 @@ MINIO = GoProgram("minio", "github.com/minio/minio", "v0.0.0-20260212201848-7aac
 KUSTOMIZE = GoProgram("kustomize", "sigs.k8s.io/kustomize/kustomize/v5", "v5.7.1", (1, 22))
 VERSITYGW = GoProgram("versitygw", "github.com/versity/versitygw/cmd/versitygw", "v1.8.0", (1, 25))
 
-# Installs the packages named first; their units, named second, stay off. Debian and Ubuntu start what they install, now
-# and at every boot. 101 is policy-rc.d's "forbidden" (invoke-rc.d(8)). Somebody else's policy stays as it is.
+# Installs the packages named first; their units, named second where there are any, stay off. Debian and Ubuntu start
+# what they install, now and at every boot. 101 is policy-rc.d's "forbidden" (invoke-rc.d(8)). Somebody else's policy
+# stays as it is.
 APT_SCRIPT = """
 guard=/usr/sbin/policy-rc.d
 if [ ! -e "$guard" ]; then
@@ -68,7 +69,7 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends $1 || exit 1
-if [ -d /run/systemd/system ]; then systemctl --quiet disable $2; fi
+if [ -n "$2" ] && [ -d /run/systemd/system ]; then systemctl --quiet disable $2; fi
 """
 
 # Debian 12 has no MicroPython. Debian 13's is unpacked here and brings the libraries that it is linked with: nothing
