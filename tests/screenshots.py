@@ -51,7 +51,8 @@ def main() -> None:
         store.record([DeviceReport(mac, OLD, "installed", old) for mac in MACS], arrived_at=now)
         with rig.host() as host:
             host.post(event(record(f"assets/{NEW}", eTag=new)))
-            states: list[FileState] = ["installed"] * 15 + ["installing"] * 2 + ["downloading"] * 3 + ["failed"]
+            counts: dict[FileState, int] = {"installed": 15, "installing": 2, "downloading": 3, "failed": 1}
+            states = [state for state, count in counts.items() for _ in range(count)]
             said = [DeviceReport(mac, NEW, state, new) for mac, state in zip(MACS, states, strict=False)]
             said += [DeviceReport(mac, f"{mac}.json", "installed", rig.etag(f"configs/{mac}.json")) for mac in MACS[:2]]
             store.record(said, arrived_at=datetime.now(UTC))
