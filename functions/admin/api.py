@@ -21,7 +21,6 @@ from functions.stored.model import PASSWORD_NEEDED, MqttConfigChange, problems
 from functions.telemetry import logger
 from functions.web.messages import Problem, Reply, Request, as_json, internal, malformed, unavailable, unfit
 from functions.web.router import Route, Router
-from functions.web.tokens import KeyringError
 
 if TYPE_CHECKING:
     from functions.admin.fleet import FleetAnswers
@@ -196,7 +195,7 @@ def explain(error: Exception) -> Problem:
         logger.warning("database unavailable", extra={"problem": str(error)})  # which holds no credentials
         detail = f"The database cannot be used: {error}."
         return unavailable("database_unavailable", detail, retry_after_seconds=BUSY_RETRY_SECONDS)
-    if isinstance(error, (SettingsError, KeyringError)):
+    if isinstance(error, SettingsError):
         logger.error("settings cannot be used", extra={"problem": str(error)})  # which holds no value
         detail = "The administration is not configured: the log says what to set."
         return unavailable("bad_settings", detail, retry_after_seconds=BROKEN_RETRY_SECONDS)
