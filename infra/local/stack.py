@@ -49,7 +49,8 @@ BUCKETBELL = str(_beside if _beside.exists() else shutil.which("bucketbell") or 
 # What the person's own shell may say about brokers and stores is not about ours.
 OURS = (
     *("MQTT_", "TOPIC_", "BUCKET", "CONFIGS_", "ASSETS_", "WEBHOOK_", "SQS_", "AWS_", "S3_", "URL_TTL_"),
-    *("DEVICE_", "ADMIN_", "SECRET", "LOG_", "EVENTS_", "PUBLIC_", "DATABASE_", "ENCRYPTION_", "SWEEP_", "FLEET_"),
+    *("DEVICE_", "ADMIN_", "SECRET", "LOG_", "EVENTS_", "PUBLIC_", "DATABASE_", "ENCRYPTION_", "SWEEP_", "NATS_"),
+    "FLEET_",
 )
 
 console = Console(highlight=False)

@@ -1,0 +1,24 @@
+"""The settings of the fleet: what is kept of devices' reports."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings
+
+
+class FleetSettings(BaseSettings):
+    """Part of `Settings`."""
+
+    fleet_accept_unknown: Literal["off", "on"] = Field(
+        default="off",
+        description="`on`: a report alone makes a device known. Otherwise it needs a config in the bucket, an "
+        "assignment, or a token that it has used.",
+    )
+    fleet_retention_days: int = Field(
+        default=90,
+        ge=1,
+        le=3650,
+        description="How long the states that devices reported are kept (DATABASE_URL); the last of each file stays.",
+    )
