@@ -46,6 +46,7 @@ _OURS = (
     "TOPIC_",
     "BUCKET",
     "CONFIGS_",
+    "DEVICE_",
     "ASSETS_",
     "LOG_",
     "SECRETS_",

@@ -22,6 +22,7 @@ from functions.cameras.reader import DetectionReader
 from functions.devices.api import router as devices_router
 from functions.devices.downloads import Downloads
 from functions.events.routes import Routes
+from functions.own_topics import warn_of_missing_broadcasts
 from functions.settings import Settings, SettingsError
 from functions.stored.errors import StoreUnavailableError
 from functions.stored.store import ConfigStore
@@ -143,7 +144,7 @@ class Host:
             proxies=TrustedProxies(settings.trusted_proxies),
             public_base_url=settings.public_base_url,
             expected=lambda: (
-                ((*bell.routes.topics, *cameras, *announcer.labels), sources) if publisher.status.broker else ((), {})
+                ((*bell.routes.labels, *cameras, *announcer.labels), sources) if publisher.status.broker else ((), {})
             ),
         )
         self.publisher = publisher
@@ -316,6 +317,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
         raise SettingsError((("WEBHOOK_TOKENS", problem),))
     configure_logging(settings.log_level)
     _warn_of_short_secrets(settings)
+    warn_of_missing_broadcasts(settings)
     share_one_heap()
     built = Host(settings, port)
     settle()
