@@ -160,6 +160,11 @@ class Subscriber:
         return self._subscribed
 
     @property
+    def held(self) -> int:
+        """How many messages wait for `on_batch` to take them: bounded, however many come."""
+        return len(self._batch)
+
+    @property
     def last_error(self) -> SubscriberError | None:
         """Why it was last unable to listen, None while it listens."""
         return self._error

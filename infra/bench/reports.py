@@ -194,7 +194,9 @@ async def fulfil(burst: Burst) -> int:
                 due = min(due, round((time.monotonic() - began_at) * burst.per_second))
             until_number = min(due, reporter.acknowledged + WINDOW)
             if until_number > sent:
-                reporter.transport.write(b"".join(_report(burst.prefix, burst.first + one) for one in range(sent, until_number)))
+                reporter.transport.write(
+                    b"".join(_report(burst.prefix, burst.first + one) for one in range(sent, until_number))
+                )
                 sent = until_number
             await asyncio.sleep(TICK_SECONDS if burst.per_second else 0)
     reporter.transport.write(b"\xe0\x00")
