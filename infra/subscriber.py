@@ -79,7 +79,7 @@ class Subscriber:
 
     What arrived is taken once, by `next`, `wait_for`, `drain` or `silence`, from any thread; `messages` keeps
     all. With `on_message` none is kept: it is given each instead, before the broker gets its acknowledgement. With
-    `on_batch` neither: it is given what came within some hundredths of a second, at most `MAX_BATCH`, and the broker gets
+    `on_batch` neither: it is given what came within hundredths of a second, at most `MAX_BATCH`, and the broker gets
     the acknowledgements after it has returned True; after False it is given the same again, and more, a second later.
     `on_state` is given None whenever the broker has confirmed the subscriptions, so again after each reconnection,
     and the reason whenever it could not listen. All are called in the subscriber's own thread.

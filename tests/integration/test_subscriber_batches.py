@@ -30,6 +30,7 @@ class Taker:
         self.taken: list[int] = []
 
     def __call__(self, batch: Sequence[Received]) -> bool:
+        """Note what came."""
         self.sizes.append(len(batch))
         if self.takes.is_set():
             self.taken += [int(one.payload) for one in batch]
