@@ -33,8 +33,7 @@ MAX_BATCH = 1000
 MAX_HELD = 2 * MAX_BATCH
 """So many are held while they are refused. Beyond that nothing is read, so that the broker has to keep the rest."""
 REFUSED_BATCH_SECONDS = 1.0
-FIRST_GATHER_SECONDS = 0.005
-LONGEST_GATHER_SECONDS = 0.04
+GATHER_SECONDS = (0.005, 0.01, 0.02, 0.04)
 
 _PROTOCOLS = {
     5: MQTTProtocolVersion.MQTTv5,
@@ -300,18 +299,17 @@ class Subscriber:
         del self._batch[: len(batch)]
 
     def _gather(self) -> None:
-        """Wait while more comes, each time longer: a batch costs far more than a message, and a turn wakes us up."""
-        pause_seconds = FIRST_GATHER_SECONDS
-        while len(self._batch) < MAX_BATCH and pause_seconds <= LONGEST_GATHER_SECONDS:
-            time.sleep(pause_seconds)
-            before, now = len(self._batch), -1
+        """Take in what is there, and wait while more comes: a batch costs far more than a message in it."""
+        before = 0
+        for pause_seconds in GATHER_SECONDS:
+            now = -1
             while now < len(self._batch) < MAX_BATCH:
                 now = len(self._batch)
-                if self._client.loop_read() is not MQTTErrorCode.MQTT_ERR_SUCCESS:
-                    return  # which the next turn finds out, too
-            if len(self._batch) == before:
+                self._client.loop_read()  # of what goes wrong in it the next turn hears, too
+            if not before < len(self._batch) < MAX_BATCH:
                 return
-            pause_seconds *= 2
+            before = len(self._batch)
+            time.sleep(pause_seconds)
 
     def _lost(self) -> None:
         # A refusal closes the connection too: keep its reason.
