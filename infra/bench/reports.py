@@ -107,7 +107,7 @@ def _bell(bench: Bench, rig: Rig, load: Child, ear: Ear) -> Figure:
     took: dict[str, list[float]] = {HEARD: [], UNHEARD: []}
     rounds = bench.count(ROUNDS, QUICK_ROUNDS)
     stored, stored_seconds = 0.0, 0.0
-    with bell_of(rig.host, ear, rig.doors.token) as bell:
+    with bell_of(rig.host, ear, rig.doors.token or "") as bell:
         for _ in range(WARM_EVENTS):
             bell()
         for number in range(rounds):
