@@ -12,6 +12,7 @@ from functions.telemetry import logger
 from infra.subscriber import Received, Subscriber, SubscriberError
 
 if TYPE_CHECKING:
+    from functions.fleet.standing import HeardBy, Hearing
     from functions.mqtt.broker import BrokerConfig
 
 LOOK_SECONDS = 1.0  # at the broker's settings, and at who leads
@@ -33,8 +34,12 @@ class ReportListener:
         *,
         broker: Callable[[], BrokerConfig | None],
         leads: Callable[[], bool],
+        hearing: Hearing,
     ) -> None:
-        """`hear`: see `Subscriber`'s `on_batch`. `leads` may block for as long as the database does."""
+        """`hear`: see `Subscriber`'s `on_batch`. `leads` may block for as long as the database does.
+
+        `hearing` is kept up to date.
+        """
         self._topics = tuple(f"{topic_prefix}/devices/+/{kind}" for kind in ("report", "status"))
         self._client_id = f"bucketbell-fleet-{topic_prefix.replace('/', '-')}"
         self._hear = hear
@@ -42,8 +47,8 @@ class ReportListener:
         self._leads = leads
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self.trouble = "not listening yet"
-        """Why nothing is heard; "" while it is, and None of anybody's business where another host leads."""
+        self._hearing = hearing
+        self._note("nobody", "the host has just been started")
 
     def start(self) -> None:
         """Begin, in a thread of its own."""
@@ -73,9 +78,17 @@ class ReportListener:
 
     def _wanted(self, present: BrokerConfig | None) -> BrokerConfig | None:
         try:
-            return self._broker() if self._leads() else None
-        except StoreUnavailableError:
+            leads = self._leads()
+        except StoreUnavailableError as error:
+            if present is None:
+                self._note("nobody", str(error))
             return present  # who leads is not known: two leaders would push each other out
+        broker = self._broker() if leads else None
+        if not leads:
+            self._note("another")
+        elif broker is None:
+            self._note("nobody", "no broker is configured")
+        return broker
 
     def _begin(self, broker: BrokerConfig) -> Subscriber | None:
         try:
@@ -99,10 +112,13 @@ class ReportListener:
         return subscriber
 
     def _changed(self, error: SubscriberError | None) -> None:
-        trouble = "" if error is None else str(error)
-        if trouble != self.trouble:
-            self.trouble = trouble
-            if error is None:
-                logger.info("listening to devices' reports", extra={"topics": self._topics})
-            else:
-                logger.warning("devices' reports are not heard", extra={"detail": trouble})
+        if error is None and self._note("this_process"):
+            logger.info("listening to devices' reports", extra={"topics": self._topics})
+        elif error is not None and self._note("nobody", str(error)):
+            logger.warning("devices' reports are not heard", extra={"detail": str(error)})
+
+    def _note(self, by: HeardBy, detail: str = "") -> bool:
+        """Whether that is new."""
+        before = (self._hearing.by, self._hearing.detail)
+        self._hearing.by, self._hearing.detail = by, detail
+        return before != (by, detail)
