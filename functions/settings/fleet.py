@@ -1,15 +1,15 @@
 """The settings of the fleet: what is kept of devices' reports."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class FleetSettings(BaseSettings):
     """Part of `Settings`."""
+
+    model_config = SettingsConfigDict(defer_build=True)  # nothing is validated by a part
 
     fleet_accept_unknown: Literal["off", "on"] = Field(
         default="off",
