@@ -1,7 +1,7 @@
 """Keeps out of an entry's imports what brings nothing: an entry imports this first, and calls `end` last.
 
 Python's garbage collector: what imports create stays, and searching it again and again takes a tenth of a cold start.
-And large modules that packages import for a use which is none of ours: nearly another tenth.
+And large modules that packages import for a use which is none of ours: another tenth.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from types import ModuleType
 _UNUSED = (
     "asyncio",  # pydantic-settings: for command lines whose commands are coroutines
     "urllib.request",  # paho: for the proxies of WebSockets
+    "zipfile",  # importlib.metadata: for packages in an archive
+    "shutil",  # tempfile: to remove a folder
 )
 
 
