@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +19,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from functions.backoff import backoff_seconds
+from infra.incoming import MAX_BATCH, Batches, Received
 from infra.outgoing import Sender, Sending
 
 START_TIMEOUT_SECONDS = 5.0
@@ -29,12 +29,6 @@ STOP_TIMEOUT_SECONDS = 1.0
 LOOP_SECONDS = 0.05
 FIRST_RETRY_SECONDS = 0.1
 LONGEST_RETRY_SECONDS = 5.0
-MAX_BATCH = 1000
-"""Also what the broker may send without an acknowledgement, if it likes so much; Mosquitto's own limit is 20."""
-MAX_HELD = 2 * MAX_BATCH
-"""So many are held while they are refused. Beyond that nothing is read, so that the broker has to keep the rest."""
-REFUSED_BATCH_SECONDS = 1.0
-GATHER_SECONDS = (0.005, 0.01, 0.02, 0.04)
 
 _PROTOCOLS = {
     5: MQTTProtocolVersion.MQTTv5,
@@ -55,23 +49,6 @@ class SubscriberError(Exception):
 
 class SubscriberTimeoutError(SubscriberError, TimeoutError):
     """Fewer messages came than were waited for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A message as it arrived; properties are empty under MQTT 3.1.1.
-
-    `received_at` is `time.monotonic()`, `received_wall` is `time.time()`, both in seconds.
-    """
-
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool
-    user_properties: tuple[tuple[str, str], ...]
-    content_type: str | None
-    received_at: float
-    received_wall: float
 
 
 class Subscriber:
@@ -133,9 +110,6 @@ class Subscriber:
         self._qos = qos
         self._presence_topic = presence_topic
         self._take_message = on_message
-        self._take_batch = on_batch
-        self._batch: list[tuple[int, Received]] = []  # each with what paho acknowledges it by
-        self._batch_due_at = 0.0
         self._take_state = on_state
         self._news = threading.Condition()
         self._unread: deque[Received] = deque()
@@ -144,7 +118,11 @@ class Subscriber:
         self._error: SubscriberError | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._client = self._make_client(_PROTOCOLS[protocol], client_id, session_expiry_seconds)
+        self._client = self._make_client(
+            _PROTOCOLS[protocol], client_id, session_expiry_seconds, acknowledges_later=on_batch is not None
+        )
+        self._is_batched = on_batch is not None
+        self._batches = Batches(on_batch or (lambda _: True), self._client.loop_read, self._client.ack)
         self._sending = Sending(sender, lambda one: self._client.publish(one.topic, one.payload, qos=1).mid)
         in_flight = None if on_batch is None else MAX_BATCH
         self._aim = partial(_aim, self._client, parts.hostname, port, session_expiry_seconds, in_flight)
@@ -171,7 +149,7 @@ class Subscriber:
     @property
     def held(self) -> int:
         """How many messages wait for `on_batch` to take them: bounded, however many come."""
-        return len(self._batch)
+        return len(self._batches)
 
     @property
     def last_error(self) -> SubscriberError | None:
@@ -240,14 +218,16 @@ class Subscriber:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _make_client(self, protocol: MQTTProtocolVersion, client_id: str, session_expiry_seconds: int) -> paho.Client:
+    def _make_client(
+        self, protocol: MQTTProtocolVersion, client_id: str, session_expiry_seconds: int, *, acknowledges_later: bool
+    ) -> paho.Client:
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
             protocol=protocol,
             # MQTT 5 has Clean Start instead, and paho refuses the old name there.
             clean_session=None if protocol is MQTTProtocolVersion.MQTTv5 else not session_expiry_seconds,
-            manual_ack=self._take_batch is not None,
+            manual_ack=acknowledges_later,
         )
         if self._presence_topic is not None:
             client.will_set(self._presence_topic, b"offline", qos=1, retain=True)
@@ -274,15 +254,14 @@ class Subscriber:
                         failures = 0
                     if self._stopping.is_set():
                         break
-                    if self._batch:
-                        self._hand_over()
+                    self._batches.hand_over()
                     if self._subscribed:
                         self._sending.go_on()
                 else:
                     self._lost()
                 self._sending.lost()
                 self._client._out_messages.clear()  # noqa: SLF001 - or paho would send them again by itself
-                self._batch.clear()  # the broker sends again what it has no acknowledgement for
+                self._batches.clear()
             failures += 1
             pause = backoff_seconds(failures, first_seconds=FIRST_RETRY_SECONDS, longest_seconds=LONGEST_RETRY_SECONDS)
             self._stopping.wait(pause)
@@ -294,37 +273,11 @@ class Subscriber:
         self._client._reset_sockets(sockpair_only=True)  # noqa: SLF001 - there is no other way to it
 
     def _turn(self) -> MQTTErrorCode:
-        if len(self._batch) < MAX_HELD:
+        if not self._batches.is_full:
             return self._client.loop(LOOP_SECONDS)
         # The broker's answers to our pings are not read either: after a minute or two the connection is opened anew.
         self._stopping.wait(LOOP_SECONDS)
         return self._client.loop_misc()
-
-    def _hand_over(self) -> None:
-        """Take in what else is there or comes soon, hand over the oldest, and acknowledge that."""
-        if self._take_batch is None or time.monotonic() < self._batch_due_at:
-            return
-        self._gather()
-        batch = self._batch[:MAX_BATCH]
-        if not self._take_batch([received for _, received in batch]):
-            self._batch_due_at = time.monotonic() + REFUSED_BATCH_SECONDS
-            return
-        for mid, received in batch:
-            self._client.ack(mid, received.qos)
-        del self._batch[: len(batch)]
-
-    def _gather(self) -> None:
-        """Take in what is there, and wait while more comes: a batch costs far more than a message in it."""
-        before = 0
-        for pause_seconds in GATHER_SECONDS:
-            now = -1
-            while now < len(self._batch) < MAX_BATCH:
-                now = len(self._batch)
-                self._client.loop_read()  # of what goes wrong in it the next turn hears, too
-            if not before < len(self._batch) < MAX_BATCH:
-                return
-            before = len(self._batch)
-            time.sleep(pause_seconds)
 
     def _lost(self) -> None:
         # A refusal closes the connection too: keep its reason.
@@ -384,8 +337,8 @@ class Subscriber:
             received_at=received_at,
             received_wall=received_wall,
         )
-        if self._take_batch is not None:
-            self._batch.append((arrived.mid, message))
+        if self._is_batched:
+            self._batches.add(arrived.mid, message)
             return
         if self._take_message is not None:
             self._take_message(message)

@@ -16,7 +16,8 @@ from functions.settings import SettingsError
 from infra.commands.common import fail, load_or_exit, plain, refuse, subscriber_arguments
 
 if TYPE_CHECKING:
-    from infra.subscriber import Received, Subscriber
+    from infra.incoming import Received
+    from infra.subscriber import Subscriber
 
 POLL_SECONDS = 0.5
 

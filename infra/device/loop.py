@@ -22,7 +22,7 @@ from infra.device.server import DownloadServer
 from infra.device.store import DeviceStore, Version
 from infra.device.trouble import FetchError, Reason
 from infra.http_client import Web
-from infra.subscriber import Received
+from infra.incoming import Received
 
 FIRST_CATCH_UP_SECONDS = 5.0  # the broker's time to confirm the subscription; without it we catch up all the same
 REMEMBERED_IDS = 1024

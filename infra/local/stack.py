@@ -26,11 +26,12 @@ from rich.console import Console
 from functions.web.tokens import Keyring
 from infra.connect.documents import default_queue_name
 from infra.connect.minio import Doors
+from infra.incoming import Received
 from infra.local.install import find_minio
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import Process, free_port
 from infra.local.stores import Minio, MotoServer, Store
-from infra.subscriber import Received, Subscriber
+from infra.subscriber import Subscriber
 
 BUCKET = "devices"
 TOPICS = ("iotsupport/updates/configs", "iotsupport/updates/assets")

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from infra.incoming import Received
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import Process
 from infra.local.stores import Store
 from infra.sam.build import Artefact
 from infra.sam.image import ARCHITECTURE
-from infra.subscriber import Received, Subscriber, SubscriberTimeoutError
+from infra.subscriber import Subscriber, SubscriberTimeoutError
 from tests.aws.deployment import Deployment
 from tests.gateway import Answered
 

@@ -10,7 +10,7 @@ import json
 import pytest
 
 from functions.web.tokens import Keyring
-from infra.subscriber import Received
+from infra.incoming import Received
 from tests.aws.cloud import BELL, MAX_RECEIVE_COUNT, Cloud
 
 MAC = "a1-b2-c3-d4-e5-f6"

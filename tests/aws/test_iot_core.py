@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from infra.incoming import Received
 from infra.sam.image import ARCHITECTURE
 from infra.sam.tool import ROOT
-from infra.subscriber import Received, Subscriber, SubscriberError
+from infra.subscriber import Subscriber, SubscriberError
 from tests.aws.cloud import HEAR_SECONDS, RETRY_SECONDS, SETTLE_SECONDS
 from tests.aws.deployment import Deployment
 from tests.aws.ministack_cloud import MiniStackCloud

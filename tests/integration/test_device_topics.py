@@ -14,9 +14,10 @@ import pytest
 
 from functions.notifier import Notifier
 from functions.settings import load
+from infra.incoming import Received
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import MotoServer
-from infra.subscriber import Received, Subscriber
+from infra.subscriber import Subscriber
 from tests.fleet import MAC, OTHER, FleetRig, ask
 from tests.hosts import Host, event, eventually, exactly, record
 from tests.stored import ADMIN

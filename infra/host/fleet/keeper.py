@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from functions.fleet.catalogue import Catalogue
     from functions.stored.fleet import FleetStore
     from infra.host.metrics import FleetTelemetry
-    from infra.subscriber import Received
+    from infra.incoming import Received
 
 FLUSH_SECONDS = 0.5
 SAID_AGAIN_SECONDS = 60.0

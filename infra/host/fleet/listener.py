@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from functions.mqtt.tls import TlsFileError, client_context
 from functions.stored.errors import StoreUnavailableError
 from functions.telemetry import logger
-from infra.subscriber import Received, Subscriber, SubscriberError
+from infra.incoming import Received
+from infra.subscriber import Subscriber, SubscriberError
 
 if TYPE_CHECKING:
     from functions.fleet.standing import HeardBy, Hearing
