@@ -33,7 +33,7 @@ from infra.host.fleet.stream import Stream
 from infra.host.heap import settle, share_one_heap
 from infra.host.inquiry import Inquiry
 from infra.host.logs import LinkLog, configure_logging
-from infra.host.metrics import FleetTelemetry, PrometheusTelemetry, SweepTelemetry
+from infra.host.metrics import PrometheusTelemetry, SweepTelemetry
 from infra.host.poller import LONG_POLL_SECONDS, Poller
 from infra.host.slices import ask_for_short_slices
 from infra.host.sweep.ledger import Ledger
@@ -77,7 +77,11 @@ class Host:
         rung = None if state is None else Rung(state)
         ledger = None if rung is None else Ledger(rung.rang)
         fleet = self._fleet = FleetService.of(
-            settings, downloads, FleetTelemetry(telemetry.registry), lambda: publisher.broker
+            settings,
+            downloads,
+            telemetry,
+            broker=lambda: publisher.broker,
+            discovery_prefix=lambda: announcer.discovery_prefix,
         )
         bell = Bell(
             publisher,
@@ -106,6 +110,7 @@ class Host:
                 after_first=settle,
             )
         cameras = (LABEL,) if reader is not None else ()
+        told = fleet.updates.labels if fleet is not None else tuple
         sources = DOORS | (QUEUE if settings.sqs_queue_url else {}) | (SWEPT if self._sweeper else {})
         telemetry.watch(lambda: publisher.status.certificate, lambda: integration.database_up)
         tokens = [token.get_secret_value() for token in settings.webhook_tokens]
@@ -138,7 +143,9 @@ class Host:
             proxies=TrustedProxies(settings.trusted_proxies),
             public_base_url=settings.public_base_url,
             expected=lambda: (
-                ((*bell.routes.topics, *cameras, *announcer.labels), sources) if publisher.status.broker else ((), {})
+                ((*bell.routes.topics, *cameras, *announcer.labels, *told()), sources)
+                if publisher.status.broker
+                else ((), {})
             ),
         )
         self.publisher = publisher

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from functions.mqtt.tls import TlsFileError, client_context
 from functions.stored.errors import StoreUnavailableError
@@ -33,9 +33,13 @@ class ReportListener:
         *,
         broker: Callable[[], BrokerConfig | None],
         leads: Callable[[], bool],
+        kinds: Sequence[str] = ("report", "status"),
     ) -> None:
-        """`hear`: see `Subscriber`'s `on_batch`. `leads` may block for as long as the database does."""
-        self._topics = tuple(f"{topic_prefix}/devices/+/{kind}" for kind in ("report", "status"))
+        """`hear`: see `Subscriber`'s `on_batch`. `leads` may block for as long as the database does.
+
+        `kinds` are the last levels of the topics below each device's.
+        """
+        self._topics = tuple(f"{topic_prefix}/devices/+/{kind}" for kind in kinds)
         self._client_id = f"bucketbell-fleet-{topic_prefix.replace('/', '-')}"
         self._hear = hear
         self._broker = broker
@@ -44,6 +48,8 @@ class ReportListener:
         self._thread: threading.Thread | None = None
         self.trouble = "not listening yet"
         """Why nothing is heard; "" while it is, and None of anybody's business where another host leads."""
+        self._present: BrokerConfig | None = None
+        self._connections = 0
 
     def start(self) -> None:
         """Begin, in a thread of its own."""
@@ -56,16 +62,22 @@ class ReportListener:
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
 
+    @property
+    def place(self) -> tuple[BrokerConfig | None, int]:
+        """The broker that is listened to, and the number of the connection; None while nothing is heard."""
+        return None if self.trouble else self._present, self._connections
+
     def _run(self) -> None:
-        present: BrokerConfig | None = None
         subscriber: Subscriber | None = None
         while True:
-            wanted = self._wanted(present)
-            if wanted != present:
+            wanted = self._wanted(self._present)
+            if wanted != self._present:
                 if subscriber is not None:
                     subscriber.stop()
+                self.trouble = "not listening yet"
+                self._present = wanted
                 subscriber = None if wanted is None else self._begin(wanted)
-                present = wanted if subscriber is not None else None
+                self._present = wanted if subscriber is not None else None
             if self._stopped.wait(LOOK_SECONDS):
                 break
         if subscriber is not None:
@@ -79,15 +91,11 @@ class ReportListener:
 
     def _begin(self, broker: BrokerConfig) -> Subscriber | None:
         try:
-            subscriber = Subscriber(
-                broker.url,
+            subscriber = subscriber_to(
+                broker,
                 self._topics,
                 qos=1,
-                username=broker.username,
-                password=None if broker.password is None else broker.password.get_secret_value(),
-                context=client_context(broker) if broker.tls else None,
                 client_id=self._client_id,
-                protocol=broker.protocol,
                 session_expiry_seconds=SESSION_SECONDS,
                 on_batch=self._hear,
                 on_state=self._changed,
@@ -100,9 +108,23 @@ class ReportListener:
 
     def _changed(self, error: SubscriberError | None) -> None:
         trouble = "" if error is None else str(error)
+        self._connections += error is None
         if trouble != self.trouble:
             self.trouble = trouble
             if error is None:
                 logger.info("listening to devices' reports", extra={"topics": self._topics})
             else:
                 logger.warning("devices' reports are not heard", extra={"detail": trouble})
+
+
+def subscriber_to(broker: BrokerConfig, topics: Sequence[str], **more: Any) -> Subscriber:  # noqa: ANN401 - see `Subscriber`
+    """A subscriber that connects as the publisher does. Raises `TlsFileError`, OSError."""
+    return Subscriber(
+        broker.url,
+        topics,
+        username=broker.username,
+        password=None if broker.password is None else broker.password.get_secret_value(),
+        context=client_context(broker) if broker.tls else None,
+        protocol=broker.protocol,
+        **more,
+    )

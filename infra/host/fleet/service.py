@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from functions.admin.fleet import FleetAnswers
 from functions.devices.reports import router as reports_router
+from functions.fleet.home_assistant import INSTALL
+from infra.host.fleet.census import Census
+from infra.host.fleet.home_assistant import DeviceUpdates
 from infra.host.fleet.keeper import Keeper
 from infra.host.fleet.listener import ReportListener
 from infra.host.fleet.stream import Changes
+from infra.host.metrics import FleetTelemetry
 
 if TYPE_CHECKING:
     from functions.devices.downloads import Downloads, Principal
@@ -20,7 +24,8 @@ if TYPE_CHECKING:
     from functions.web.messages import Request
     from functions.web.router import Router
     from functions.web.tokens import DeviceToken
-    from infra.host.metrics import FleetTelemetry
+    from infra.host.fleet.home_assistant import ChannelRing
+    from infra.host.metrics import PrometheusTelemetry
 
 
 class FleetService:
@@ -30,22 +35,45 @@ class FleetService:
         self,
         settings: Settings,
         answers: FleetAnswers,
-        telemetry: FleetTelemetry,
+        telemetry: PrometheusTelemetry,
+        *,
         broker: Callable[[], BrokerConfig | None],
+        discovery_prefix: Callable[[], str | None],
+        ring: ChannelRing | None = None,
     ) -> None:
-        """`broker` is the one in force. Nothing runs before `start`."""
+        """`broker` is the one in force, `discovery_prefix` Home Assistant's, if it shall hear of devices.
+
+        `ring` is None where no device can be told alone. Nothing runs before `start`.
+        """
         self.answers = answers
         self.changes = Changes(time.time_ns)
+        self.census = Census(answers.census)
+        counts = FleetTelemetry(telemetry.registry)
+        counts.watch(lambda: self.census.devices)
+        self.updates = DeviceUpdates(
+            answers,
+            settings.topic_prefix,
+            telemetry,
+            broker=self._heard,
+            discovery_prefix=discovery_prefix,
+            ring=ring,
+        )
+        answers.changed = self.updates.note
         self.keeper = Keeper(
             answers.store,
             answers.catalogue,
-            telemetry,
+            counts,
             accepts_unknown=settings.fleet_accept_unknown == "on",
             retention_days=settings.fleet_retention_days,
-            tell=self.changes.tell,
+            tell=self._tell,
+            asks=self.updates.ask,
         )
         self._listener = ReportListener(
-            settings.topic_prefix, self.keeper.hear, broker=broker, leads=answers.store.lead
+            settings.topic_prefix,
+            self.keeper.hear,
+            broker=broker,
+            leads=answers.store.lead,
+            kinds=("report", "status") if ring is None else ("report", "status", INSTALL),
         )
 
     @classmethod
@@ -53,24 +81,45 @@ class FleetService:
         cls,
         settings: Settings,
         downloads: Downloads,
-        telemetry: FleetTelemetry,
+        telemetry: PrometheusTelemetry,
+        *,
         broker: Callable[[], BrokerConfig | None],
+        discovery_prefix: Callable[[], str | None],
+        ring: ChannelRing | None = None,
     ) -> FleetService | None:
         """The service, or None where the settings ask for none."""
         answers = FleetAnswers.of(settings, downloads.objects)
-        return None if answers is None else cls(settings, answers, telemetry, broker)
+        return (
+            None
+            if answers is None
+            else cls(settings, answers, telemetry, broker=broker, discovery_prefix=discovery_prefix, ring=ring)
+        )
 
     def start(self) -> None:
         """Begin to listen and to write, on the running loop. Blocks for nothing."""
         self.changes.start()
         self.keeper.start()
+        self.census.start()
         self._listener.start()
+        self.updates.start()
 
     def stop(self) -> None:
         """End within a few seconds: first what hears, then what writes, then what it is written to."""
         self._listener.stop()
+        self.updates.stop()
+        self.census.stop()
         self.keeper.stop()
         self.answers.close()
+
+    def _tell(self, kind: str, data: Mapping[str, object]) -> None:
+        self.changes.tell(kind, data)
+        if kind != "upload":
+            self.updates.note(str(data["mac"]))
+
+    def _heard(self) -> tuple[BrokerConfig | None, int]:
+        """The broker that is listened to. What the last will says of the host is not for this connection to say."""
+        broker, connection = self._listener.place
+        return None if broker is None else replace(broker, availability_topic=None), connection
 
     def noticing(self, router: Router[Principal]) -> Router[Principal]:
         """The same routes; whoever is let in with a device's token is known from then on."""
