@@ -159,8 +159,8 @@ class FleetAnswers:
 
     def census(self) -> dict[str, int]:
         """How many devices there are, by how far each is with the file that it should have."""
-        files = self._files(CENSUS_FILES_SECONDS)
         following, reporting = self.reader.following(), self.reader.reporting()
+        files = self._files(CENSUS_FILES_SECONDS)
         return census(reporting, following, _etags(files), files.current)
 
     def files(self, page: FleetPage) -> FleetFilesAnswer:

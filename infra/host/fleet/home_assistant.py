@@ -47,7 +47,7 @@ ChannelRing = Callable[[str, str], object]
 """Announces the file of a key to the one device of a MAC. May block, and raise `Problem`."""
 
 
-class _Place(NamedTuple):
+class _HomeAssistantPlace(NamedTuple):
     """Where Home Assistant hears of devices; the empty one: nowhere."""
 
     broker: BrokerConfig | None = None
@@ -80,7 +80,7 @@ class DeviceUpdates:
         self._topic_prefix = topic_prefix
         self._telemetry = telemetry
         self._broker, self._discovery_prefix, self._ring = broker, discovery_prefix, ring
-        self._place = _Place()
+        self._place = _HomeAssistantPlace()
         self._topics = self._topics_at("")
         self._publisher: InlinePublisher | None = None
         self._kept: dict[str, int] = {}  # by topic, the hash of what the broker keeps
@@ -146,7 +146,7 @@ class DeviceUpdates:
 
     def _turn(self) -> bool:
         """Say some of what is to be said; whether there is more."""
-        wanted = _Place(*self._broker(), self._discovery_prefix())
+        wanted = _HomeAssistantPlace(*self._broker(), self._discovery_prefix())
         if wanted != self._place:
             if wanted[:2] == self._place[:2] and self._kept:
                 taken_back = [self._topics.message(topic, b"") for topic in list(self._kept)[: 2 * AT_ONCE]]
@@ -169,7 +169,7 @@ class DeviceUpdates:
             self._go_round(files)
         return bool(self._due) or self._after is not None
 
-    def _move(self, place: _Place) -> None:
+    def _move(self, place: _HomeAssistantPlace) -> None:
         self._leave()
         self._place = place
         self._topics = self._topics_at(place.discovery_prefix or "")
