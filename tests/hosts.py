@@ -45,6 +45,7 @@ _OURS = (
     "TOPIC_",
     "BUCKET",
     "CONFIGS_",
+    "DEVICE_",
     "ASSETS_",
     "LOG_",
     "SECRETS_",

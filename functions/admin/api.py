@@ -49,7 +49,7 @@ def router(administration: Administration, uploads: Uploads, fleet: FleetAnswers
         "publish_discovery": lambda _: _json(administration.publish_discovery()),
         "forget_camera": lambda request: _forget_camera(administration, request),
         "why": lambda request: _json(uploads.why(_needed(request, "key"))),
-        "ring": lambda request: _json(uploads.ring(_key(request))),
+        "ring": lambda request: _ring(uploads, request),
         "modified_since": lambda request: _json(
             uploads.modified_since(_needed(request, "since"), request.parameters("after").get("after", ""))
         ),
@@ -141,10 +141,21 @@ def _change(request: Request) -> MqttConfigChange:
     return _read(MqttConfigChange, request, problems)
 
 
-def _key(request: Request) -> str:
-    """The key in the body. Raises Problem."""
-    right = {"field": "key", "problem": "is not right", "expected": 'an object\'s key: {"key": "assets/x.bin"}'}
-    return _read(RingRequest, request, lambda _: [right]).key
+def _ring(uploads: Uploads, request: Request) -> Reply:
+    right = {
+        "key": 'an object\'s key: {"key": "assets/x.bin"}',
+        "device": 'a device\'s MAC: {"key": "assets/x.bin", "device": "a1-b2-c3-d4-e5-f6"}',
+    }
+
+    def found(error: ValidationError) -> list[dict[str, str]]:
+        fields = {
+            str(one["loc"][0]) if one["loc"] else "" for one in error.errors(include_input=False, include_url=False)
+        }
+        wrong = [field for field in right if field in fields] or ["key"]
+        return [{"field": field, "problem": "is not right", "expected": right[field]} for field in wrong]
+
+    asked = _read(RingRequest, request, found)
+    return _json(uploads.ring(asked.key, asked.device))
 
 
 def _read(model: type[T], request: Request, found: Callable[[ValidationError], list[dict[str, str]]]) -> T:

@@ -88,6 +88,12 @@ class Settings(BaseSettings):
     topic_prefix: TopicPrefix = Field(
         default="iotsupport", description="Topics are `<prefix>/updates/configs` and `<prefix>/updates/assets`."
     )
+    device_topics: Literal["off", "on", "only"] = Field(
+        default="off",
+        description="`on`: a config is announced on its device's own topic too, `<prefix>/devices/<mac>/updates`, and "
+        "`bucketbell ring --device` works. `only`: not on `<prefix>/updates/configs` any more, which spares a large "
+        "fleet the configs of all others; devices must subscribe to their own topics before.",
+    )
     bucket: str | None = Field(default=None, description="Only this bucket's events ring. Unset: any bucket's do.")
     configs_prefix: setting_types.KeyPrefix = Field(
         default="configs/", description="Keys of device configs: `<prefix><mac>.json`."

@@ -50,7 +50,7 @@ def listen(
         refuse(SettingsError((("MQTT_URL", "must be set to listen, e.g. mqtt://broker.local"),)))
     from infra.subscriber import Subscriber, SubscriberError  # noqa: PLC0415 - paho is only for this command
 
-    topics: tuple[str, ...] = Routes.of(settings).topics
+    topics = Routes.of(settings).filters
     if settings.events_prefix is not None:
         topics = (*topics, f"{settings.topic_prefix}/camera/+/event")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` and supervisors end it as Ctrl-C does

@@ -20,6 +20,7 @@ from functions.cameras.reader import DetectionReader
 from functions.devices.api import router as devices_router
 from functions.devices.downloads import Downloads
 from functions.events.routes import Routes
+from functions.own_topics import warn_of_missing_broadcasts
 from functions.settings import Settings, SettingsError
 from functions.stored.errors import StoreUnavailableError
 from functions.stored.store import ConfigStore
@@ -82,6 +83,7 @@ class Host:
             telemetry,
             broker=lambda: publisher.broker,
             discovery_prefix=lambda: announcer.discovery_prefix,
+            ring=None if settings.device_topics == "off" else lambda key, mac: uploads.ring(key, mac),
         )
         bell = Bell(
             publisher,
@@ -143,7 +145,7 @@ class Host:
             proxies=TrustedProxies(settings.trusted_proxies),
             public_base_url=settings.public_base_url,
             expected=lambda: (
-                ((*bell.routes.topics, *cameras, *announcer.labels, *told()), sources)
+                ((*bell.routes.labels, *cameras, *announcer.labels, *told()), sources)
                 if publisher.status.broker
                 else ((), {})
             ),
@@ -287,6 +289,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
         raise SettingsError((("WEBHOOK_TOKENS", problem),))
     configure_logging(settings.log_level)
     _warn_of_short_secrets(settings)
+    warn_of_missing_broadcasts(settings)
     share_one_heap()
     built = Host(settings, port)
     settle()

@@ -28,7 +28,7 @@ SETTINGS = "functions.settings"
 SHARED = {"functions.telemetry", "functions.lifecycle", "functions.gc_pause", "functions.backoff"}
 # They stand beside the folders too, because they bring several together: what the entry for events keeps warm, and the
 # log of what became of an event, which the host writes as well.
-JOINING = {"functions.notifier", "functions.events_log"}
+JOINING = {"functions.notifier", "functions.events_log", "functions.own_topics"}
 # All of this folder is pure, and so is a module whose docstring begins with this word: these at least.
 PURE_FOLDER, PURE_WORD = "functions.events", "Pure:"
 PURE_AT_LEAST = {

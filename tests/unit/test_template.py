@@ -223,6 +223,7 @@ OTHER_VALUES = EVERYTHING | {
     "ConfigsPrefix": "c/",
     "AssetsPrefix": "a/",
     "TopicPrefix": "plant/a",
+    "DeviceTopics": "only",
     "Architecture": "arm64",
     "LogLevel": "DEBUG",
 }
@@ -373,6 +374,7 @@ def test_parameters_that_do_not_go_together_are_refused(parameters: dict[str, st
         ),
         ("MqttAlpn", ["", "x-amzn-mqtt-ca", "mqtt"], ["two words", "a,b", "a" * 65]),
         ("TopicPrefix", ["iotsupport", "a/b"], ["", "/a", "$SYS", "a/#", "+"]),
+        ("DeviceTopics", ["off", "on", "only"], ["", "yes", "ON"]),
         ("BrokerSecret", ["", "bell/mqtt", BROKER_SECRET], ["two words", '{"MQTT_PASSWORD": "x"}', BROKER_SECRET[:-7]]),
         ("DownloadSecret", ["bell"], ["k1:" + "A" * 43 + "=", "{{resolve:secretsmanager:x}}"]),
         ("SecretsKeyArn", ["", KEY], ["1234abcd", "alias/bell"]),
