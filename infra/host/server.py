@@ -77,13 +77,17 @@ class Host:
         state = _state(settings)
         rung = None if state is None else Rung(state)
         ledger = None if rung is None else Ledger(rung.rang)
+
+        def ring(key: str, mac: str) -> object:
+            return uploads.ring(key, mac)  # which is made of what is made of the fleet
+
         fleet = self._fleet = FleetService.of(
             settings,
             downloads,
             telemetry,
             broker=lambda: publisher.broker,
             discovery_prefix=lambda: announcer.discovery_prefix,
-            ring=None if settings.device_topics == "off" else lambda key, mac: uploads.ring(key, mac),
+            ring=None if settings.device_topics == "off" else ring,
         )
         bell = Bell(
             publisher,
