@@ -11,7 +11,7 @@ from functions.telemetry import logger
 from functions.web.messages import Problem
 
 PAUSE_SECONDS = 30.0
-FIRST_PAUSE_SECONDS = 1.0  # until something could be counted
+FIRST_PAUSE_SECONDS = 1.0  # the tables may have to be made; each failure is followed by a longer one
 MAX_SHARE = 0.02  # of the time: a fleet that takes long to count is counted more seldom
 
 
@@ -34,15 +34,15 @@ class Census:
         self._stopped.set()
 
     def _run(self) -> None:
-        pause = 0.0
+        pause = FIRST_PAUSE_SECONDS
         while not self._stopped.wait(pause):
             began = time.monotonic()
+            pause = min(2 * pause, PAUSE_SECONDS)
             try:
                 self.devices = self._count()
+                pause = max(PAUSE_SECONDS, (time.monotonic() - began) / MAX_SHARE)
             except (Problem, StoreUnavailableError):  # which others tell of
                 self.devices = None
             except Exception:  # noqa: BLE001 - without this thread nothing would be counted ever again
                 self.devices = None
                 logger.exception("fleet")
-            took = time.monotonic() - began
-            pause = FIRST_PAUSE_SECONDS if self.devices is None else max(PAUSE_SECONDS, took / MAX_SHARE)

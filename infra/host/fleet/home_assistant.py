@@ -148,7 +148,7 @@ class DeviceUpdates:
         """Say some of what is to be said; whether there is more."""
         wanted = _HomeAssistantPlace(*self._broker(), self._discovery_prefix())
         if wanted != self._place:
-            if wanted[:2] == self._place[:2] and self._kept:
+            if self._kept and wanted.broker == self._place.broker and wanted[2] != self._place[2]:
                 taken_back = [self._topics.message(topic, b"") for topic in list(self._kept)[: 2 * AT_ONCE]]
                 if not self._say(taken_back):
                     self._kept.clear()

@@ -54,7 +54,7 @@ class FleetService:
             answers,
             settings.topic_prefix,
             telemetry,
-            broker=self._heard,
+            broker=lambda: self._listener.place,
             discovery_prefix=discovery_prefix,
             ring=ring,
         )
@@ -71,7 +71,7 @@ class FleetService:
         self._listener = ReportListener(
             settings.topic_prefix,
             self.keeper.hear,
-            broker=broker,
+            broker=lambda: _without_will(broker()),
             leads=answers.store.lead,
             kinds=("report", "status") if ring is None else ("report", "status", INSTALL),
         )
@@ -116,11 +116,6 @@ class FleetService:
         if kind != "upload":
             self.updates.note(str(data["mac"]))
 
-    def _heard(self) -> tuple[BrokerConfig | None, int]:
-        """The broker that is listened to. What the last will says of the host is not for this connection to say."""
-        broker, connection = self._listener.place
-        return None if broker is None else replace(broker, availability_topic=None), connection
-
     def noticing(self, router: Router[Principal]) -> Router[Principal]:
         """The same routes; whoever is let in with a device's token is known from then on."""
 
@@ -141,3 +136,8 @@ class FleetService:
             return token
 
         return reports_router(admit, self.keeper.record_one)
+
+
+def _without_will(broker: BrokerConfig | None) -> BrokerConfig | None:
+    """The publisher's connection alone says whether the host is there."""
+    return None if broker is None else replace(broker, availability_topic=None)
