@@ -14,7 +14,7 @@ from infra.local.mosquitto import Mosquitto
 from infra.local.stores import MotoServer
 from infra.subscriber import Subscriber
 from tests.discovery_rules import problems, update_problems
-from tests.fleet import FILE, MAC, OTHER, FleetRig, hears
+from tests.fleet import FILE, MAC, OTHER, FleetRig, ask, hears
 from tests.hosts import Host, event, eventually, record
 from tests.stored import ADMIN, SHORT, Admin
 
@@ -119,11 +119,19 @@ def test_install_rings_that_device_on_its_own_topic(rig: FleetRig) -> None:
         eventually(lambda: shown.versions() == ("1.2.4", "1.2.5"))
         update = shown.kept[DISCOVERY]["components"]["update"]
         assert (update["command_topic"], update["payload_install"]) == (INSTALL, "install")
+        rig.say(OTHER, "status", b"online", retain=True)
+        eventually(lambda: ask(host, f"/devices/{OTHER}") != 404)
+        rig.say(MAC, "install", b"", b"uninstall")
         rig.say(OTHER, "install", b"install")
-        rig.say(MAC, "install", b"install")
+        rig.say("a1-b2-c3-d4-e5-f8", "install", b"install")  # whom nobody knows
+        rig.say(MAC, "install", b"install", b"install", b"install")
         eventually(lambda: shown.kept.get(OWN) == {"filename": NEXT})
+        rig.say(MAC, "install", b"install")
+        upload(rig, host, "esp32/fw-1.2.6.bin")
+        eventually(lambda: shown.versions() == ("1.2.4", "1.2.6"))
+        assert shown.heard.count(OWN) == 1, "who asks again at once has been heard"
         assert f"iotsupport/devices/{OTHER}/updates" not in shown.kept
-        assert "there is no update for this device" in host.log
+        assert host.log.count("there is no update for this device") == 1
         assert shown.wrong == []
 
 

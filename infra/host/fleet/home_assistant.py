@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from functions.fleet.channels import choose
-from functions.fleet.home_assistant import STATE_LABEL, HomeAssistantTopics, update_payloads
+from functions.fleet.home_assistant import INSTALL, STATE_LABEL, HomeAssistantTopics, update_payloads
 from functions.mqtt.publisher import InlinePublisher
 from functions.mqtt.tls import TlsFileError
 from functions.s3.clients import StorageError
@@ -42,6 +42,8 @@ RETRY_SECONDS, REFUSED_SECONDS = 30.0, 600.0
 STOP_SECONDS = 1.0
 MAX_DEVICES = 10_000
 MAX_ASKED = 1000
+RING_AGAIN_SECONDS = 5.0
+"""Who asks for a device's update more often is heard once: devices may share a user at the broker."""
 
 ChannelRing = Callable[[str, str], object]
 """Announces the file of a key to the one device of a MAC. May block, and raise `Problem`."""
@@ -86,6 +88,7 @@ class DeviceUpdates:
         self._kept: dict[str, int] = {}  # by topic, the hash of what the broker keeps
         self._due: dict[str, None] = {}
         self._asked: dict[str, None] = {}
+        self._rang_at: dict[str, float] = {}
         self._files: Files | None = None
         self._after: str | None = None  # the MAC that the round came to; None between two rounds
         self._seen: set[str] = set()
@@ -122,9 +125,9 @@ class DeviceUpdates:
             self._due.clear()
             self._round_at = -math.inf
 
-    def ask(self, mac: str) -> None:
-        """Somebody wants this device to be updated."""
-        if self._ring is not None and len(self._asked) < MAX_ASKED:
+    def ask(self, mac: str, payload: bytes) -> None:
+        """Somebody wants this device to be updated, if the payload says so."""
+        if payload == INSTALL.encode() and len(self._asked) < MAX_ASKED:
             self._asked[mac] = None
 
     # In the thread.
@@ -167,7 +170,8 @@ class DeviceUpdates:
             self._tell(macs, self._answers.reader.these(macs), files)
         if self._after is not None or time.monotonic() - self._round_at > ROUND_SECONDS:
             self._go_round(files)
-        return bool(self._due) or self._after is not None
+        self._goes_well()
+        return bool(self._due or self._asked) or self._after is not None
 
     def _move(self, place: _HomeAssistantPlace) -> None:
         self._leave()
@@ -234,7 +238,6 @@ class DeviceUpdates:
             else:
                 self._kept.pop(message.topic, None)
         if not failed:
-            self._failures = 0
             return True
         _, worst = max(failed, key=lambda one: one[1].forbidden)
         self._wait(worst.reason, REFUSED_SECONDS if worst.forbidden else RETRY_SECONDS)
@@ -266,17 +269,24 @@ class DeviceUpdates:
         return kept
 
     def _pass_on(self) -> None:
-        """Ring those devices that somebody wants to be updated."""
-        for mac in list(self._asked):
-            device = self._answers.reader.device(mac)
-            files = self._answers.catalogue.files()
+        """Ring some of those devices that somebody wants to be updated."""
+        macs = list(self._asked)[:AT_ONCE]
+        if not macs or self._ring is None:
+            return
+        known, files = self._answers.reader.these(macs), self._answers.catalogue.files()
+        now = time.monotonic()
+        self._rang_at = {mac: at for mac, at in self._rang_at.items() if now - at < RING_AGAIN_SECONDS}
+        for mac in macs:
             self._asked.pop(mac, None)
-            choice = None if device is None else choose(device.assigned, device.follows, files.current)
+            if mac not in known or mac in self._rang_at:
+                continue
+            choice = choose(known[mac].assigned, known[mac].follows, files.current)
             info = None if choice is None else files.assets.get(choice.filename)
-            if info is None or self._ring is None:
+            if info is None:
                 logger.info("there is no update for this device", extra={"device": mac})
                 continue
             logger.info("somebody asked for this device's update", extra={"device": mac, "key": info.object_key})
+            self._rang_at[mac] = now
             try:
                 self._ring(info.object_key, mac)
             except Problem as problem:
@@ -288,6 +298,11 @@ class DeviceUpdates:
         self._not_before = time.monotonic() + min(2.0 ** min(self._failures, 10), longest_seconds)
         self._after = None
         self._tell_once(reason)
+
+    def _goes_well(self) -> None:
+        if self._failures and time.monotonic() >= self._not_before:
+            self._failures, self._said = 0, ""
+            logger.info("Home Assistant hears of devices again")
 
     def _tell_once(self, reason: str) -> None:
         if reason and reason != self._said:

@@ -51,9 +51,9 @@ class Keeper:
         accepts_unknown: bool,
         retention_days: int,
         tell: Callable[[str, Mapping[str, object]], None] = lambda _kind, _data: None,
-        asks: Callable[[str], object] = lambda _mac: None,
+        asks: Callable[[str, bytes], object] = lambda _mac, _payload: None,
     ) -> None:
-        """Nothing runs before `start`. `tell` hears of what has changed, `asks` of a device that somebody would update.
+        """Nothing runs before `start`. `tell` hears of what has changed, `asks` what somebody wants of which device.
 
         Neither may block.
         """
@@ -93,7 +93,7 @@ class Keeper:
             elif message.retain:
                 self._refuse("retained")  # it would be heard again at each start
             elif kind == INSTALL:
-                self._asks(mac.lower())
+                self._asks(mac.lower(), message.payload)
             else:
                 try:
                     reports.append(parse_report(message.payload, mac))
