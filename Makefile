@@ -17,9 +17,11 @@ SAM_STAMP := $(SAM_VENV)/.stamp
 UV_VERSION := 0.13.8
 LISTS := functions/requirements.in infra/layer/requirements.in infra/requirements.in infra/local/requirements.in \
     infra/deploy/requirements.in tests/requirements.in
+BROKERS := artemis ejabberd hivemq mochi rabbitmq
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup run demo test check format bench chaos fuzz build release sam-test aws-test container-test minio versitygw kustomize micropython lock clean
+.PHONY: help setup run demo test check format bench chaos matrix fuzz build release sam-test aws-test container-test minio versitygw kustomize \
+    micropython seaweedfs garage ceph $(BROKERS) lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +53,9 @@ bench: $(STAMP) $(SAM_STAMP) ## every figure beside a peer's (ARGS="--write docs
 chaos: $(STAMP) ## numbered uploads while everything breaks; none may be lost (ARGS="--profile long", root for all of it)
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
+matrix: $(STAMP) ## one suite over every store and broker at hand (ARGS="--only minio,mosquitto", ARGS=--help for what is not)
+	@$(BIN)/python -m tests.matrix $(ARGS)
+
 fuzz: $(STAMP) ## the searches in tests/hostile, 100 times as hard (FUZZ=1000, ARGS="-k event")
 	@FUZZ=$${FUZZ:-100} $(BIN)/python -m pytest tests/hostile -k search --timeout 14400 --numprocesses $(WORKERS) $(ARGS)
 
@@ -81,6 +86,23 @@ kustomize: | $(BIN)/python ## build Kustomize from source (needs Go), for the te
 
 micropython: | $(BIN)/python ## unpack MicroPython (Debian 13's package), for the tests of its client
 	@$(BIN)/python -m infra.local.install micropython
+
+seaweedfs: | $(BIN)/python ## build SeaweedFS from source (needs Go), for `make matrix`
+	@$(BIN)/python -m tests.matrix.stores.install $@
+
+garage: | $(BIN)/python ## build Garage from source (needs Rust), for `make matrix`
+	@$(BIN)/python -m tests.matrix.stores.install $@
+
+ceph: | $(BIN)/python ## install Ceph's packages (apt), for `make matrix`
+	@$(BIN)/python -m tests.matrix.stores.install $@
+
+artemis: ## ActiveMQ Artemis, for `make matrix` (fetched with Maven)
+ejabberd: ## ejabberd, for `make matrix` (the system's package)
+hivemq: ## HiveMQ CE, for `make matrix` (fetched with Maven)
+mochi: ## mochi, for `make matrix` (built with Go)
+rabbitmq: ## RabbitMQ 4 in a small Debian of its own, for `make matrix` (root)
+$(BROKERS): $(STAMP)
+	@$(BIN)/python -m tests.matrix.brokers $@
 
 lock: | $(BIN)/python ## write the requirements.txt files anew (ARGS=--upgrade for newer indirect packages)
 	@$(BIN)/python -m pip install --quiet 'uv==$(UV_VERSION)'

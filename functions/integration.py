@@ -1,4 +1,4 @@
-"""Entry: an administrator's HTTP request in; broker settings, status, or what came of a test out."""
+"""Entry: HTTP requests that need the database: an administrator's, and a device's report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from functions.admin.api import described, explain, router
+from functions.admin.fleet import FleetAnswers
 from functions.admin.operations import Administration, CannotPublishError
 from functions.admin.uploads import Uploads
 from functions.events.routes import Routes
@@ -17,9 +18,12 @@ from functions.telemetry import logger
 from functions.web.api_gateway import answer_of, respond
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from aws_lambda_powertools.utilities.typing import LambdaContext
 
     from functions.admin.operations import TopicVerdict
+    from functions.settings import Settings
     from functions.stored.model import MqttConfig
     from functions.stored.store import ProcessStatus, Stored
     from functions.web.router import Router
@@ -57,13 +61,13 @@ class NoLocalPublisher:
 
 
 _lock = threading.Lock()
-_router: Router[None] | None = None
+_routers: tuple[Router[Any], ...] = ()
 _renewal: Renewal | None = None
 
 
-def _ready() -> Router[None]:
+def _ready() -> tuple[Router[Any], ...]:
     """Return this process's routes, by settings that are read again now and then."""
-    global _router, _renewal  # noqa: PLW0603 - one warm pool of database connections for each process
+    global _routers, _renewal  # noqa: PLW0603 - one warm pool of database connections for each process
     with _lock:
         if _renewal is None:
             _renewal = Renewal(after_seconds=RENEW_SECONDS)
@@ -72,11 +76,29 @@ def _ready() -> Router[None]:
         except SettingsError as error:
             changed = False
             logger.error("settings cannot be read again", extra={"problem": str(error)})  # which holds no value
-        if _router is None or changed:
-            settings = _renewal.settings
-            administration = Administration(settings, ConfigStore.of(settings), NoLocalPublisher())
-            _router = router(administration, Uploads(Routes.of(settings)))
-        return _router
+        if not _routers or changed:
+            _routers = tuple(_made(_renewal.settings))
+        return _routers
+
+
+def _made(settings: Settings) -> Iterator[Router[Any]]:
+    administration = Administration(settings, ConfigStore.of(settings), NoLocalPublisher())
+    uploads = Uploads(Routes.of(settings))
+    if settings.database_url is None or settings.bucket is None:
+        yield router(administration, uploads)
+        return
+    from functions.devices.downloads import Downloads  # noqa: PLC0415 - tokens bring cryptography
+    from functions.devices.reports import router as reports_router  # noqa: PLC0415 - as above
+    from functions.web.tokens import KeyringError  # noqa: PLC0415 - as above
+
+    try:
+        downloads = Downloads.of(settings)
+    except KeyringError as error:
+        raise SettingsError((("DEVICE_TOKEN_KEYS", str(error).removeprefix("DEVICE_TOKEN_KEYS: ")),)) from None
+    fleet = FleetAnswers.of(settings, downloads.objects)
+    yield router(administration, uploads, fleet)
+    if fleet is not None:
+        yield reports_router(downloads.admit_device, fleet.report)
 
 
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
@@ -86,12 +108,12 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         ready = _ready()
     except (SettingsError, StoreUnavailableError) as error:
         return answer_of(explain(error).reply)
-    return respond(ready, event)
+    return respond(ready[0], event, *ready[1:])
 
 
 def _start() -> None:
-    global _router  # noqa: PLW0603 - as in `_ready`
-    _router = None  # what a snapshot may hold is out of date
+    global _routers  # noqa: PLW0603 - as in `_ready`
+    _routers = ()  # what a snapshot may hold is out of date
     described()
 
 

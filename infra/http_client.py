@@ -1,4 +1,4 @@
-"""HTTP with every wait bounded; the only importer of urllib3.
+"""HTTP with every wait bounded, by urllib3.
 
 It follows no redirect: the bearer token would go along to the store, which refuses two ways to authenticate.
 """

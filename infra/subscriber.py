@@ -20,6 +20,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from functions.backoff import backoff_seconds
+from infra.outgoing import Sender, Sending
 
 START_TIMEOUT_SECONDS = 5.0
 MESSAGE_TIMEOUT_SECONDS = 20.0
@@ -80,6 +81,8 @@ class Subscriber:
     `on_state` is given None whenever the broker has confirmed the subscriptions, so again after each reconnection,
     and the reason whenever it could not listen. All are called in the subscriber's own thread.
     `context` goes instead of the TLS files.
+    `optional_topics` are heard where the broker lets us; `granted` are those that it does. `sender` says what is
+    published besides.
     `presence_topic` gets a retained `online` while it listens, and `offline` at the end or, as the last will, when
     the connection is lost. `protocol` is 5 or "3.1.1". With `session_expiry_seconds` above 0 the broker keeps the
     session under `client_id` (3.1.1: for as long as it likes). paho watches the socket with select(), which fails
@@ -102,6 +105,8 @@ class Subscriber:
         protocol: int | str = 5,
         session_expiry_seconds: int = 0,
         presence_topic: str | None = None,
+        optional_topics: Sequence[str] = (),
+        sender: Sender | None = None,
         on_message: Callable[[Received], None] | None = None,
         on_batch: Callable[[list[Received]], bool] | None = None,
         on_state: Callable[[SubscriberError | None], None] | None = None,
@@ -118,6 +123,10 @@ class Subscriber:
         port = parts.port or _DEFAULT_PORTS[parts.scheme]
         self._where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         self._topics = tuple(topics)
+        self._optional_topics = tuple(optional_topics)
+        self._asked: tuple[str, ...] = ()
+        self._unanswered = 0  # SUBSCRIBEs in a row: some brokers close the connection over a topic that they forbid
+        self.granted: tuple[str, ...] = ()
         self._qos = qos
         self._presence_topic = presence_topic
         self._take_message = on_message
@@ -133,6 +142,7 @@ class Subscriber:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._client = self._make_client(_PROTOCOLS[protocol], client_id, session_expiry_seconds)
+        self._sending = Sending(sender, lambda one: self._client.publish(one.topic, one.payload, qos=1).mid)
         in_flight = None if on_batch is None else MAX_BATCH
         self._aim = partial(_aim, self._client, parts.hostname, port, session_expiry_seconds, in_flight)
         if username is not None:
@@ -236,6 +246,7 @@ class Subscriber:
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
+        client.on_publish = lambda _client, _data, mid, reason, _properties: self._sending.answered(mid, reason.value)
         client.suppress_exceptions = True
         return client
 
@@ -257,8 +268,12 @@ class Subscriber:
                         break
                     if self._batch:
                         self._hand_over()
+                    if self._subscribed:
+                        self._sending.go_on()
                 else:
                     self._lost()
+                self._sending.lost()
+                self._client._out_messages.clear()  # noqa: SLF001 - or paho would send them again by itself
                 self._batch.clear()  # the broker sends again what it has no acknowledgement for
             failures += 1
             pause = backoff_seconds(failures, first_seconds=FIRST_RETRY_SECONDS, longest_seconds=LONGEST_RETRY_SECONDS)
@@ -308,13 +323,19 @@ class Subscriber:
         if reason.is_failure:
             self._fail(f"{self._where} refused the connection: {reason} (0x{reason.value:02x})", reason.value)
             return
-        client.subscribe([(topic, self._qos) for topic in self._topics])
+        # If it closed the connection over the last one, an optional topic may be why.
+        self._asked = (*self._topics, *(() if self._unanswered % 2 else self._optional_topics))
+        self._unanswered += 1
+        client.subscribe([(topic, self._qos) for topic in self._asked])
 
     def _on_subscribe(
         self, client: paho.Client, _data: object, _mid: int, reasons: list[ReasonCode], _properties: object
     ) -> None:
-        for topic, reason in zip(self._topics, reasons, strict=False):
-            if reason.is_failure:
+        self._unanswered = 0
+        answers = dict(zip(self._asked, reasons, strict=False))
+        self.granted = tuple(topic for topic, reason in answers.items() if not reason.is_failure)
+        for topic, reason in answers.items():
+            if reason.is_failure and topic not in self._optional_topics:
                 self._fail(
                     f"{self._where} refused the subscription to {topic}: {reason} (0x{reason.value:02x})",
                     reason.value,

@@ -11,8 +11,9 @@ from typing import NoReturn
 import pytest
 from hypothesis import HealthCheck, settings
 
-from infra.local.install import find_minio, find_mosquitto, find_versitygw
+from infra.local.install import find_minio, find_mosquitto, find_nats_server, find_versitygw
 from infra.local.mosquitto import Mosquitto
+from infra.local.nats_server import NatsServer
 from infra.local.postgres import Postgres, find_postgres
 from infra.local.stores import Minio, MotoServer, VersityGateway
 from infra.migrations.runner import upgrade
@@ -63,6 +64,20 @@ def minio_binary() -> Path:
 def versitygw_binary() -> Path:
     """The real Versity Gateway, or no test of it."""
     return find_versitygw() or missing("versitygw", "`make versitygw`")
+
+
+@pytest.fixture(scope="session")
+def nats_binary() -> Path:
+    """The real nats-server, or no test of it."""
+    return find_nats_server() or missing("nats-server", "install the package `nats-server`")
+
+
+@pytest.fixture
+def nats_server(tmp_path: Path, nats_binary: Path) -> Iterator[NatsServer]:
+    """A NATS server with JetStream, of this test alone, without passwords."""
+    del nats_binary
+    with NatsServer(tmp_path / "nats") as server:
+        yield server
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from typing import Any
 
 from typer.testing import CliRunner
 
+from functions.events.names import CANARY_KEY
 from functions.web.tokens import Keyring
 from infra.cli import app
 from infra.connect import documents
-from infra.host.sweep.marker import CANARY_KEY
 from infra.local.stack import OURS
 from infra.local.stores import Minio
 from tests.e2e.world import ASK_SECONDS, BUCKET, TOKEN, World

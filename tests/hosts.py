@@ -42,6 +42,7 @@ _OURS = (
     "WEBHOOK_",
     "SQS_",
     "SWEEP_",
+    "NATS_",
     "TOPIC_",
     "BUCKET",
     "CONFIGS_",

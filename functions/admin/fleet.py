@@ -33,6 +33,7 @@ from functions.web.messages import Problem, unavailable, unfit
 
 if TYPE_CHECKING:
     from functions.fleet.catalogue import Files
+    from functions.fleet.reports import DeviceReport
     from functions.fleet.standing import KnownDevice, LastReport, Tally
     from functions.s3.objects import ObjectInfo, Objects
     from functions.settings import Settings
@@ -93,6 +94,14 @@ class FleetAnswers:
     def close(self) -> None:
         """Close the connections to the database that are kept."""
         self.store.close()
+
+    def report(self, said: DeviceReport) -> None:
+        """Keep what a device reports with its token, by which it is known."""
+        now = datetime.now(UTC)
+        self.store.know([said.mac], "token", since=now)
+        self.store.record(
+            [said if said.etag else said._replace(etag=self._files().etag(said.filename))], arrived_at=now
+        )
 
     def devices(self, page: FleetPage) -> DevicesAnswer:
         """Known devices, by MAC."""

@@ -17,6 +17,8 @@ SOURCES = {
     "sure": "POST /events",
     "fast": "POST /events/fast",
     "sqs": "the queue",
+    "r2": "Cloudflare's queue",
+    "nats": "JetStream",
     "sweep": "the sweep",
     "again": "another try of what was given up",
     BY_HAND: "`bucketbell ring`",
@@ -106,8 +108,10 @@ def told(one: HeardEvent) -> str:
 
 def who_goes_on(source: str) -> str:
     """Who brings an event again that has failed."""
-    if source in ("sure", "sqs"):
+    if source in ("sure", "sqs", "r2"):
         return "; the store brings it again"
+    if source == "nats":
+        return "; JetStream brings it again"
     if source == "fast":
         return "; this door does not bring it again, but the other one does"
     return "; it is tried again" if source in ("sweep", "again") else ""

@@ -18,7 +18,6 @@ from functions.mqtt.connection import (
     RETAIN_NOT_SUPPORTED,
     BrokerConnectionError,
     Connection,
-    knows_by_certificate,
 )
 from functions.settings.reach import Address, Targets, as_address
 
@@ -75,10 +74,7 @@ _CLOSED_IN_TLS = (
     "The connection was closed before the broker answered: it may want a client certificate (MQTT_CERT_FILE, "
     "MQTT_KEY_FILE), or this is not an MQTT port."
 )
-_BY_CERTIFICATE = (
-    "The broker does not let this client in, which it knows by its certificate only (MQTT_CERT_FILE): see what the "
-    "broker's policy allows to that certificate and this client id, and whether it is active."
-)
+_BY_CERTIFICATE = "The broker does not let this client in, which it knows by its certificate only."
 NO_RETAINED = "the broker keeps no retained messages"
 _UNHEARD: tuple[ProbeOutcome, ...] = ("unreachable", "silent")  # by TCP: another address of the same name may be better
 
@@ -195,8 +191,9 @@ def _detail(outcome: ProbeOutcome, failure: BrokerConnectionError | None, broker
     words = WORDS[outcome]
     if failure is None:
         return words
-    if outcome in {"bad_credentials", "not_authorized"} and knows_by_certificate(broker):
-        words = _BY_CERTIFICATE
+    if outcome in {"bad_credentials", "not_authorized"} and broker.known_by_certificate:
+        look = broker.credentials_hint
+        words = f"{_BY_CERTIFICATE} {look[0].upper()}{look[1:]}{'' if look[-1] == '?' else '.'}"
     elif outcome == "client_certificate_needed" and failure.cause == "closed":
         words = _CLOSED_IN_TLS
     if failure.cause in {"closed", "unanswered", "tls_untrusted"} and failure.hint:

@@ -177,8 +177,8 @@ class HeardAnswer(Schema):
     until: Instant = Field(description="When the last of them was.")
     times: int
     door: str = Field(
-        description="Where it came in, as `source` in `events_total`: `sure`, `fast`, `sqs`, `sweep`, `again` (a new "
-        "try of what was given up), `ring` (by hand)."
+        description="Where it came in, as `source` in `events_total`: `sure`, `fast`, `sqs`, `r2`, `sweep`, `again` "
+        "(a new try of what was given up), `ring` (by hand)."
     )
     outcome: str = Field(description="What became of it, as `outcome` in `events_total`.")
     reason: str

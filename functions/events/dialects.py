@@ -1,4 +1,4 @@
-"""One record of any S3 dialect becomes a frozen value: an upload, something to ignore, or something unusable.
+"""One record of S3's form becomes a frozen value: an upload, something to ignore, or something unusable.
 
 The differences are pinned by captured documents (`tests/events/README.md` names their sources):
 
@@ -12,11 +12,13 @@ Ceph RGW    `ceph:s3`, with or without it   as it is (`rgw_notify.cc`, populate_
 Versity GW  `aws:s3`, `s3:` in front        as it is                                    0 unless it was a PUT
 ==========  ==============================  ==========================================  ====================
 
-Amazon EventBridge's `detail` names the key as it is. Any other sender is read like AWS.
+Amazon EventBridge's `detail` names the key as it is. Any other sender is read like AWS. Documents of other forms:
+`seaweedfs`, and `hosted` for Backblaze B2, Cloudflare R2 and Tigris.
 """
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import blake2b
 from itertools import islice
 from typing import Any, Literal
@@ -237,6 +239,44 @@ def eventbridge_event(event: dict[Any, Any], detail_type: str) -> Record:
         "s3": {"bucket": detail.get("bucket"), "object": s3_object},
     }
     return s3_record(record, name)
+
+
+def plain_upload(
+    bucket: object,
+    key: object,
+    event_name: str,
+    *,
+    event_time: object = "",
+    etag: object = "",
+    size: object = None,
+    version_id: object = "",
+    sequencer: str = "",
+) -> Record:
+    """An upload as a form that is not S3's tells of it, with the key as it is; `event_name` is S3's. Never raises."""
+    if not isinstance(bucket, str) or not _is_bucket_name(bucket):
+        return Malformed("missing_bucket", excerpt(bucket))
+    found = _key(key, escaped=False)
+    if isinstance(found, Malformed):
+        return found
+    time, tag, version = printable(event_time), printable(etag).strip('"'), printable(version_id)
+    return ObjectCreated(bucket, found, event_name, time, tag, _size(size), version, sequencer)
+
+
+def ignored(reason: IgnoredReason, event_name: str, bucket: object, key: object) -> Ignored:
+    """What such a form tells of, and nothing is to be done about. Never raises."""
+    found = _key(key, escaped=False)
+    return Ignored(reason, printable(event_name), printable(bucket), found if isinstance(found, str) else "")
+
+
+def moment(seconds: object, rest: object = 0, *, per_second: int = 1_000_000_000) -> str:
+    """A time since 1970 in RFC 3339, to the millisecond where there is a rest; "" for nonsense."""
+    if not isinstance(seconds, int) or not isinstance(rest, int) or not 0 <= rest < per_second:
+        return ""
+    try:
+        text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    except (OverflowError, OSError, ValueError):  # no year of four digits
+        return ""
+    return f"{text}.{rest * 1000 // per_second:03}Z" if rest else f"{text}Z"
 
 
 def _why_ignored(event_name: str) -> IgnoredReason:

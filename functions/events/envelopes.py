@@ -1,7 +1,8 @@
 """A sender's JSON becomes frozen values: uploads to ring for, events to ignore, documents nobody can use.
 
 Pure: no input or output, no settings, no logging, and nothing here raises on hostile input. This module opens
-the wrappers (SQS, SNS, CloudEvents, EventBridge, in any sensible nesting); `dialects` reads what is inside.
+the wrappers (SQS, SNS, CloudEvents, EventBridge, in any sensible nesting) and tells the forms apart; `dialects`,
+`seaweedfs` and `hosted` read what is inside.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from functions.events.dialects import (
     printable,
     s3_record,
 )
+from functions.events.hosted import b2_event, r2_event, tigris_event
+from functions.events.seaweedfs import seaweedfs_event
 
 __all__ = [
     "Ignored",
@@ -110,15 +113,21 @@ def _read_document(document: object, depth: int, out: list[Record]) -> None:
     elif not isinstance(document, dict):
         out.append(Malformed("not_an_event", describe(document)))
     elif isinstance(records := document.get("Records"), list):
-        if not records:
-            out.append(Ignored("empty"))
-        elif len(records) > MAX_RECORDS:
-            out.append(Malformed("too_many", f"{len(records)} records"))
-            return
-        for record in records:
-            _read_record(record, depth, out)
+        if _is_countable(records, out):
+            for record in records:
+                _read_record(record, depth, out)
     else:
         _read_wrapper(document, depth, out)
+
+
+def _is_countable(records: list[object], out: list[Record]) -> bool:
+    """Whether there are records, and not too many; otherwise it is told."""
+    if not records:
+        out.append(Ignored("empty"))
+    elif len(records) > MAX_RECORDS:
+        out.append(Malformed("too_many", f"{len(records)} records"))
+        return False
+    return True
 
 
 def _read_record(record: object, depth: int, out: list[Record]) -> None:
@@ -150,7 +159,30 @@ def _read_wrapper(document: dict[Any, Any], depth: int, out: list[Record]) -> No
     elif document.get("Event") == "s3:TestEvent":
         out.append(Ignored("test_event", "TestEvent", printable(document.get("Bucket"))))
     else:
+        _read_form(document, out)
+
+
+def _read_form(document: dict[Any, Any], out: list[Record]) -> None:
+    """Read a document of a form that is not S3's."""
+    if isinstance(event_type := document.get("event_type"), str) and isinstance(document.get("message"), dict):
+        out.append(seaweedfs_event(document, event_type))
+    elif isinstance(events := document.get("events"), list):
+        if _is_countable(events, out):
+            out.extend(map(_hosted_event, events))
+    elif isinstance(action := document.get("action"), str) and {"account", "bucket", "object"} <= document.keys():
+        out.append(r2_event(document, action))
+    else:
         out.append(Malformed("not_an_event", describe(document)))
+
+
+def _hosted_event(event: object) -> Record:
+    """Read one of `events`: Backblaze B2's, or Tigris'."""
+    if isinstance(event, dict):
+        if isinstance(event_type := event.get("eventType"), str):
+            return b2_event(event, event_type)
+        if isinstance(event_name := event.get("eventName"), str):
+            return tigris_event(event, event_name)
+    return Malformed("not_an_event", describe(event))
 
 
 def _read_cloudevent(event: dict[Any, Any], depth: int, out: list[Record]) -> None:

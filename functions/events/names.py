@@ -7,6 +7,8 @@ MAX_FILENAME_BYTES = 1024  # S3: "The name for a key is a sequence of Unicode ch
 MAX_EVENT_ID_BYTES = 128  # of a camera's id, and of an event's
 CONFIG_SUFFIX = ".json"
 DOCUMENT_SUFFIX, PICTURE_SUFFIX = ".json", ".jpg"
+CANARY_KEY = ".bucketbell/canary"
+"""What `bucketbell doctor` uploads, to see at which doors the host hears of it. Nobody else is told."""
 
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 _DOTS = frozenset({".", ".."})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +15,8 @@ from functions.settings.addresses import parse_mqtt_url
 if TYPE_CHECKING:
     from functions.settings import Settings
     from functions.settings.reach import Targets
+
+_IOT_CORE = re.compile(r"\.iot\.[a-z0-9-]+\.amazonaws\.com(\.cn)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,32 @@ class BrokerConfig:
         """`mqtt(s)://host:port`, without credentials: safe to show."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+
+    @property
+    def known_by_certificate(self) -> bool:
+        """Whether this broker knows us by a client certificate only."""
+        return self.username is None and (self.cert_file or self.cert_pem) is not None
+
+    @property
+    def is_iot_core(self) -> bool:
+        """Whether this is AWS IoT Core, by a name of AWS's own."""
+        return _IOT_CORE.search(self.host) is not None
+
+    @property
+    def credentials_hint(self) -> str:
+        """What to look at where the broker does not let us in."""
+        if not self.known_by_certificate:
+            return "check MQTT_USERNAME and MQTT_PASSWORD"
+        certificate = f"the certificate in {self.variable('CERT')}"
+        if self.is_iot_core:
+            right = f"iot:Connect for client id {self.client_id_prefix}-*"
+            return f"is {certificate} active, and attached to a policy that allows {right}?"
+        return f"check what the broker allows to {certificate}, and whether it is active"
+
+    def variable(self, name: Literal["CA", "CERT", "KEY"]) -> str:
+        """Name the variable that says so, of the two that could."""
+        from_text = self.ca_pem if name == "CA" else self.cert_pem
+        return f"MQTT_{name}_{'PEM' if from_text else 'FILE'}"
 
 
 def new_client_id(prefix: str) -> str:

@@ -148,7 +148,7 @@ class Connection:
         except ssl.SSLCertVerificationError as error:
             other_name = error.verify_code in {HOSTNAME_MISMATCH, ADDRESS_MISMATCH}
             hint = incomplete(error)
-            where = "MQTT_URL" if other_name else self._variable("CA")
+            where = "MQTT_URL" if other_name else broker.variable("CA")
             words = f"{broker.url}: certificate refused: {error.verify_message}: {hint or f'see {where}'}"
             self.failure = BrokerConnectionError(words, cause="tls_name" if other_name else "tls_untrusted", hint=hint)
         except ssl.SSLError as error:
@@ -289,7 +289,7 @@ class Connection:
         if connack.reason_code >= MIN_REFUSAL:
             hint = ""
             if connack.reason_code in {BAD_CREDENTIALS, NOT_AUTHORIZED}:
-                hint = f": check {self._credentials}"
+                hint = f": {self._broker.credentials_hint}"
                 if self._broker.availability_topic is not None:
                     hint += f"; or it must not write its last will to {self._broker.availability_topic}"
             elif connack.reason_code in {RETAIN_NOT_SUPPORTED, QOS_NOT_SUPPORTED}:
@@ -339,7 +339,7 @@ class Connection:
         if self.connected:
             return BrokerConnectionError(f"{self._broker.url}: connection lost")
         if self._client.tls_alert:
-            where = f"{self._variable('CERT')} and {self._variable('KEY')}"
+            where = f"{self._broker.variable('CERT')} and {self._broker.variable('KEY')}"
             words = f"{self._broker.url}: TLS failed: {self._client.tls_alert}: see {where}"
             return BrokerConnectionError(words, cause="tls_alert")
         hint = f"is this an MQTT port {'with' if self._broker.tls else 'without'} TLS?"
@@ -347,16 +347,12 @@ class Connection:
             self._broker.cert_file or self._broker.cert_pem
         ):  # its alert may be lost in the reset that follows
             hint += " If it asks for a client certificate, set MQTT_CERT_FILE."
-        hint += f" Some brokers close instead of refusing: check {self._credentials}. {self._other_protocol}"
+        look = self._broker.credentials_hint
+        hint += (
+            f" Some brokers close instead of refusing: {look}{'' if look[-1] == '?' else '.'} {self._other_protocol}"
+        )
         words = f"{self._broker.url}: closed before it answered CONNECT: {hint}"
         return BrokerConnectionError(words, cause="closed", hint=hint)
-
-    @property
-    def _credentials(self) -> str:
-        """What the broker knows us by."""
-        if knows_by_certificate(self._broker):
-            return f"what the broker allows to the certificate in {self._variable('CERT')}, and whether it is active"
-        return "MQTT_USERNAME and MQTT_PASSWORD"
 
     @property
     def _other(self) -> str:
@@ -365,12 +361,6 @@ class Connection:
     @property
     def _other_protocol(self) -> str:
         return f"If it speaks MQTT {self._other} only, set MQTT_PROTOCOL={self._other}."
-
-    def _variable(self, name: str) -> str:
-        """Name the variable that says so, of the two that could."""
-        broker = self._broker
-        from_text = broker.ca_pem if name == "CA" else broker.cert_pem
-        return f"MQTT_{name}_{'PEM' if from_text else 'FILE'}"
 
     def _fail(self, reason: str) -> None:
         self.failure = self.failure or BrokerConnectionError(f"{self._broker.url}: {reason}", cause="protocol")
@@ -388,11 +378,6 @@ class Connection:
             self._last_mid = self._last_mid % MAX_MID + 1
             if self._last_mid not in self._unacknowledged:
                 return self._last_mid
-
-
-def knows_by_certificate(broker: BrokerConfig) -> bool:
-    """Whether this broker knows us by a client certificate only."""
-    return broker.username is None and (broker.cert_file or broker.cert_pem) is not None
 
 
 def _with(reason: str, said: str) -> str:

@@ -8,12 +8,12 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from functions.mqtt.audience import NO_MATCHING_SUBSCRIBERS
+from functions.mqtt.suspects import PACKET_TOO_LARGE
 
 if TYPE_CHECKING:
     from functions.mqtt.suspects import Conviction
 
 MIN_REFUSAL = 0x80  # MQTT 5 §2.4: reason codes from here on are errors
-PACKET_TOO_LARGE = 0x95
 # Refusals that may pass with time: unspecified, implementation specific, packet identifier in use or not found,
 # quota exceeded.
 _PASSING_REFUSALS = frozenset({0x80, 0x83, 0x91, 0x92, 0x97})
@@ -83,9 +83,13 @@ def acknowledged(reason_code: int, qos: int, said: str = "") -> Outcome:
 
 def not_sent(conviction: Conviction) -> Outcome:
     """Tell that a message is not sent now: whenever the broker gets it, it closes the connection."""
+    if conviction.reason_code == PACKET_TOO_LARGE:
+        reason = "larger than the broker takes, which it does not announce: it answered 0x95, and closed the connection"
+        return Outcome(Status.REFUSED, reason, PACKET_TOO_LARGE)
     if conviction.reason_code is not None:
         return acknowledged(conviction.reason_code, 1)
-    reason = "the broker closes the connection whenever it gets this message: may this user publish on this topic?"
+    question = "may this user, or this certificate, publish on this topic?"
+    reason = f"the broker closes the connection whenever it gets this message: {question}"
     return Outcome(Status.REFUSED, reason, convicted=True)
 
 

@@ -277,7 +277,7 @@ class _Batch:
         What is lost twice in one call is left to the source's retry.
         """
         in_flight, self._in_flight = list(self._in_flight.values()), {}
-        conviction, is_open = self._suspects.lost(in_flight, age_seconds, time.time())
+        conviction, is_open = self._suspects.lost(in_flight, age_seconds, time.time(), failure.reason_code)
         if conviction is not None:
             self.resolve(in_flight[0], not_sent(conviction))
         for message in likeliest_last(in_flight) if is_open else ():

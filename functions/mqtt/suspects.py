@@ -3,6 +3,9 @@
 A connection may end for any reason, so a message is convicted by contrast only: connections close `CLOSES` times while
 it alone was on its way, and between them one without it lives longer, or has another message acknowledged. A convicted
 message is tried again after `RETRY_SECONDS`, since a person may have given the right back.
+
+Where the broker itself says in DISCONNECT that a packet is too large, and one message was on its way, nothing is left
+to find out.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ PAUSE_SECONDS = 1.0
 ALONE_SECONDS = 1.0  # a broker that says nothing at all about a suspect holds up the others for so long
 TOPIC_CONVICTIONS = 3  # different messages of one topic, and none acknowledged: it is the topic
 MAX_SUSPECTS = 500
+PACKET_TOO_LARGE = 0x95  # MQTT 5 §2.4
 
 _Key = tuple[str, bytes]
 T = TypeVar("T")
@@ -103,8 +107,10 @@ class Suspects:
         for suspicion in self._messages.values():
             suspicion.contrast = True
 
-    def lost(self, in_flight: list[Message], age_seconds: float, now: float) -> tuple[Conviction | None, bool]:
-        """The connection is over, at this age, with these on their way.
+    def lost(
+        self, in_flight: list[Message], age_seconds: float, now: float, reason_code: int | None = None
+    ) -> tuple[Conviction | None, bool]:
+        """The connection is over, at this age, with these on their way; `reason_code` is DISCONNECT's.
 
         Return the conviction of the only one, where it is due, and whether they have to travel alone from now on.
         """
@@ -112,6 +118,9 @@ class Suspects:
         if refused is not None:  # a refusal, and then the end: that was all the broker had to say
             self._convict(*refused, now)
             return None, False
+        if len(in_flight) == 1 and reason_code == PACKET_TOO_LARGE:  # that is no fault of its topic
+            conviction = self._suspicion(in_flight[0]).conviction = Conviction(reason_code, now + RETRY_SECONDS)
+            return conviction, True
         if len(in_flight) == 1:
             return self._closed(in_flight[0], age_seconds, now), True
         return None, bool(in_flight)

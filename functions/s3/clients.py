@@ -10,7 +10,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 from urllib.parse import urlsplit
 
 from functions.s3.regions import QUESTION, WRONG_REGION, Region, mismatch, named_region, remedy
@@ -45,7 +45,7 @@ UNREACHABLE = "not reachable"
 NO_CREDENTIALS = "no credentials"
 BAD_REQUEST = "bad request"
 
-OUR_SERVICES = frozenset({"s3", "sqs", "sts", "portal.sso", "oidc"})
+OUR_SERVICES = frozenset({"s3", "sqs", "sns", "sts", "portal.sso", "oidc"})
 """Ours, and those that give credentials, by their names in botocore's list of endpoints."""
 
 _QUESTION = f" ({QUESTION})"
@@ -87,7 +87,9 @@ class StorageError(Exception):
 def client(service: Literal["s3"], settings: Settings, **options: Unpack[Options]) -> S3Client: ...
 @overload
 def client(service: Literal["sqs"], settings: Settings, **options: Unpack[Options]) -> SQSClient: ...
-def client(service: Literal["s3", "sqs"], settings: Settings, **options: Unpack[Options]) -> Any:
+@overload
+def client(service: Literal["sns"], settings: Settings, **options: Unpack[Options]) -> Any: ...  # noqa: ANN401 - Ceph's
+def client(service: Literal["s3", "sqs", "sns"], settings: Settings, **options: Unpack[Options]) -> Any:
     """A boto3 client with `settings`' endpoint, credentials and region; what they leave open, boto3 looks up.
 
     `endpoint_url` and `region_name` go before the settings' own. A long poll needs a `read_timeout_seconds` above its
@@ -117,7 +119,7 @@ def client(service: Literal["s3", "sqs"], settings: Settings, **options: Unpack[
     ours = Region(options.get("region_name") or ours.name, ours.origin)
     with storage_errors():
         made = session.client(
-            service,
+            cast("Literal['s3']", service),  # what it is for the caller, the overloads say
             endpoint_url=endpoint,
             region_name=ours.name,
             aws_access_key_id=key_id,
@@ -236,9 +238,9 @@ def read_timestamp(value: str) -> datetime:
     return parse_timestamp(value)
 
 
-def configured_endpoint(service: Literal["s3", "sqs"], settings: Settings) -> str | None:
+def configured_endpoint(service: Literal["s3", "sqs", "sns"], settings: Settings) -> str | None:
     """The endpoint that the settings name for `service`, None for AWS's own (or what boto3's files say)."""
-    own = settings.aws_endpoint_url_s3 if service == "s3" else settings.aws_endpoint_url_sqs
+    own = {"s3": settings.aws_endpoint_url_s3, "sqs": settings.aws_endpoint_url_sqs}.get(service)
     return own or settings.aws_endpoint_url
 
 

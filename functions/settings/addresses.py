@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
+NATS_PORTS = {"nats": 4222, "tls": 4222}
 DATABASE_SCHEMES = frozenset({"sqlite", "postgresql", "postgresql+psycopg"})
 MAX_PORT = 65535
 MAX_HOST_CHARACTERS = 253  # RFC 1035 §2.3.4
@@ -30,24 +31,45 @@ def parse_mqtt_url(url: str) -> tuple[bool, str, int]:
 
     Raises `ValueError` with what would be right, and never repeats the URL: it may hold a password.
     """
+    scheme, host, port = _parse_server(url, DEFAULT_PORTS, "MQTT_USERNAME and MQTT_PASSWORD", "broker.local")
+    return scheme == "mqtts", host, port
+
+
+def parse_nats_url(url: str) -> tuple[bool, str, int]:
+    """Split `nats://host[:port]` or `tls://host[:port]` into (tls, host, port), as `parse_mqtt_url` does."""
+    words = "NATS_USERNAME and NATS_PASSWORD, or NATS_TOKEN"
+    scheme, host, port = _parse_server(url, NATS_PORTS, words, "nats.local")
+    return scheme == "tls", host, port
+
+
+def is_tls(nats_url: str) -> bool:
+    """Whether what `parse_nats_url` takes is `tls://`."""
+    return nats_url.lower().startswith("tls:")
+
+
+def _parse_server(url: str, ports: Mapping[str, int], variables: str, example: str) -> tuple[str, str, int]:
+    """`ports` are the schemes and their ports; `variables` are where credentials belong."""
+    first, second = ports
+    right = f"{first}://{example}:{ports[first]}"
     # Not urlsplit: what it raises quotes the URL, and it drops line ends from inside it.
     scheme, separator, rest = url.partition("://")
     scheme = scheme.lower()
-    if not separator or scheme not in DEFAULT_PORTS:
-        raise ValueError("must start with mqtt:// or mqtts://, e.g. mqtt://broker.local:1883")
+    if not separator or scheme not in ports:
+        raise ValueError(f"must start with {first}:// or {second}://, e.g. {right}")
     if "@" in rest:  # anywhere: a password with a slash in it looks like a path
-        raise ValueError("must not hold credentials: put them in MQTT_USERNAME and MQTT_PASSWORD")
+        raise ValueError(f"must not hold credentials: put them in {variables}")
     parts = _AUTHORITY.fullmatch(re.split("[/?#]", rest, maxsplit=1)[0])
     try:
         host = parse_host(parts["host"] if parts else "")
     except ValueError:
         raise ValueError(
-            "must name a host (in ASCII) or an address, e.g. mqtt://broker.local, mqtt://192.0.2.7 or mqtt://[::1]:1883"
+            f"must name a host (in ASCII) or an address, e.g. {first}://{example}, {first}://192.0.2.7 or "
+            f"{first}://[::1]:{ports[first]}"
         ) from None
-    port = (parts and parts["port"]) or str(DEFAULT_PORTS[scheme])
+    port = (parts and parts["port"]) or str(ports[scheme])
     if re.fullmatch("[0-9]{1,5}", port) is None or not 0 < int(port) <= MAX_PORT:
-        raise ValueError("the port must be a number from 1 to 65535, e.g. mqtt://broker.local:1883")
-    return scheme == "mqtts", host, int(port)
+        raise ValueError(f"the port must be a number from 1 to 65535, e.g. {right}")
+    return scheme, host, int(port)
 
 
 def parse_host(text: str) -> str:

@@ -22,6 +22,9 @@ MAX_TOPIC_PREFIX_BYTES = 1024
 
 _FERNET_KEY = re.compile("[A-Za-z0-9_-]{43}=")  # 32 bytes: what `cryptography.fernet.Fernet` takes
 
+_CLOUDFLARE_QUEUE = re.compile("/accounts/[A-Za-z0-9_-]{1,64}/queues/[A-Za-z0-9_-]{1,64}$")
+
+_NATS_NAME = re.compile("[A-Za-z0-9_-]{1,64}")  # also the first word of subjects, and the name of a KV bucket
 _REGION = re.compile("(?![0-9]+$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)")  # what botocore takes
 _GLOBAL = re.compile("aws(-[a-z]+)*-global")  # botocore's names for a partition's endpoint of no region
 
@@ -93,6 +96,23 @@ def _topic_prefix(prefix: str) -> str:
     return levels
 
 
+def _cloudflare_queue(url: str) -> str:
+    """Return the address of a queue in Cloudflare's API, without a slash at its end. Raises ValueError."""
+    url = parse_http_url(url).rstrip("/")
+    if _CLOUDFLARE_QUEUE.search(url) is None:
+        raise ValueError(
+            "must be https://api.cloudflare.com/client/v4/accounts/<account id>/queues/<queue id>, with both ids from "
+            "Cloudflare's dashboard"
+        )
+    return url
+
+
+def _one_word(secret: SecretStr) -> SecretStr:
+    if not is_one_word(secret.get_secret_value()):
+        raise ValueError("must be one word of ASCII characters")
+    return secret
+
+
 def is_there(check: Callable[[], bool]) -> bool:
     """Whether a `Path`'s `check` holds; False if the system cannot say, e.g. for a name that is too long."""
     try:
@@ -133,6 +153,12 @@ def _key_prefix(prefix: str) -> str:
     return prefix
 
 
+def _nats_name(name: str) -> str:
+    if _NATS_NAME.fullmatch(name) is None:
+        raise ValueError("must be a name of at most 64 letters, digits, - and _, e.g. bucketbell")
+    return name
+
+
 def _qos(value: object) -> object:
     if isinstance(value, str) and value.strip() not in {"0", "1", "2"}:
         raise ValueError("must be 0, 1 or 2")
@@ -144,6 +170,8 @@ MqttName = Annotated[str, AfterValidator(_mqtt_name)]
 MqttSecret = Annotated[SecretStr, AfterValidator(_mqtt_secret)]
 TopicPrefix = Annotated[str, AfterValidator(_topic_prefix)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+NatsServers = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+NatsName = Annotated[str, AfterValidator(_nats_name)]
 Hosts = Annotated[Words, AfterValidator(_hosts)]
 Networks = Annotated[Words, AfterValidator(_networks)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
@@ -153,6 +181,8 @@ ReadableFile = Annotated[Path, AfterValidator(_readable_file)]
 Directory = Annotated[Path, AfterValidator(_directory)]
 KeyPrefix = Annotated[str, AfterValidator(_key_prefix)]
 Qos = Annotated[int, Field(ge=0, le=2), BeforeValidator(_qos)]
+CloudflareQueueUrl = Annotated[str, AfterValidator(_cloudflare_queue)]
+ApiToken = Annotated[SecretStr, AfterValidator(_one_word)]
 HttpUrl = Annotated[str, AfterValidator(parse_http_url)]
 Endpoint = Annotated[str, AfterValidator(parse_endpoint)]
 RegionName = Annotated[str, AfterValidator(_region)]

@@ -21,8 +21,10 @@ from functions.settings.fields import (
     TopicPrefix,
     Words,
 )
+from functions.settings.fleet import FleetSettings
+from functions.settings.jetstream import JetStreamSettings
 
-EXACT = frozenset({"mqtt_password"})  # anything else loses the spaces around it, which no editor shows
+EXACT = frozenset({"mqtt_password", "nats_password"})  # anything else loses the spaces around it, which no editor shows
 
 
 class SettingsError(Exception):
@@ -37,7 +39,7 @@ class SettingsError(Exception):
         super().__init__("\n".join(f"{variable}: {problem}" for variable, problem in problems))
 
 
-class Settings(BaseSettings):
+class Settings(FleetSettings, JetStreamSettings):
     """Every setting is an environment variable of the same name in capitals."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
@@ -88,12 +90,6 @@ class Settings(BaseSettings):
     topic_prefix: TopicPrefix = Field(
         default="iotsupport", description="Topics are `<prefix>/updates/configs` and `<prefix>/updates/assets`."
     )
-    device_topics: Literal["off", "on", "only"] = Field(
-        default="off",
-        description="`on`: a config is announced on its device's own topic too, `<prefix>/devices/<mac>/updates`, and "
-        "`bucketbell ring --device` works. `only`: not on `<prefix>/updates/configs` any more, which spares a large "
-        "fleet the configs of all others; devices must subscribe to their own topics before.",
-    )
     bucket: str | None = Field(default=None, description="Only this bucket's events ring. Unset: any bucket's do.")
     configs_prefix: setting_types.KeyPrefix = Field(
         default="configs/", description="Keys of device configs: `<prefix><mac>.json`."
@@ -113,7 +109,7 @@ class Settings(BaseSettings):
     webhook_tokens: Tokens = Field(
         default=(),
         description="Tokens that a store may present, comma-separated (two at once while rotating): as bearer token, "
-        "as password of `Basic`, or as `/events?token=`. Unset: the host starts on loopback only.",
+        "as password of `Basic`, as `?token=`; or sign with (Backblaze B2). Unset: the host starts on loopback only.",
     )
     host_cert_file: setting_types.ReadableFile | None = Field(
         default=None,
@@ -168,6 +164,14 @@ class Settings(BaseSettings):
     sqs_queue_url: setting_types.HttpUrl | None = Field(
         default=None, description="The host also polls this queue for the bucket's events."
     )
+    r2_queue_url: setting_types.CloudflareQueueUrl | None = Field(
+        default=None,
+        description="The host also polls this Cloudflare Queue for an R2 bucket's events: "
+        "`https://api.cloudflare.com/client/v4/accounts/<account id>/queues/<queue id>`.",
+    )
+    r2_queue_token: setting_types.ApiToken | None = Field(
+        default=None, description="Cloudflare's API token for R2_QUEUE_URL, with the permission Queues: Edit."
+    )
     event_retry_seconds: int = Field(
         default=3600, ge=1, le=604_800, description="How long one cause may hold up a store's queue (`POST /events`)."
     )
@@ -202,17 +206,6 @@ class Settings(BaseSettings):
     )
     sweep_events_max_age_seconds: int = Field(
         default=300, ge=0, le=86_400, description="A sweep announces cameras' events that are younger than this."
-    )
-    fleet_accept_unknown: Literal["off", "on"] = Field(
-        default="off",
-        description="`on`: a report alone makes a device known. Otherwise it needs a config in the bucket, an "
-        "assignment, or a token that it has used.",
-    )
-    fleet_retention_days: int = Field(
-        default=90,
-        ge=1,
-        le=3650,
-        description="How long the states that devices reported are kept (DATABASE_URL); the last of each file stays.",
     )
     sweep_state_file: Path | None = Field(
         default=None,
@@ -339,6 +332,13 @@ class Settings(BaseSettings):
             raise ValueError(f"goes together with {certificate.upper()}: set both or neither")
         return path
 
+    @field_validator("r2_queue_token")
+    @classmethod
+    def _with_queue(cls, token: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if "r2_queue_url" in info.data and (token is None) != (info.data["r2_queue_url"] is None):
+            raise ValueError("goes together with R2_QUEUE_URL: set both or neither")
+        return token
+
     @field_validator("assets_prefix")
     @classmethod
     def _apart(cls, assets: str, info: ValidationInfo) -> str:
@@ -388,3 +388,9 @@ class Settings(BaseSettings):
                 "letters, digits and dashes. Use path, or rename them"
             )
         return style
+
+
+def setting_names() -> list[str]:
+    """All settings, in the order in which people read them: what is inherited comes last."""
+    own = [name for name in Settings.model_fields if name in Settings.__annotations__]
+    return list(dict.fromkeys([*own, *Settings.model_fields]))

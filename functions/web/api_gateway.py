@@ -23,11 +23,12 @@ Event = dict[str, Any]
 DEFAULT_STAGE = "$default"
 
 
-def respond(router: Router[Caller], event: Event) -> Event:
-    """Answer one event. Never raises."""
+def respond(router: Router[Caller], event: Event, *others: Router[Any]) -> Event:
+    """Answer one event, by `router` unless its path is one of the others'. Never raises."""
     try:
         request = request_of(event)
-        reply = router(request, lambda limit_bytes: body_of(event, limit_bytes))
+        chosen: Router[Any] = next((one for one in others if one.takes(request.path)), router)
+        reply = chosen(request, lambda limit_bytes: body_of(event, limit_bytes))
     except Exception as error:  # noqa: BLE001 - an event that no gateway sends
         return answer_of(router.refuse(error))
     return answer_of(reply, is_head=request.method == "HEAD")

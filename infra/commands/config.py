@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import SecretStr
 
-from functions.settings import Settings
+from functions.settings import setting_names
 from infra.commands.common import fail, load_or_exit
 
 EPILOG = "Example: `bucketbell config --json`"
@@ -28,7 +28,7 @@ def config(
     loaded = load_or_exit()
     rows = {
         name.upper(): (shown(getattr(loaded.settings, name)), loaded.origins.get(name, "default"))
-        for name in Settings.model_fields
+        for name in setting_names()
     }
     if loaded.settings.s3_region is None:
         from functions.s3 import clients  # noqa: PLC0415 - boto3 is only for this command

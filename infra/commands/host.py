@@ -28,9 +28,9 @@ def host(
     `GET /healthz`: the process is alive. `GET /readyz`: it could publish now; `?for=downloads`: it serves downloads.
     `GET /metrics`: for Prometheus.
 
-    With HOST_CERT_FILE and HOST_KEY_FILE it serves HTTPS. With SQS_QUEUE_URL it also polls that queue. Without
-    MQTT_URL it takes events and publishes nothing. SIGTERM or Ctrl-C ends it within 3 seconds: it finishes what it
-    has begun and exits 0.
+    With HOST_CERT_FILE and HOST_KEY_FILE it serves HTTPS. With SQS_QUEUE_URL or R2_QUEUE_URL it also polls that
+    queue, with NATS_URL it takes events from JetStream. Without MQTT_URL it takes events and publishes nothing. SIGTERM
+    or Ctrl-C ends it within 3 seconds: it finishes what it has begun and exits 0.
     """
     # Until it serves, too: as process 1 of a container it would not be ended by a signal that it does not handle.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

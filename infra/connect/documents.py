@@ -17,8 +17,9 @@ Document = dict[str, Any]
 Rule = dict[str, Any]
 
 QUEUES = "QueueConfigurations"
+TOPICS = "TopicConfigurations"
 ARN_FIELDS = {
-    "TopicConfigurations": "TopicArn",
+    TOPICS: "TopicArn",
     QUEUES: "QueueArn",
     "LambdaFunctionConfigurations": "LambdaFunctionArn",
 }
@@ -41,9 +42,7 @@ FAST_TARGET = "BUCKETBELLFAST"
 SURE_TARGET = "BUCKETBELLSURE"
 
 _OUR_ID = re.compile(r"bucketbell-(fast|sure|queue)-[a-z]+")
-_MINIO_ARN = re.compile(r"arn:minio:sqs:[^:]*:([^:]+:[^:]+)")
-# MinIO takes an ARN without a region whatever its own region is, and answers with its own.
-_OUR_MINIO_ARNS = frozenset(f"arn:minio:sqs::{target}:webhook" for target in (FAST_TARGET, SURE_TARGET))
+_TARGET_ARN = re.compile(r"arn:(minio|rustfs):sqs:[^:]*:([^:]+:[^:]+)")
 
 QUEUE_VISIBILITY_SECONDS = 60
 QUEUE_LONG_POLL_SECONDS = 20  # the longest that SQS allows
@@ -54,17 +53,25 @@ QUEUE_RETENTION_SECONDS = 4 * 24 * 3600
 DEAD_LETTER_RETENTION_SECONDS = 14 * 24 * 3600  # the longest that SQS allows, and longer than the queue's
 
 
-def minio_arn(target: str) -> str:
-    """The ARN of a MinIO webhook target, without the region, which MinIO fills in."""
-    return f"arn:minio:sqs::{target}:webhook"
+def minio_arn(target: str, *, rustfs: bool = False) -> str:
+    """The ARN of a webhook target of MinIO or RustFS, without the region: both take it so, and answer with their own.
+
+    Source: RustFS, `normalize_target_id` of its config: it knows its targets in lower case.
+    """
+    return f"arn:rustfs:sqs::{target.lower()}:webhook" if rustfs else f"arn:minio:sqs::{target}:webhook"
 
 
-def wanted_rules(targets: Mapping[str, str], prefixes: Mapping[str, str]) -> tuple[Rule, ...]:
+_OUR_TARGET_ARNS = frozenset(
+    minio_arn(target, rustfs=rustfs) for target in (FAST_TARGET, SURE_TARGET) for rustfs in (False, True)
+)
+
+
+def wanted_rules(targets: Mapping[str, str], prefixes: Mapping[str, str], section: str = QUEUES) -> tuple[Rule, ...]:
     """One rule for each target (`fast`, `sure` or `queue` → ARN) and prefix (`configs` → `configs/`)."""
     return tuple(
         {
             "Id": f"bucketbell-{door}-{what}",
-            "QueueArn": arn,
+            ARN_FIELDS[section]: arn,
             "Events": list(EVENTS),
             "Filter": {"Key": {"FilterRules": _filter_rules(prefix, SUFFIXES.get(what))}},
         }
@@ -79,28 +86,28 @@ def _filter_rules(prefix: str, suffix: str | None) -> list[dict[str, str]]:
 
 
 def is_ours(rule: Rule) -> bool:
-    """Whether `connect` made this queue rule, by its Id; without one (MinIO allows that), by its target."""
+    """Whether `connect` made this rule, by its Id; without one (MinIO allows that), by its target."""
     if rule_id := rule.get("Id"):
         return _OUR_ID.fullmatch(str(rule_id)) is not None
-    return _plain_arn(rule.get("QueueArn", "")) in _OUR_MINIO_ARNS
+    return _plain_arn(rule.get("QueueArn", "")) in _OUR_TARGET_ARNS
 
 
-def merge(document: Document, wanted: Sequence[Rule]) -> Document:
+def merge(document: Document, wanted: Sequence[Rule], section: str = QUEUES) -> Document:
     """`document` with exactly `wanted` of our rules; all other rules and fields stay as and where they are.
 
     Returns an equal document when nothing is to change. `wanted=()` takes ours away.
     """
     missing = {_meaning(rule): rule for rule in wanted}
     # A rule of ours that already says what it should stays in place; a second copy of it goes.
-    queues = [
-        rule for rule in document.get(QUEUES, ()) if not is_ours(rule) or missing.pop(_meaning(rule), None) is not None
+    rules = [
+        rule for rule in document.get(section, ()) if not is_ours(rule) or missing.pop(_meaning(rule), None) is not None
     ]
-    queues += missing.values()
-    if queues == document.get(QUEUES, []):
+    rules += missing.values()
+    if rules == document.get(section, []):
         return document
-    if not queues:
-        return {field: value for field, value in document.items() if field != QUEUES}
-    return {**document, QUEUES: queues}
+    if not rules:
+        return {field: value for field, value in document.items() if field != section}
+    return {**document, section: rules}
 
 
 def overlapping(document: Document, wanted: Sequence[Rule]) -> tuple[str, ...]:
@@ -269,12 +276,13 @@ def _others(document: Document) -> Iterator[tuple[str, Rule]]:
 def _meaning(rule: Rule) -> tuple[object, ...]:
     """What tells two rules of ours apart, however the store spells it."""
     events, filters = frozenset(rule.get("Events", ())), frozenset(_filters(rule).items())
-    return rule.get("Id"), _plain_arn(rule.get("QueueArn", "")), events, filters
+    arn = next((rule[field] for field in ARN_FIELDS.values() if field in rule), "")
+    return rule.get("Id"), _plain_arn(arn), events, filters
 
 
 def _plain_arn(arn: str) -> str:
-    match = _MINIO_ARN.fullmatch(arn)
-    return f"arn:minio:sqs::{match[1]}" if match else arn
+    match = _TARGET_ARN.fullmatch(arn)
+    return f"arn:{match[1]}:sqs::{match[2]}" if match else arn
 
 
 def _filters(rule: Rule) -> dict[str, str]:

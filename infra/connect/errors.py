@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 
 from functions.s3.clients import NO_CREDENTIALS, UNREACHABLE, StorageError
-from infra.connect.queues import NO_SUCH_QUEUE
 
+# The second is what the JSON protocol's exception is called, the first what it was called before.
+NO_SUCH_QUEUE = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
 NO_EVENTS = "This store sends no events that the host can read: there is nothing to set up in it."
 _WRONG_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidClientTokenId"})
 
@@ -16,25 +19,40 @@ _WRONG_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "
 class ConnectError(Exception):
     """The bucket could not be set up: `code` for scripts, the message, and `advice`: what to do next.
 
-    `server` is the store's own name, in lower case, where it matters.
+    `server` is the kind of store, where it matters. `rest` is what `advice` speaks of.
     """
 
-    def __init__(self, code: str, message: str, advice: str, *, server: str = "") -> None:
+    def __init__(self, code: str, message: str, advice: str, *, server: str = "", rest: Rest | None = None) -> None:
         """Keep the parts as data."""
         self.server = server
+        self.rest = rest
         self.code = code
         self.message = message
         self.advice = advice
         super().__init__(f"{message} {advice}")
 
 
-def unsupported(server: str = "") -> ConnectError:
-    """The store is neither MinIO nor has SQS."""
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What people have to do themselves, and should know; `document` is for scripts.
+
+    With a `problem` nothing arrives before that.
+    """
+
+    todo: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    document: Mapping[str, Any] = field(default_factory=dict)
+    problem: ConnectError | None = None
+
+
+def unsupported(server: str = "", title: str = "This store", rest: Rest | None = None) -> ConnectError:
+    """The store has neither rules nor a queue that `connect` could set up."""
     return ConnectError(
         "UnsupportedStore",
-        "This store is not MinIO and does not answer as SQS does: connect cannot set up its notifications.",
+        f"{title} does not let connect set up its notifications.",
         "Set them up by hand, with the store's own means:",
         server=server,
+        rest=rest,
     )
 
 

@@ -9,15 +9,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from functions.settings import Settings
+from functions.settings import Settings, setting_names
 
 BEGIN, END = "<!-- settings:begin -->", "<!-- settings:end -->"
 
 
 def table() -> str:
-    """Return the Markdown table: a row for each setting, in the order of the class."""
+    """Return the Markdown table: a row for each setting."""
     rows = ["| variable | default | meaning |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
+    for name in setting_names():
+        field = Settings.model_fields[name]
         default = field.get_default()
         text = f"{default:g}" if isinstance(default, float) else str(default)
         cells = (f"`{name.upper()}`", "-" if default in (None, ()) else f"`{text}`", str(field.description))

@@ -12,13 +12,13 @@ import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
+from functions.events.names import CANARY_KEY
 from functions.s3.clients import StorageError, storage_errors
 from functions.s3.objects import unquoted
 from infra.connect import documents
 from infra.doctor.checks import Checkup, NotCheckedError, WrongError
 from infra.doctor.host import HOST, READY
 from infra.doctor.store import BUCKET, FORBIDDEN
-from infra.host.sweep.marker import CANARY_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

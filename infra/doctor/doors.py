@@ -102,7 +102,7 @@ class DoorsLeg:
     def _queue(self) -> str:
         targets = self._targets
         directory = targets.variable("QUEUE_DIR", SURE_TARGET)
-        if targets.variables and not directory:
+        if targets.variable("ENDPOINT", SURE_TARGET) and not directory:  # otherwise the configuration says where
             raise WrongError(
                 f"MinIO keeps nothing: its target {SURE_TARGET} has no queue directory.",
                 f"Set MINIO_NOTIFY_WEBHOOK_QUEUE_DIR_{SURE_TARGET} to a directory that lasts, and restart MinIO.",

@@ -12,6 +12,7 @@ from infra.doctor.doors import DoorsLeg
 from infra.doctor.downloads import DownloadsLeg
 from infra.doctor.host import HostLeg
 from infra.doctor.hosts import HostsLeg
+from infra.doctor.jetstream import JetStreamLeg
 from infra.doctor.rules import RulesLeg
 from infra.doctor.store import BUCKET, StoreLeg
 from infra.doctor.sweepers import SweepersLeg
@@ -35,6 +36,7 @@ def checks_of(
         return (
             *checks,
             Checkup(BUCKET, _no_bucket),
+            *(JetStreamLeg(settings, None).checks() if settings.nats_url else ()),
             *broker.checks(),
             *host.checks(),
             *host.rights(ring),
@@ -48,7 +50,7 @@ def checks_of(
         *rules.checks(),
         *broker.checks(),
         *host.checks(),
-        *DoorsLeg(store, rules, host).checks(),
+        *(JetStreamLeg(settings, rules) if settings.nats_url else DoorsLeg(store, rules, host)).checks(),
         *CanaryLeg(store, rules, host, hosts).checks(),
         *host.rights(ring),
         *DownloadsLeg(settings, store, host, web).checks(),

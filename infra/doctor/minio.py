@@ -31,13 +31,18 @@ _METRIC = re.compile(r'^(minio_notify_target_\w+)\{(?:[^}]*,)?target_id="([^"]*)
 
 @dataclass(frozen=True, slots=True)
 class MinioTargets:
-    """MinIO's webhook targets: by id, `online` or `offline`; and what its environment says of them.
+    """MinIO's webhook and NATS targets: by id, `online` or `offline`; and what its environment says of them.
 
     A target that was set by `mc admin config` has no variables. They hold the tokens, so that nothing shows them.
     """
 
     states: Mapping[str, str]
     variables: Mapping[str, str] = field(repr=False)
+    workers: int = 0
+    """Its event workers (GOMAXPROCS), on the node with the fewest."""
+    nodes: int = 1
+    offline: tuple[str, ...] = ()
+    """The nodes that do not answer the one that was asked."""
 
     def variable(self, name: str, target: str) -> str | None:
         """The value of `MINIO_NOTIFY_WEBHOOK_<name>_<target>`."""
@@ -49,12 +54,19 @@ def look(s3: S3Client) -> MinioTargets:
     document = json.loads(_ask(s3, INFO))
     states: dict[str, str] = {}
     for kind in document.get("services", {}).get("notifications") or ():
-        for one in kind.get("webhook", ()):
+        for one in (*kind.get("webhook", ()), *kind.get("nats", ())):
             states |= {str(name): str(state.get("status", "")).lower() for name, state in one.items()}
     variables: dict[str, str] = {}
-    for server in document.get("servers") or ():
+    servers = document.get("servers") or ()
+    for server in servers:
         variables |= {name: str(value) for name, value in (server.get("minio_env_vars") or {}).items()}
-    return MinioTargets(states, variables)
+    return MinioTargets(
+        states,
+        variables,
+        workers=min((int(server.get("go_max_procs") or 0) for server in servers), default=0),
+        nodes=len(servers),
+        offline=tuple(str(server.get("endpoint")) for server in servers if server.get("state") != ONLINE),
+    )
 
 
 def target_metrics(s3: S3Client, settings: Settings) -> dict[str, dict[str, float]]:

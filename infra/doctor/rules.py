@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from functions.events.names import CANARY_KEY
 from functions.s3 import clients as storage
 from functions.s3.clients import StorageError, storage_errors
 from functions.s3.objects import S3_CONNECT_TIMEOUT_SECONDS, S3_READ_TIMEOUT_SECONDS
 from infra.connect import documents
-from infra.connect.apply import VERSITY, Clients, Plan, Wish, look
+from infra.connect.apply import look
 from infra.connect.documents import FAST_TARGET
-from infra.connect.errors import ConnectError
+from infra.connect.errors import ConnectError, unsupported
+from infra.connect.jetstream import Streams
 from infra.connect.minio import DEFAULT_QUEUE_DIRECTORY, Doors
+from infra.connect.plans import Clients, Plan, Wish
 from infra.connect.sweep import propose
 from infra.doctor import minio
 from infra.doctor.checks import Checkup, NotCheckedError, WrongError
 from infra.doctor.store import BUCKET, FORBIDDEN, TARGETS_SECONDS
-from infra.host.sweep.marker import CANARY_KEY
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs.client import SQSClient
@@ -58,11 +60,13 @@ class RulesLeg:
         settings, bucket = self._store.settings, self._store.bucket
         before = self.before = self._before()
         doors = Doors(self._host_url, self._is_sure_only(before), DEFAULT_QUEUE_DIRECTORY, None)
+        if settings.nats_url:
+            doors = Streams.of(settings, sure_only=doors.sure_only, queue_directory=DEFAULT_QUEUE_DIRECTORY)
         queues = documents.our_queue_names(before)
         wish = Wish(
             bucket=bucket,
             prefixes=self._store.prefixes,
-            targets=doors.targets,
+            doors=doors,
             queue_name=queues[0] if queues else documents.default_queue_name(bucket),
             queue_url=settings.sqs_queue_url,
         )
@@ -72,8 +76,10 @@ class RulesLeg:
             return self._without_rules(error, before, queues)
         if plan.store == "none":
             return self._no_events()
+        if plan.kind.by_hand:
+            return self._without_rules(unsupported(plan.store, plan.kind.title), before, queues)
         if plan.store == "minio":
-            self.names = tuple(arn.split(":")[4] for arn in wish.targets.values())
+            self.names = tuple(arn.split(":")[4] for arn in doors.targets.values())
             self._judge_targets()
         self._judge(plan)
         if plan.store == "sqs" and settings.sqs_queue_url is None and not settings.sweep_seconds:
@@ -85,7 +91,7 @@ class RulesLeg:
         return ", ".join(f"{prefix}*" for prefix in wish.prefixes.values()) + f" → {self._where(plan)}"
 
     def _where(self, plan: Plan) -> str:
-        return ", ".join(self.names) or (plan.queue.name if plan.queue else "")
+        return ", ".join(self.names) or (plan.queue.name if plan.queue else plan.kind.title)
 
     def _before(self) -> dict[str, Any]:
         try:
@@ -160,8 +166,10 @@ class RulesLeg:
             )
         if error.code == "UnsupportedStore":
             self.posts_without_rules = True
-            if error.server == VERSITY:
+            if error.server == "versitygw":
                 words = "Versity Gateway says at its own start where it posts events (VGW_EVENT_WEBHOOK_URL)"
+            elif error.server == "seaweedfs":
+                words = "SeaweedFS's filer has in its notification.toml where it posts events"
             else:
                 words = "this store has neither rules that can be read, nor a queue"
             raise NotCheckedError(f"{words}{'' if sweeps else '. SWEEP_SECONDS would find what it does not tell'}")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_args, overload
 from functions.admin.known import BY_HAND
 from functions.events.dialects import IgnoredReason
 from functions.events.envelopes import Malformed, ObjectCreated
+from functions.events.names import CANARY_KEY
 from functions.events.plan import Fate, Settled, Step, settle_one
 from functions.events.routes import Detection, Routes, Skip, SkipReason, Unread, UnreadLabel, Upload
 from functions.events_log import log
@@ -26,7 +27,6 @@ from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.host.pending import Patience, Pending
 from infra.host.sweep.ledger import SWEEP, Ledger
-from infra.host.sweep.marker import CANARY_KEY
 from infra.host.twins import Twins
 
 SEEN_LIMIT = 50_000
@@ -41,8 +41,10 @@ DOORS = {
     AGAIN: (*Status, *get_args(UnreadLabel)),
     BY_HAND: (*Status, *get_args(UnreadLabel)),
 }
-QUEUE = {"sqs": OUTCOMES}
-ASKING = ("sure", "sqs")
+QUEUES = {"sqs": OUTCOMES, "r2": OUTCOMES}
+JETSTREAM = "nats"
+STREAM = {JETSTREAM: (*OUTCOMES, GAVE_UP)}
+ASKING = ("sure", *QUEUES, JETSTREAM)
 """Who can wait for a moment: for a word whether another host has announced it."""
 SWEPT = {SWEEP: (*OUTCOMES, GAVE_UP)}
 LOG_LINES_PER_KIND = 10
@@ -133,6 +135,11 @@ class Bell:
         """Whether there is a broker; without one nothing is counted, logged or remembered."""
         return self._publisher.configured
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a message would be sent now."""
+        return self._publisher.ready
+
     async def ring(self, steps: Sequence[Step], source: str) -> list[Settled]:
         """Publish what is to be published, and return each step's fate within the patience."""
         settled: asyncio.Future[list[Settled]] = asyncio.get_running_loop().create_future()
@@ -212,6 +219,10 @@ class Bell:
         """Whether this event needs no announcement any more."""
         return identity in self._seen
 
+    def announced_elsewhere(self, identity: bytes) -> None:
+        """Another host has announced it: here it is a repeat."""
+        self._seen.add(identity)
+
     def turn_away(self, source: str) -> None:
         """Count an event that came without a valid token, and say so once a minute: its store may well stay silent."""
         self._telemetry.event(source, UNAUTHORISED)
@@ -259,7 +270,7 @@ class Bell:
             return settle_one(step, None)
         identity = record.identity if isinstance(action, Skip) else action.identity
         # A queue asks again on purpose, perhaps after a person has corrected the broker's rules.
-        if identity in self._seen or (identity in self._refused and source != "sqs"):
+        if identity in self._seen or (identity in self._refused and source not in QUEUES):
             return Settled(step, REPEATED)
         if isinstance(action, Skip):
             self._seen.add(identity)
@@ -327,14 +338,14 @@ class Bell:
             outcome = Outcome(Status.UNCONFIRMED, reason, self._publisher.status.reason_code)
         if outcome.is_transient:
             return self._put_off(step, outcome, source)
-        is_final = outcome.success or source != "sqs"
+        is_final = outcome.success or source not in QUEUES
         return Settled(step, REPEATED) if is_final and not joined.began else settle_one(step, outcome)
 
     def _put_off(self, step: Step, outcome: Outcome | Unread, source: str) -> Settled:
         """Have its source bring it again. A store's queue not for ever: behind it waits whatever else is in there."""
         settled = settle_one(step, outcome)._replace(fate=Fate.RETRIABLE)
-        # SQS goes on with what is behind, and has its own way with what comes back too often.
-        asks_again = source in ("sure", SWEEP)
+        # A queue goes on with what is behind, and has its own way with what comes back too often.
+        asks_again = source in ("sure", SWEEP, JETSTREAM)
         if not asks_again or isinstance(step.action, Skip) or not self.holdups.gives_up(step, step.action, outcome):
             return settled
         self._refused.add(step.action.identity)

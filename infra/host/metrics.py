@@ -193,6 +193,32 @@ class SweepTelemetry:
         self._waiting.set(files)
 
 
+class JetStreamTelemetry:
+    """What is seen of JetStream, where the host takes events from it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register into `registry`."""
+        self._up = Gauge("nats_up", "1 while the host takes events from JetStream.", registry=registry)
+        self._pending = Gauge("nats_consumer_pending", "Events in the stream that no host has yet.", registry=registry)
+        words = "Events that a host has, or that wait to be tried again."
+        self._unsettled = Gauge("nats_consumer_ack_pending", words, registry=registry)
+        words = "Events that were given up, with a copy on the dead-letter subject."
+        self._dead = Counter("nats_dead_letters_total", words, registry=registry)
+
+    def up(self, *, up: bool) -> None:
+        """`nats_up`."""
+        self._up.set(up)
+
+    def consumer(self, pending: int, unsettled: int) -> None:
+        """`nats_consumer_pending`, `nats_consumer_ack_pending`."""
+        self._pending.set(pending)
+        self._unsettled.set(unsettled)
+
+    def dead_letter(self) -> None:
+        """`nats_dead_letters_total`."""
+        self._dead.inc()
+
+
 class _Seen(Collector):
     """What is there only where it is known: a value in place of "unknown" would ring an alarm."""
 

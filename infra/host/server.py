@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -27,15 +29,15 @@ from functions.stored.store import ConfigStore
 from functions.telemetry import logger
 from functions.web.tokens import KeyringError
 from infra.host import systemd
-from infra.host.bell import DOORS, QUEUE, SWEPT, Bell
+from infra.host.bell import DOORS, QUEUES, STREAM, SWEPT, Bell
 from infra.host.broker_settings import Integration
 from infra.host.fleet.service import FleetService
 from infra.host.fleet.stream import Stream
 from infra.host.heap import settle, share_one_heap
 from infra.host.inquiry import Inquiry
 from infra.host.logs import LinkLog, configure_logging
-from infra.host.metrics import PrometheusTelemetry, SweepTelemetry
-from infra.host.poller import LONG_POLL_SECONDS, Poller
+from infra.host.metrics import JetStreamTelemetry, PrometheusTelemetry, SweepTelemetry
+from infra.host.poller import LONG_POLL_SECONDS, PolledQueue, Poller, SqsQueue
 from infra.host.slices import ask_for_short_slices
 from infra.host.sweep.ledger import Ledger
 from infra.host.sweep.listing import Lister
@@ -51,6 +53,9 @@ from infra.host.web.origin import TrustedProxies, is_loopback
 from infra.host.web.server import Server
 from infra.host.web.site import HostSite
 from infra.host.web.tls import Certificate
+
+if TYPE_CHECKING:
+    from infra.host.jetstream.source import JetStreamSource
 
 MAX_DESCRIPTORS = 65_536
 OWN_DESCRIPTORS = 128  # for the broker, the store, the database and the log
@@ -117,7 +122,7 @@ class Host:
             )
         cameras = (LABEL,) if reader is not None else ()
         told = fleet.updates.labels if fleet is not None else tuple
-        sources = DOORS | (QUEUE if settings.sqs_queue_url else {}) | (SWEPT if self._sweeper else {})
+        sources = _sources(settings) | (SWEPT if self._sweeper else {})
         telemetry.watch(lambda: publisher.status.certificate, lambda: integration.database_up)
         tokens = [token.get_secret_value() for token in settings.webhook_tokens]
         entrance = Entrance((*tokens, *downloads.admin_tokens), downloads.keyring.needs_signature)
@@ -155,6 +160,7 @@ class Host:
             ),
         )
         self.publisher = publisher
+        self._telemetry = telemetry
         self._settings = settings
         self._certificate = Certificate.of(settings)
         self._integration = integration
@@ -202,22 +208,36 @@ class Host:
         at_the_end(self._bell.holdups.stop)
         if self._reader is not None:
             at_the_end(self._reader.close)
-        if settings.sqs_queue_url and (self.publisher.configured or settings.database_url is not None):
-            from functions.s3 import clients  # noqa: PLC0415 - boto3 takes half a second, and only the poller needs it
-
-            client = clients.client("sqs", settings, read_timeout_seconds=LONG_POLL_SECONDS + 10.0)
-            poller = Poller(client, settings.sqs_queue_url, self._bell)
-            await poller.start()
-            at_the_end(poller.stop)
+        if self.publisher.configured or settings.database_url is not None:
+            for source in self._fetching():
+                await source.start()
+                at_the_end(source.stop)
         if self._sweeper is not None:
             await self._sweeper.start()
             at_the_end(self._sweeper.stop)
         if settings.bucket and (settings.device_token_keys or settings.admin_tokens or self._reader is not None):
             self._devices.warm_up(self._warm_up)
 
+    def _fetching(self) -> Iterator[Poller | JetStreamSource]:
+        """What fetches events, where stores put them elsewhere than at the doors."""
+        for queue in _queues(self._settings):
+            yield Poller(queue, self._bell)
+        if self._settings.nats_url:
+            from infra.host.jetstream.source import JetStreamSource  # noqa: PLC0415 - NATS' client is for this only
+
+            watched = JetStreamTelemetry(self._telemetry.registry)
+            yield JetStreamSource(self._settings, self._bell, self.publisher, watched)
+
     def _warm_up(self) -> None:
         self._downloads.warm_up(ask_region=True)
         settle()
+
+
+def _sources(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Where events may come from, and what may become of them."""
+    polled = {"sqs": settings.sqs_queue_url, "r2": settings.r2_queue_url}
+    sources = DOORS | {name: QUEUES[name] for name, url in polled.items() if url}
+    return sources | (STREAM if settings.nats_url else {})
 
 
 async def _logged(stop: Callable[[], Awaitable[None]]) -> None:
@@ -248,6 +268,22 @@ def _state(settings: Settings) -> State | None:
         return State.of(settings)
     except StoreUnavailableError as error:
         raise SettingsError((("SWEEP_STATE_FILE", str(error)),)) from None
+
+
+def _queues(settings: Settings) -> Iterator[PolledQueue]:
+    # boto3 takes half a second, and urllib3 some memory: only hosts that poll need them.
+    if settings.sqs_queue_url:
+        from functions.s3 import clients  # noqa: PLC0415 - see above
+
+        client = clients.client("sqs", settings, read_timeout_seconds=LONG_POLL_SECONDS + 10.0)
+        yield SqsQueue(client, settings.sqs_queue_url)
+    if settings.r2_queue_url and settings.r2_queue_token is not None:
+        from infra.host.cloudflare import CloudflareQueue  # noqa: PLC0415 - see above
+        from infra.http_client import Web  # noqa: PLC0415 - see above
+
+        patience_seconds = settings.mqtt_publish_timeout_seconds
+        url, token = settings.r2_queue_url, settings.r2_queue_token
+        yield CloudflareQueue(Web(environment=os.environ), url, token, patience_seconds=patience_seconds)
 
 
 def _migrate(settings: Settings) -> None:

@@ -57,8 +57,9 @@ MINIO = GoProgram("minio", "github.com/minio/minio", "v0.0.0-20260212201848-7aac
 KUSTOMIZE = GoProgram("kustomize", "sigs.k8s.io/kustomize/kustomize/v5", "v5.7.1", (1, 22))
 VERSITYGW = GoProgram("versitygw", "github.com/versity/versitygw/cmd/versitygw", "v1.8.0", (1, 25))
 
-# Installs the package named first; its units, named second, stay off. Debian and Ubuntu start what they install, now
-# and at every boot. 101 is policy-rc.d's "forbidden" (invoke-rc.d(8)). Somebody else's policy stays as it is.
+# Installs the packages named first; their units, named second where there are any, stay off. Debian and Ubuntu start
+# what they install, now and at every boot. 101 is policy-rc.d's "forbidden" (invoke-rc.d(8)). Somebody else's policy
+# stays as it is.
 APT_SCRIPT = """
 guard=/usr/sbin/policy-rc.d
 if [ ! -e "$guard" ]; then
@@ -67,8 +68,8 @@ if [ ! -e "$guard" ]; then
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
-apt-get install -y -qq --no-install-recommends "$1" || exit 1
-if [ -d /run/systemd/system ]; then systemctl --quiet disable $2; fi
+apt-get install -y -qq --no-install-recommends $1 || exit 1
+if [ -n "$2" ] && [ -d /run/systemd/system ]; then systemctl --quiet disable $2; fi
 """
 
 # Debian 12 has no MicroPython. Debian 13's is unpacked here and brings the libraries that it is linked with: nothing
@@ -114,32 +115,37 @@ _PACKAGE_MANAGERS = (
 
 def find_mosquitto() -> Path | None:
     """The broker, which Debian keeps in a directory that users do not have on their PATH."""
-    return _find("mosquitto", _SYSTEM_DIRECTORIES)
+    return find_program("mosquitto", _SYSTEM_DIRECTORIES)
 
 
 def find_mosquitto_passwd() -> Path | None:
     """The broker's password tool, of the same package."""
-    return _find("mosquitto_passwd", (*_SYSTEM_DIRECTORIES, "/opt/homebrew/bin"))
+    return find_program("mosquitto_passwd", (*_SYSTEM_DIRECTORIES, "/opt/homebrew/bin"))
+
+
+def find_nats_server() -> Path | None:
+    """NATS' server, of the package of that name."""
+    return find_program("nats-server", _SYSTEM_DIRECTORIES)
 
 
 def find_minio() -> Path | None:
     """MinIO on the PATH, else the one built into the cache."""
-    return _find(MINIO.name, (str(binary_cache()),))
+    return find_program(MINIO.name, (str(binary_cache()),))
 
 
 def find_versitygw() -> Path | None:
     """Versity Gateway on the PATH, else the one built into the cache."""
-    return _find(VERSITYGW.name, (str(binary_cache()),))
+    return find_program(VERSITYGW.name, (str(binary_cache()),))
 
 
 def find_kustomize() -> Path | None:
     """Kustomize on the PATH, else the one built into the cache."""
-    return _find(KUSTOMIZE.name, (str(binary_cache()),))
+    return find_program(KUSTOMIZE.name, (str(binary_cache()),))
 
 
 def find_micropython() -> Path | None:
     """MicroPython on the PATH, else the one unpacked into the cache."""
-    return _find("micropython", (str(binary_cache()),))
+    return find_program("micropython", (str(binary_cache()),))
 
 
 def binary_cache() -> Path:
@@ -217,13 +223,7 @@ def _build(program: GoProgram, find: Callable[[], Path | None], say: Say) -> Pat
     if found := find():
         say(f"{program.name} is there: {found}")
         return found
-    go = _find("go", _GO_DIRECTORIES)
-    needed = ".".join(map(str, program.needs_go))
-    remedy = f"install Go {needed} or newer (go.dev/dl), then try again"
-    if go is None:
-        raise InstallError(f"{program.name} is built from source, and Go is not here: {remedy}")
-    if (version := _go_version(go)) < OLDEST_GO:
-        raise InstallError(f"{go} is Go {version[0]}.{version[1]}, too old to build {program.name}: {remedy}")
+    go = find_go(program.name, program.needs_go)
     cache = binary_cache()
     cache.mkdir(parents=True, exist_ok=True)
     status, last_words = run_saying(
@@ -235,6 +235,7 @@ def _build(program: GoProgram, find: Callable[[], Path | None], say: Say) -> Pat
     )
     built = cache / program.name
     if status != 0 or not built.exists():
+        remedy = _go_remedy(program.needs_go)
         raise InstallError(f"Go could not build {program.name}:\n{last_words}\nShould Go be too old: {remedy}")
     say(f"{program.name} is built: {built}")
     return built
@@ -267,7 +268,22 @@ def unpack_micropython(say: Say) -> Path:
     return unpacked
 
 
-def _find(name: str, directories: Sequence[str]) -> Path | None:
+def find_go(name: str, needs: tuple[int, int]) -> Path:
+    """The `go` command that builds the program `name`; InstallError says what to install."""
+    go = find_program("go", _GO_DIRECTORIES)
+    if go is None:
+        raise InstallError(f"{name} is built from source, and Go is not here: {_go_remedy(needs)}")
+    if (version := _go_version(go)) < OLDEST_GO:
+        raise InstallError(f"{go} is Go {version[0]}.{version[1]}, too old to build {name}: {_go_remedy(needs)}")
+    return go
+
+
+def _go_remedy(needs: tuple[int, int]) -> str:
+    return f"install Go {needs[0]}.{needs[1]} or newer (go.dev/dl), then try again"
+
+
+def find_program(name: str, directories: Sequence[str] = ()) -> Path | None:
+    """The program on the PATH, else in one of these directories."""
     found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(directories))
     return Path(found) if found else None
 

@@ -11,6 +11,7 @@ from tests.chaos import broker_faults as broker
 from tests.chaos import credential_faults as credentials
 from tests.chaos import freeze_faults as freeze
 from tests.chaos import host_faults as host
+from tests.chaos import jetstream_faults as jetstream
 from tests.chaos import link_faults as link
 from tests.chaos import queue_faults as queue
 from tests.chaos import settings_faults as settings
@@ -20,7 +21,7 @@ from tests.chaos import sweep_faults as sweep
 from tests.chaos.verdict import Verdict
 from tests.chaos.world import Profile, World
 
-Family = Literal["broker", "link", "credentials", "host", "store", "sweep", "queue", "freeze", "control"]
+Family = Literal["broker", "link", "credentials", "host", "store", "sweep", "queue", "jetstream", "freeze", "control"]
 Expectation = Literal["nothing missing", "a loss"]
 
 FAMILIES: dict[Family, str] = {
@@ -31,6 +32,7 @@ FAMILIES: dict[Family, str] = {
     "store": "The store",
     "sweep": "The sweep: what no event tells",
     "queue": "The queue (SQS)",
+    "jetstream": "JetStream between store and hosts",
     "freeze": "A frozen function",
     "control": "Control: the safety is switched off",
 }
@@ -412,6 +414,42 @@ _ROWS = (
         queue.lose_broker,
         queue.function_with_short_visibility,
         long=LONG_SQS,
+    ),
+    Scenario(
+        "jetstream-killed",
+        "jetstream",
+        "nats-server is killed (SIGKILL), and started again over its directory",
+        jetstream.kill_nats,
+        jetstream.JetStreamWorld,
+    ),
+    Scenario(
+        "jetstream-frozen",
+        "jetstream",
+        "nats-server is stopped (SIGSTOP) and goes on later",
+        jetstream.freeze_nats,
+        jetstream.JetStreamWorld,
+    ),
+    Scenario(
+        "jetstream-no-consumer",
+        "jetstream",
+        "the durable consumer is deleted",
+        jetstream.delete_consumer,
+        jetstream.JetStreamWorld,
+        short=Load(60, 20, 2),
+    ),
+    Scenario(
+        "jetstream-broker-killed",
+        "jetstream",
+        "Mosquitto is killed (SIGKILL), and started again over the sessions on its disk",
+        broker.kill_broker,
+        jetstream.JetStreamWorld,
+    ),
+    Scenario(
+        "jetstream-hosts",
+        "jetstream",
+        "two hosts share a stream; one is killed (SIGKILL), later the other one stopped (SIGTERM)",
+        host.update_hosts_in_turn,
+        jetstream.TwoHostsAtOneStream,
     ),
     Scenario(
         "freeze-long",

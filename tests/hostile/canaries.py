@@ -89,6 +89,7 @@ CANARIES: dict[str, tuple[str, ...]] = {
     "encryption_keys": tuple(base64.urlsafe_b64encode(word(f"fernet {n}", 32).encode()).decode() for n in (1, 2)),
     "aws_secret_access_key": (word("aws_secret_access_key"),),
     "aws_session_token": (word("aws_session_token", 64),),
+    "r2_queue_token": (word("r2_queue_token"),),
 }
 STORED_PASSWORD = word("stored password")
 

@@ -108,6 +108,11 @@ ODD_TEXTS = st.one_of(
             "aws.s3",
             "minio:s3",
             "ceph:s3",
+            "PutObject",
+            "OBJECT_CREATED_PUT",
+            "b2:ObjectCreated:Upload",
+            "/buckets/devices/assets/x",
+            "/buckets/.system/x",
         ]
     ),
 )
@@ -185,6 +190,8 @@ NAMES = [
     *("Records", "eventName", "eventSource", "eventTime", "s3", "bucket", "name", "object", "key", "size", "eTag"),
     *("versionId", "sequencer", "body", "messageId", "Sns", "Message", "Type", "Event", "Bucket", "specversion"),
     *("data", "data_base64", "detail-type", "detail", "reason", "time"),
+    *("events", "eventType", "bucketName", "objectName", "account", "action", "event_type", "message"),
+    *("old_entry", "new_entry", "new_parent_path", "attributes", "extended", "chunks", "is_directory"),
 ]
 
 

@@ -58,6 +58,7 @@ def everything(**changes: str) -> dict[str, str]:
         "PUBLIC_BASE_URL": "http://127.0.0.1:2",
         "AWS_ENDPOINT_URL": "http://127.0.0.1:3",
         "AWS_ACCESS_KEY_ID": "AKIA",
+        "R2_QUEUE_URL": "http://127.0.0.1:4/accounts/a/queues/q",
         **environment(*CANARIES),
         **changes,
     }

@@ -35,7 +35,9 @@ from tests.hostile.searching import (
     written,
 )
 
-DOCUMENTS = [json.loads(file.read_bytes()) for file in sorted((Path(__file__).parents[1] / "events").glob("*.json"))]
+EVENTS = Path(__file__).parents[1] / "events"
+SEAWEEDFS = [one for file in sorted(EVENTS.glob("seaweedfs/*.json")) for one in json.loads(file.read_bytes())]
+DOCUMENTS = [json.loads(file.read_bytes()) for file in sorted(EVENTS.glob("*.json"))] + SEAWEEDFS
 ROUTES = Routes(events_prefix="events/", bucket=None)
 DEVICE_FOLDER = "/srv/device"
 
@@ -45,6 +47,19 @@ REMOVALS = [one for one in DOCUMENTS if all(isinstance(r, Ignored) and r.reason 
 UPLOADS = [one for one in RECORDS if [type(record) for record in parse(one)] == [ObjectCreated]]
 VITAL = frozenset({"Records", 0, "s3", "bucket", "object", "key", "name", "eventName", "eventSource"})
 """The names on the way to what says which file it is."""
+
+
+# Forms that are not S3's: an upload, and the names on the way to what says which file it is.
+OTHERS = [one for one in DOCUMENTS if {"events", "action", "event_type"} & one.keys()]
+OTHER_UPLOADS = [one for one in OTHERS if [type(record) for record in parse(one)] == [ObjectCreated]]
+OTHER_VITAL = frozenset(
+    {
+        *("events", 0, "eventType", "eventName", "bucketName", "objectName"),
+        *("account", "action", "bucket", "object", "key"),
+        *("event_type", "message", "new_entry", "old_entry", "new_parent_path", "name", "extended"),
+        "Seaweed-X-Amz-Version-Id",
+    }
+)
 
 
 def judge(steps: tuple[Step, ...]) -> None:
@@ -227,10 +242,17 @@ def test_a_removal_stays_silent_whatever_else_it_says(data: st.DataObject) -> No
     """As long as its name says that something was removed, nobody is rung for."""
     document = one_of(data.draw, REMOVALS)
     for _ in range(data.draw(st.integers(1, 5))):
-        inner = [path for path in paths(document) if {"s3", "detail"} & set(path)]
+        inner = [path for path in paths(document) if _is_beside_the_word(path)]
         if inner:
             document = changed(data.draw, document, data.draw(st.sampled_from(inner)), DOCUMENTS)
     assert all(isinstance(step.action, Skip) for step in plan(document, ROUTES))
+
+
+def _is_beside_the_word(path: tuple[str | int, ...]) -> bool:
+    """Whether a change there leaves the word that says what has happened."""
+    if path[:1] == ("events",):
+        return len(path) > 2 and path[2] not in {"eventType", "eventName"}
+    return bool({"s3", "detail"} & set(path)) or (len(path) > 1 and path[0] == "object") or path[1:2] == ("old_entry",)
 
 
 NAMES_OF_FILES = st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=40).filter(
@@ -259,6 +281,43 @@ def test_the_right_file_is_named_whatever_the_rest_of_its_record_says(data: st.D
     if isinstance(step.record, Ignored):
         assert step.record.reason == "not_content", "moto's word for a part of an upload"
         assert record["eventSource"] == "aws:s3"
+        return
+    assert isinstance(step.action, Upload)
+    assert step.action.filename == name
+    judge((step,))
+
+
+def named(document: dict[str, Any], key: str) -> None:
+    """Have a document of another form tell of that key."""
+    if "events" in document:
+        (event,) = document["events"]
+        if "objectName" in event:
+            event["objectName"] = key
+        else:
+            event["object"]["key"] = key
+    elif "action" in document:
+        document["object"]["key"] = key
+    else:
+        message = document["message"]
+        entry = message["new_entry"]
+        version = entry["name"] if ".versions/" in document["key"] else ""
+        path = f"/buckets/devices/{key}" + (f".versions/{version}" if version else "")
+        message["new_parent_path"], _, entry["name"] = path.rpartition("/")
+        document["key"] = path
+
+
+@tries(300)
+@given(st.data(), NAMES_OF_FILES)
+def test_the_right_file_is_named_in_every_other_form(data: st.DataObject, name: str) -> None:
+    """SeaweedFS, Backblaze B2, Cloudflare R2, Tigris: whatever the rest of the document says."""
+    document = one_of(data.draw, OTHER_UPLOADS)
+    named(document, f"assets/{name}")
+    for _ in range(data.draw(st.integers(0, 5))):
+        others = [path for path in paths(document) if path and path[-1] not in OTHER_VITAL]
+        document = replaced(document, data.draw(st.sampled_from(others)), data.draw(LEAVES))
+    (step,) = plan(document, ROUTES)
+    if isinstance(step.record, Ignored):
+        assert "old_entry" in document["message"], "the entry and the one before have become alike"
         return
     assert isinstance(step.action, Upload)
     assert step.action.filename == name

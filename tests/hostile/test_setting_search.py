@@ -90,6 +90,8 @@ EXAMPLES: dict[str, list[str]] = {
     "url_ttl_seconds": ["60", "604800"],
     "device_requests_per_minute": ["0", "60000"],
     "sqs_queue_url": [*HTTP, "https://sqs.us-east-1.amazonaws.com/1/q"],
+    "r2_queue_url": [f"{url}/client/v4/accounts/a1/queues/b2" for url in HTTP] + ["https://h/accounts/../queues/x"],
+    "r2_queue_token": [CANARY, "t", "two words", "é"],
     "sweep_seconds": ["0", "2", "604800", "1.5"],
     "sweep_grace_seconds": ["0", "10", "86401"],
     "sweep_rings_per_second": ["1", "0"],
@@ -99,6 +101,17 @@ EXAMPLES: dict[str, list[str]] = {
     "fleet_accept_unknown": ["off", "on"],
     "fleet_retention_days": ["1", "90"],
     "sweep_state_file": ["/var/lib/bucketbell/sweep.db", "s", "x" * 5000],
+    "nats_url": ["nats://n", "nats://a,nats://b:1", "tls://[::1]:4222", f"nats://u:{CANARY}@n", "nats://a,tls://b"],
+    "nats_stream": ["bucketbell", "A-b_1", "a.b", "x" * 65],
+    "nats_consumer": ["bucketbell", "a b"],
+    "nats_username": ["u", "u" * 70_000],
+    "nats_password": ["p", " p ", CANARY],
+    "nats_token": ["t", CANARY],
+    "nats_creds_file": ["/etc/hostname", "nowhere"],
+    "nats_nkey_file": ["/etc/hostname", "/"],
+    "nats_ca_file": ["/etc/hostname", "nowhere"],
+    "nats_cert_file": ["/etc/hostname", "/dev/null"],
+    "nats_key_file": ["/etc/hostname", "/dev/null"],
     "log_level": ["DEBUG", "INFO", "debug"],
     "aws_endpoint_url": HTTP,
     "aws_endpoint_url_s3": HTTP,
@@ -117,7 +130,13 @@ EXAMPLES: dict[str, list[str]] = {
 
 FILES = {"MQTT_CERT_FILE": "/etc/hostname", "MQTT_KEY_FILE": "/etc/hostname"}
 HOST_FILES = {"HOST_CERT_FILE": "/etc/hostname", "HOST_KEY_FILE": "/etc/hostname"}
+NATS_FILES = {"NATS_CERT_FILE": "/etc/hostname", "NATS_KEY_FILE": "/etc/hostname"}
+NATS_LOGIN = {"NATS_USERNAME": "u", "NATS_PASSWORD": "p"}
 NEEDS = {
+    "nats_username": NATS_LOGIN,
+    "nats_password": NATS_LOGIN,
+    "nats_cert_file": NATS_FILES,
+    "nats_key_file": NATS_FILES,
     "mqtt_password": {"MQTT_USERNAME": "u"},
     "mqtt_cert_file": FILES,
     "mqtt_key_file": FILES,
@@ -127,14 +146,19 @@ NEEDS = {
     "mqtt_key_pem": {"MQTT_CERT_PEM": PEM},
     "events_prefix": {"BUCKET": "b"},
     "sweep_seconds": {"BUCKET": "b"},
+    "r2_queue_url": {"R2_QUEUE_TOKEN": "t"},
+    "r2_queue_token": {"R2_QUEUE_URL": "https://h/accounts/a/queues/q"},
 }
 
 # Of which the first is named where they do not fit together.
 PARTNERS = {
+    "NATS_PASSWORD": "NATS_USERNAME",
+    "NATS_KEY_FILE": "NATS_CERT_FILE",
     "MQTT_KEY_FILE": "MQTT_CERT_FILE",
     "MQTT_KEY_PEM": "MQTT_CERT_PEM",
     "HOST_KEY_FILE": "HOST_CERT_FILE",
     "ASSETS_PREFIX": "CONFIGS_PREFIX",
+    "R2_QUEUE_TOKEN": "R2_QUEUE_URL",
 }
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # huge values are the point
 

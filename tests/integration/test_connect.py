@@ -6,6 +6,7 @@ import re
 import shlex
 import socket
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,16 +15,23 @@ from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 import typer
+from minio.credentials.providers import StaticProvider
+from minio.minioadmin import MinioAdmin
 from typer.testing import CliRunner, Result
 
 from infra.commands.connect import EPILOG, connect
+from infra.connect import minio_admin
+from infra.connect.minio import Doors
 from infra.local.install import find_minio, find_versitygw
+from infra.local.process import free_port
 from infra.local.stores import Minio, MotoServer, Store, VersityGateway
 from tests.conftest import missing
+from tests.fakes.rgw import ARN, Rgw, rgw
+from tests.hosts import eventually
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 DELIVERY_DEADLINE_SECONDS = PATIENCE_SECONDS
@@ -33,7 +41,7 @@ FOREIGN_TARGET = {
     "MINIO_NOTIFY_WEBHOOK_ENABLE_OTHER": "on",
     "MINIO_NOTIFY_WEBHOOK_ENDPOINT_OTHER": "http://127.0.0.1:9/other",
 }
-OUR_IDS = [f"bucketbell-{door}-{what}" for door in ("fast", "sure") for what in ("configs", "assets")]
+OUR_IDS = [f"bucketbell-{door}-{what}" for door in ("fast", "sure") for what in ("configs", "assets", "canary")]
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command(epilog=EPILOG)(connect)
@@ -135,12 +143,13 @@ def test_minio_is_set_up_by_connects_own_words(
     assert "restart MinIO with them, then run this again" in refused.stderr
     assert rules(minio) == {}
 
-    lines = lines_of(refused)
+    lines = {name: value for name, value in lines_of(refused).items() if "MINIO" in name or name == "GOMAXPROCS"}
     assert lines["GOMAXPROCS"] == "64"
     minio.environment = {**FOREIGN_TARGET, **lines}
     minio.restart()
     accepted = run(minio, *options)
-    assert {name: value for name, value in lines_of(accepted).items() if name in lines} == lines
+    assert not lines.keys() & lines_of(accepted).keys()
+    assert "Nothing is left to do." in accepted.stdout
     assert lines_of(accepted)["SWEEP_SECONDS"] == "300"
     ours = rules(minio)["QueueConfigurations"]
     assert [rule["Id"] for rule in ours] == OUR_IDS
@@ -220,11 +229,11 @@ def test_minio_keeps_foreign_rules_and_a_second_run_changes_nothing(minio: Minio
 
     strict = run(minio, "--sure-only")
     assert "MINIO_API_SYNC_EVENTS=on" in strict.stdout
-    assert [rule["Id"] for rule in rules(minio)["QueueConfigurations"]] == ["theirs", "", *OUR_IDS[2:]]
+    assert [rule["Id"] for rule in rules(minio)["QueueConfigurations"]] == ["theirs", "", *OUR_IDS[3:]]
 
     document = json.loads(run(minio, "--remove", "--json").stdout)
     assert document["changed"] is True
-    assert len(document["rules"]["removed"]) == 2
+    assert len(document["rules"]["removed"]) == 3
     assert rules(minio) == before
     assert "Nothing to change" in run(minio, "--remove").stdout
 
@@ -290,6 +299,7 @@ def test_sqs_is_set_up_and_an_upload_arrives_in_the_queue(moto: MotoServer, run:
     assert [(rule["Id"], set(rule["Events"])) for rule in connected["QueueConfigurations"]] == [
         ("bucketbell-queue-configs", EVENTS),
         ("bucketbell-queue-assets", EVENTS),
+        ("bucketbell-queue-canary", EVENTS),
     ]
 
     s3.put_object(Bucket="firmware", Key="elsewhere/x", Body=b"x")
@@ -334,7 +344,7 @@ def test_sqs_keeps_foreign_rules_and_policies(moto: MotoServer, run: Run) -> Non
     assert "no dead-letter queue" in said.stdout
     after = rules(moto)
     assert after["QueueConfigurations"][0] == before["QueueConfigurations"][0]
-    assert len(after["QueueConfigurations"]) == 3
+    assert len(after["QueueConfigurations"]) == 4
     assert after["TopicConfigurations"] == before["TopicConfigurations"]
 
     run(moto, "--remove")
@@ -415,7 +425,7 @@ def test_a_region_is_named_where_the_store_cannot_be_set_up(versitygw: VersityGa
     """The reason why it cannot is the true one, not the region's."""
     versitygw.client().create_bucket(Bucket="firmware")
     refused = run(versitygw, expect=1, S3_REGION="eu-central-1")
-    assert "is not MinIO" in refused.output
+    assert "Versity Gateway does not let connect set up its notifications" in refused.output
     assert "Bad Request" not in refused.output
 
 
@@ -425,16 +435,16 @@ def test_a_store_with_neither_is_told_so(tmp_path: Path, run: Run) -> None:
     with VersityGateway(tmp_path / "versity") as store:
         store.client().create_bucket(Bucket="firmware")
         result = run(store, expect=1)
-    assert "not MinIO" in result.stderr
+    assert "Versity Gateway does not let connect set up its notifications" in result.stderr
     assert (
-        "VGW_EVENT_WEBHOOK_URL=http://bucketbell:<the first of WEBHOOK_TOKENS>@127.0.0.1:8080/events" in result.stderr
+        "VGW_EVENT_WEBHOOK_URL=http://bucketbell:<the first of WEBHOOK_TOKENS>@127.0.0.1:8080/events" in result.stdout
     )
     assert TOKEN not in result.output
     assert lines_of(result)["SWEEP_SECONDS"] == "60"
 
 
 @contextmanager
-def store_with(rules: str, directory: Path) -> Iterator[tuple[Store, list[str]]]:
+def store_with(rules: str, directory: Path, server: str = "") -> Iterator[tuple[Store, list[str]]]:
     """A store that answers every GET with these rules (XML), and the bodies that were PUT to it."""
     body = f"<NotificationConfiguration>{rules}</NotificationConfiguration>".encode()
     writes: list[str] = []
@@ -453,14 +463,17 @@ def store_with(rules: str, directory: Path) -> Iterator[tuple[Store, list[str]]]
             self.end_headers()
             self.wfile.write(body)
 
+        def version_string(self) -> str:
+            return server
+
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
-        yield MotoServer(directory, port=server.server_port), writes  # never started: it stands for the address
-        server.shutdown()
+        yield MotoServer(directory, port=http.server_port), writes  # never started: it stands for the address
+        http.shutdown()
         thread.join(5)
 
 
@@ -484,7 +497,7 @@ def test_rules_of_every_kind_are_written_back(run: Run, tmp_path: Path) -> None:
         run(store, "--store", "minio")
     (written,) = writes
     assert [part for part in theirs if part not in written] == []
-    assert written.count("<Id>bucketbell-") == 4
+    assert written.count("<Id>bucketbell-") == 6
 
     inner = written.partition(">")[2].removesuffix("</NotificationConfiguration>")
     with store_with(inner, tmp_path) as (store, writes):
@@ -554,7 +567,6 @@ def store_that_lists(
         ((501, "NotImplemented"), ""),
         ((405, "MethodNotAllowed"), ""),
         ((400, "NotImplemented"), ""),
-        ((501, "NotImplemented"), "SeaweedFS 30GB 4.53"),
     ],
 )
 def test_a_store_without_events_needs_the_sweep_and_nothing_else(
@@ -623,3 +635,245 @@ def test_what_the_sweep_costs_is_told_for_each_store(minio: Minio, moto: MotoSer
         document = json.loads(run(store, "--create", "--dry-run", "--json", SWEEP_SECONDS="60").stdout)
         assert document["sweep"] | {"objects": 3, "set_seconds": 60, "list_calls_a_month": 86_400} == document["sweep"]
         assert "SWEEP_SECONDS" not in run(store, "--remove", "--dry-run").output
+
+
+@pytest.fixture
+def seaweedfs(tmp_path: Path) -> Iterator[Store]:
+    """What answers as SeaweedFS does: no rules, and its name."""
+    with store_with("", tmp_path, server="SeaweedFS 30GB 4.53") as (store, writes):
+        yield store
+    assert writes == []
+
+
+def test_seaweedfs_gets_a_whole_notification_toml(seaweedfs: Store, run: Run) -> None:
+    """The file is complete, TOML, and holds the token only when asked to; there is something to do, so exit 1."""
+    told = run(seaweedfs, "--host-url", "http://host:8080", expect=1, CONFIGS_PREFIX='con"figs/')
+    assert TOKEN not in told.output
+    assert "SeaweedFS does not let connect set up its notifications" in told.stderr
+    assert "four times in 21 s" in told.stdout
+    assert lines_of(told)["SWEEP_SECONDS"] == "60"
+    told = run(seaweedfs, "--host-url", "http://host:8080", "--show-token", expect=1, CONFIGS_PREFIX='con"figs/')
+    (text,) = re.findall(r"^\[notification\.webhook\]\n.*?\n\n", told.stdout, re.DOTALL | re.MULTILINE)
+    assert tomllib.loads(text)["notification"]["webhook"] == {
+        "enabled": True,
+        "endpoint": "http://host:8080/events",
+        "bearer_token": TOKEN,
+        "event_types": ["create", "update", "rename"],
+        "path_prefixes": [f"/buckets/firmware/{prefix}" for prefix in ('con"figs/', "assets/", ".bucketbell/canary")],
+    }
+
+
+def test_rustfs_is_told_by_its_own_names(run: Run, tmp_path: Path) -> None:
+    """The lines and the rules are RustFS's: its variables, its targets in lower case, and no target to configure."""
+    with store_with("", tmp_path) as (store, writes):
+        told = run(store, "--store", "rustfs", "--host-url", "http://host:8080")
+        assert "cannot be configured from here" in run(store, "--store", "rustfs", "--configure", expect=1).stderr
+    assert writes[0].count("<Queue>arn:rustfs:sqs::bucketbellsure:webhook</Queue>") == 3
+    lines = lines_of(told)
+    assert lines["RUSTFS_OUTBOUND_ALLOW_ORIGINS"] == "http://host:8080"
+    assert lines["RUSTFS_NOTIFY_WEBHOOK_ENDPOINT_BUCKETBELLFAST"] == "http://host:8080/events/fast"
+    assert "RustFS's environment needs these lines" in told.stdout
+    assert TOKEN not in told.output
+    assert not [name for name in lines if "MINIO" in name or name == "GOMAXPROCS"]
+
+
+@pytest.fixture
+def ceph(tmp_path: Path) -> Iterator[tuple[Store, Rgw]]:
+    """Ceph RGW's answers, and what it knows."""
+    with rgw() as store:
+        address = MotoServer(tmp_path, port=int(store.endpoint_url.rpartition(":")[2]))  # never started
+        yield address, store
+
+
+CEPH_IDS = {f"bucketbell-sure-{what}" for what in ("configs", "assets", "canary")}
+
+
+def test_ceph_gets_a_persistent_topic_and_rules(ceph: tuple[Store, Rgw], run: Run) -> None:
+    """Bucket, topic and rules are made; a second run changes nothing; nothing is left to do, and no token is shown."""
+    address, store = ceph
+    assert "--create" in run(address, expect=1).stderr
+    run(address, "--create", "--dry-run")
+    assert (store.buckets, store.topics) == ({}, {})
+
+    odd = "a+token/of-the&tests-0123456789"
+    done = run(address, "--create", "--host-url", "http://host:8080", WEBHOOK_TOKENS=odd)
+    assert "Nothing is left to do." in done.stdout
+    assert "events?token=<the first of WEBHOOK_TOKENS>" in done.stdout
+    assert odd not in done.output
+    assert quote(odd, safe="") not in done.output
+    (topic,) = store.topics.values()
+    assert topic["push-endpoint"] == f"http://host:8080/events?token={quote(odd, safe='')}"
+    assert topic["persistent"] == "true"
+    assert store.buckets["firmware"].keys() == CEPH_IDS
+    assert "ObjectRemoved" not in "".join(store.buckets["firmware"].values())
+    again = run(address, "--host-url", "http://host:8080", WEBHOOK_TOKENS=odd)
+    assert "Nothing to change" in again.stdout
+    assert lines_of(again)["SWEEP_SECONDS"] == "60"
+
+
+def test_ceph_learns_of_a_changed_token_and_keeps_the_rules_of_others(ceph: tuple[Store, Rgw], run: Run) -> None:
+    """Rules hold what their topic was: they are put again. Ours go one by one, and the topic with them."""
+    address, store = ceph
+    run(address, "--create")
+    store.topics["theirs"] = {"push-endpoint": "http://theirs"}
+    theirs = {
+        "Id": "theirs",
+        "TopicArn": f"{ARN}theirs",
+        "Events": ["s3:ObjectRemoved:*"],
+    }
+    address.client().put_bucket_notification_configuration(
+        Bucket="firmware", NotificationConfiguration={"TopicConfigurations": [theirs]}
+    )
+    changed = run(address, WEBHOOK_TOKENS="another-token-0123456789", ASSETS_PREFIX="files/")
+    assert "set the topic bucketbell-firmware" in changed.stdout
+    assert {store.posts[one] for one in CEPH_IDS} == {"http://127.0.0.1:8080/events?token=another-token-0123456789"}
+    assert "files/" in store.buckets["firmware"]["bucketbell-sure-assets"]
+    run(address, "--remove")
+    assert store.buckets["firmware"].keys() == {"theirs"}
+    assert store.topics.keys() == {"theirs"}
+    assert "Nothing to change" in run(address, "--remove").stdout
+
+
+@contextmanager
+def listening(url: str) -> Iterator[None]:
+    """Somebody takes connections at this address, and answers nothing."""
+    place = urlsplit(url)
+    with socket.create_server((str(place.hostname), int(place.port or 0))):
+        yield
+
+
+def uptime_seconds(store: Store) -> int:
+    """How long MinIO has run, as it says itself."""
+    return int(json.loads(admin_of(store).info())["servers"][0]["uptime"])
+
+
+def admin_of(store: Store) -> MinioAdmin:
+    """A client of MinIO's admin API."""
+    keys = StaticProvider(store.access_key, store.secret_key)
+    address = store.endpoint_url.removeprefix("http://")
+    return MinioAdmin(endpoint=address, credentials=keys, region=store.region, secure=False)
+
+
+def configured(store: Store) -> str:
+    """MinIO's webhook targets, as it runs with them."""
+    return admin_of(store).config_get("notify_webhook")
+
+
+def test_configure_does_it_all_and_undoes_it(
+    minio: Minio, run: Run, doors: tuple[str, Queue[Post]], tmp_path: Path
+) -> None:
+    """Targets, restart and rules in one run; the next changes nothing; a new token is set; removing leaves nothing."""
+    url, posts = doors
+    queue_directory = tmp_path / "event queue"
+    options = ["--configure", "--host-url", url, "--queue-dir", str(queue_directory)]
+    shown = run(minio, "--create", "--dry-run", *options)
+    assert "restart MinIO" in shown.stdout
+    assert "BUCKETBELL" not in configured(minio)
+
+    done = run(minio, "--create", *options)
+    assert TOKEN not in shown.output + done.output
+    assert {name for name in lines_of(done) if "MINIO" in name or "GO" in name} == {"MINIO_SYNC_BOOT", "GOMAXPROCS"}
+    assert "Still to do: MinIO's environment needs these lines" in done.stdout
+    assert [rule["Id"] for rule in rules(minio)["QueueConfigurations"]] == OUR_IDS
+    minio.client().put_object(Bucket="firmware", Key="assets/app.bin", Body=b"x")
+    minio.client().put_object(Bucket="firmware", Key=".bucketbell/canary", Body=b"x")
+    came = collect(posts, 4)
+    assert {post.authorization for post in came} == {f"Bearer {TOKEN}"}
+    assert sorted((post.path, post.document["Key"]) for post in came) == [
+        (path, f"firmware/{key}")
+        for path in ("/events", "/events/fast")
+        for key in (".bucketbell/canary", "assets/app.bin")
+    ]
+    assert queue_directory.is_dir()
+
+    before = uptime_seconds(minio)
+    assert "Nothing to change" in run(minio, *options).stdout
+    assert uptime_seconds(minio) >= before
+
+    changed = json.loads(run(minio, *options, "--json", WEBHOOK_TOKENS="another-token-0123456789").stdout)
+    assert changed["steps"][:2] == [f"set MinIO's target BUCKETBELL{door}: its token" for door in ("SURE", "FAST")]
+    minio.client().put_object(Bucket="firmware", Key="assets/more.bin", Body=b"x")
+    assert {post.authorization for post in collect(posts, 2)} == {"Bearer another-token-0123456789"}
+
+    gone = run(minio, "--remove", "--configure")
+    assert "Nothing is left to do." in gone.stdout
+    assert rules(minio) == {}
+    assert "BUCKETBELL" not in configured(minio)
+    assert "Nothing to change" in run(minio, "--remove", "--configure").stdout
+
+
+def test_configure_says_what_is_in_the_way(
+    minio: Minio, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No host, no directory, no right, no answer after the restart, a bucket that needs the targets: each is named."""
+    host = f"http://127.0.0.1:{free_port()}"
+    options = ["--create", "--configure", "--host-url", host]
+    refused = run(minio, *options, "--queue-dir", str(tmp_path / "q"), expect=1)
+    assert f"MinIO does not reach the host at {host}" in refused.stderr
+    assert "Start the host" in refused.stderr
+    assert "BUCKETBELL" not in configured(minio)
+
+    admin = admin_of(minio)
+    admin.user_add("mere-user", "mere-users-secret")
+    admin.policy_set("readwrite", "mere-user")
+    mere = {"AWS_ACCESS_KEY_ID": "mere-user", "AWS_SECRET_ACCESS_KEY": "mere-users-secret"}
+    allowed = ["s3:*", "admin:ServerInfo"]  # enough to look, not to set
+    told = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": [one]} for one in allowed]}
+    told["Statement"][0]["Resource"] = ["arn:aws:s3:::*"]  # type: ignore[index]  # a dict of its own
+    policy = tmp_path / "looker.json"
+    policy.write_text(json.dumps(told))
+    refused = run(minio, *options, expect=1, **mere)
+    assert "admin:ServerInfo" in refused.stderr
+    admin.policy_add("looker", str(policy))
+    admin.policy_set("looker", "mere-user")
+    refused = run(minio, *options, expect=1, **mere)
+    assert "This key may not administer MinIO" in refused.stderr
+    assert "without --configure" in refused.stderr
+
+    with listening(host):
+        refused = run(minio, *options, "--queue-dir", "/proc/nowhere", expect=1)
+        assert "MinIO cannot write the directory for its queue" in refused.stderr
+        assert "--queue-dir" in refused.stderr
+        assert "BUCKETBELL" not in configured(minio)
+
+        monkeypatch.setattr(minio_admin, "RESTART_SECONDS", 0.0)
+        refused = run(minio, *options, "--queue-dir", str(tmp_path / "q"), expect=1)
+        assert "MinIO was told to restart, and is not back after 0 s" in refused.stderr
+        monkeypatch.undo()
+        eventually(lambda: minio.is_ready() and "BUCKETBELLSURE" in configured(minio))
+        assert rules(minio) == {}
+        again = run(minio, *options, "--queue-dir", str(tmp_path / "q"))
+        assert "Waiting for MinIO" not in again.stdout  # it runs with the targets: there is no second restart
+        assert [rule["Id"] for rule in rules(minio)["QueueConfigurations"]] == OUR_IDS
+
+        minio.client().create_bucket(Bucket="second")
+        run(minio, *options[1:], "--queue-dir", str(tmp_path / "q"), "--bucket", "second")
+        run(minio, "--remove", "--configure")  # the other bucket's rules name them
+        assert "BUCKETBELLFAST" in configured(minio)
+        assert "BUCKETBELLSURE" in configured(minio)
+
+
+def test_what_minios_environment_says_wins(run: Run, tmp_path: Path) -> None:
+    """A variable that says otherwise is named; with the right ones, there is nothing to set and nothing left to do."""
+    find_minio() or missing("minio", "`make minio`")
+    host = f"http://127.0.0.1:{free_port()}"
+    lines = Doors(host, sure_only=False, queue_directory=str(tmp_path / "q"), token=TOKEN).environment()
+    name = "MINIO_NOTIFY_WEBHOOK_ENDPOINT_BUCKETBELLSURE"
+    options = ["--create", "--configure", "--host-url", host, "--queue-dir", str(tmp_path / "q")]
+    with Minio(tmp_path / "minio", environment={**lines, name: "http://127.0.0.1:9/other"}) as store:
+        refused = run(store, *options, expect=1)
+        assert (
+            "MinIO's environment says otherwise, and wins: MINIO_NOTIFY_WEBHOOK_ENDPOINT_BUCKETBELLSURE."
+            in refused.stderr
+        )
+        assert TOKEN not in refused.output
+        assert "MINIO_NOTIFY_WEBHOOK_ENDPOINT_BUCKETBELLSURE" in lines_of(
+            run(store, "--create", *options[2:], "--dry-run")
+        )
+        store.environment = lines
+        store.restart()
+        done = run(store, *options)
+        assert "Waiting for MinIO" not in done.stdout
+        assert "Nothing is left to do." in done.stdout
+        refused = run(store, *options, expect=1, WEBHOOK_TOKENS="another-token-0123456789")
+        assert "MINIO_NOTIFY_WEBHOOK_AUTH_TOKEN_BUCKETBELLSURE" in refused.stderr

@@ -320,6 +320,30 @@ def test_the_brokers_own_words_are_kept(certificates: Certificates) -> None:
         assert "MQTT_CERT_FILE" in failure.reason
 
 
+IOT_CORE = "a1b2c3-ats.iot.eu-central-1.amazonaws.com"
+ASKS_FOR_POLICY = "attached to a policy that allows iot:Connect for client id bell-*?"
+
+
+@pytest.mark.parametrize(
+    "behaviour", [Behaviour(connack_reason=0x87), Behaviour(raw_answer=b"")], ids=["refuses", "closes"]
+)
+@pytest.mark.parametrize("host", [IOT_CORE, f"{IOT_CORE}.cn", "b-1.mq.eu-central-1.amazonaws.com"])
+def test_aws_iot_core_hints_at_the_certificates_policy(
+    certificates: Certificates, behaviour: Behaviour, host: str
+) -> None:
+    """Whether it refuses or closes; not another broker of AWS, and not to whom a user name was given."""
+    own = {"cert_file": certificates.client_cert, "key_file": certificates.client_key}
+    with FakeBroker(script=[behaviour]) as fake:
+        for account, hints in (({}, ".iot." in host), ({"username": "bell"}, False)):
+            broker = _broker(fake, host=host, client_id_prefix="bell", **own, **account)
+            connection = Connection(broker, "bell-1", address="127.0.0.1")
+            connection.open(PATIENCE_SECONDS)
+            _drive(connection, lambda one=connection: one.closed)  # type: ignore[misc]
+            reason = connection.unanswered().reason
+            assert (f"is the certificate in MQTT_CERT_FILE active, and {ASKS_FOR_POLICY}" in reason) == hints
+            connection.discard()
+
+
 @pytest.mark.parametrize(("protocol", "other"), [("5", "3.1.1"), ("3.1.1", "5")])
 @pytest.mark.parametrize("behaviour", [Behaviour(raw_answer=b""), Behaviour(never_answers=True)], ids=["ends", "waits"])
 def test_a_port_that_does_not_know_the_protocol_gets_the_hint_for_the_other(

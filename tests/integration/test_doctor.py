@@ -273,6 +273,20 @@ def test_a_target_that_minio_does_not_know_is_named_first(world: World) -> None:
     assert "connect --dry-run" in remedy
 
 
+def test_targets_that_connect_has_configured_are_well(world: World) -> None:
+    """MinIO's environment does not have them then: nothing is missing, and what cannot be seen is not wrong."""
+    with other_minio(world, **dict.fromkeys(world.doors.environment())):
+        done = world.connect("--configure", "--queue-dir", str(world.queue_directory))
+        assert done.exit_code == 0, done.output
+        try:
+            found = examined(world)
+            assert found["ok"], found
+            assert health(found)[doors.REACHES] == "ok"
+        finally:
+            assert world.connect("--remove", "--configure").exit_code == 0
+    assert world.connect().exit_code == 0
+
+
 def test_a_host_that_minio_cannot_reach_is_named_first(world: World) -> None:
     """`connect` was told an address that means something else there."""
     doors = Doors(

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from functions.events.names import CANARY_KEY
 from infra.doctor.hosts import HostsLeg
-from infra.host.sweep.marker import CANARY_KEY
 from infra.local.stores import Minio
 from tests.doctor import (
     ADMIN,

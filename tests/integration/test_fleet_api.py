@@ -1,8 +1,11 @@
 """Who has which file, as the administration's API tells it: a real bucket, both databases."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +24,9 @@ from functions.s3.objects import Objects
 from functions.settings import load
 from functions.stored.database import Database
 from functions.stored.fleet import FleetStore
+from functions.web.tokens import Keyring
 from infra.local.stores import MotoServer
+from tests.fleet import KEY
 from tests.gateway import Answered, http_event
 
 ADMIN = "admin-token-0123456789"
@@ -37,16 +42,15 @@ class Rig:
         moto.reset()
         self.s3 = moto.client("s3")
         self.s3.create_bucket(Bucket="devices")
-        self.settings = load(
-            {
-                "ADMIN_TOKENS": ADMIN,
-                "DATABASE_URL": url,
-                "BUCKET": "devices",
-                "AWS_ENDPOINT_URL": moto.endpoint_url,
-                "AWS_ACCESS_KEY_ID": moto.access_key,
-                "AWS_SECRET_ACCESS_KEY": moto.secret_key,
-            }
-        ).settings
+        self.variables = {
+            "ADMIN_TOKENS": ADMIN,
+            "DATABASE_URL": url,
+            "BUCKET": "devices",
+            "AWS_ENDPOINT_URL": moto.endpoint_url,
+            "AWS_ACCESS_KEY_ID": moto.access_key,
+            "AWS_SECRET_ACCESS_KEY": moto.secret_key,
+        }
+        self.settings = load(self.variables).settings
         self.store = FleetStore(Database(url))
         self.fleet = self.begin()
 
@@ -235,3 +239,28 @@ def test_a_store_that_is_down_is_said_so(rig: Rig) -> None:
     rig.s3.delete_bucket(Bucket="devices")
     answer = rig.ask("/devices")
     assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+
+
+def test_on_lambda_a_device_reports_and_an_administrator_sees_it(rig: Rig) -> None:
+    """The integration's handler, as API Gateway calls it, with the settings in its environment."""
+    token = Keyring.parse([KEY]).mint(MACS[5])
+    body = json.dumps({"filename": NEW, "state": "installed"})
+    script = f"""
+import json, sys
+from functions.integration import handler
+from tests.gateway import CONTEXT, http_event
+
+def ask(path, token, method="GET", body=""):
+    event = http_event(path, method=method, headers={{"Authorization": "Bearer " + token}})
+    return handler(event | {{"body": body}}, CONTEXT)
+
+for token in ({token!r}, {ADMIN!r}, "x" * 30):
+    print(ask("/report", token, "POST", {body!r})["statusCode"])
+print(ask("/api/v1/devices/{MACS[5]}", {ADMIN!r})["body"])
+"""
+    environment = rig.variables | {"DEVICE_TOKEN_KEYS": KEY, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    *statuses, device = [line for line in done.stdout.splitlines() if not line.startswith('{"level"')]
+    assert statuses == ["204", "403", "401"]
+    assert (json.loads(device)["source"], json.loads(device)["standing"]) == ("token", "has_it")

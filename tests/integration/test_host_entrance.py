@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import http.client
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.hosts import NEXT_TOKEN, TOKEN, Host, environment, upload
+from tests.hosts import NEXT_TOKEN, TOKEN, Host, environment, eventually, upload
 from tests.timing import PATIENCE_SECONDS
 
+EVENTS = Path(__file__).parents[1] / "events"
 SHORT = "s" * 19
 FOREIGN = [
     {"Origin": "https://evil.example"},
@@ -56,21 +59,96 @@ def test_a_store_may_present_its_token_as_a_password(host: Host, door: str) -> N
         assert host.http.post(door, content=upload(), headers=basic(password)).status_code in statuses
 
 
-def test_a_token_in_the_address_opens_the_sure_door_only(host: Host) -> None:
-    """For stores that can send no header; the answer does not repeat it, whatever it says."""
-    for path, status in (
-        (f"/events?token={TOKEN}", 200),
-        (f"/events?a=b&token={NEXT_TOKEN}", 200),
-        (f"/events?token={TOKEN}&token={TOKEN}", 401),
-        ("/events?token=wrong", 401),
-        (f"/events/fast?token={TOKEN}", 401),
-        (f"/metrics?token={TOKEN}", 405),
-        (f"/nowhere?token={TOKEN}", 404),
+def test_a_token_in_the_address_opens_the_doors_alone(host: Host) -> None:
+    """For stores that can send no header; the answer does not repeat it, whatever it says, nor does the log."""
+    for method, path, status in (
+        ("POST", f"/events?token={TOKEN}", 200),
+        ("POST", f"/events?a=b&token={NEXT_TOKEN}", 200),
+        ("POST", f"/events/fast?token={TOKEN}", 202),
+        ("POST", f"/events?token={TOKEN}&token={TOKEN}", 401),
+        ("POST", "/events?token=wrong", 401),
+        ("POST", f"/events?Token={TOKEN}", 401),
+        ("GET", f"/events?token={TOKEN}", 405),
+        ("HEAD", f"/events?token={TOKEN}", 200),
+        ("OPTIONS", f"/events/fast?token={TOKEN}", 200),
+        ("POST", f"/metrics?token={TOKEN}", 405),
+        ("GET", f"/metrics?token={TOKEN}", 200),
+        ("GET", f"/healthz?token={TOKEN}", 200),
+        ("GET", f"/readyz?for=%ff&token={TOKEN}", 400),
+        ("POST", f"/nowhere?token={TOKEN}", 404),
+        ("POST", f"/events/?token={TOKEN}", 404),
+        ("GET", f"/manifest?token={TOKEN}", 503),
+        ("GET", f"/assets/x?token={TOKEN}&%ff", 503),
+        ("GET", f"/thumbnails/a/b.jpg?token={TOKEN}", 503),
+        ("GET", f"/api/v1/why?key=x&token={TOKEN}", 503),
     ):
-        answer = host.http.post(path, content=upload())
+        answer = host.http.request(method, path, content=upload() if method == "POST" else None)
         assert answer.status_code == status, path
         assert TOKEN not in answer.text + str(answer.headers)
-    assert host.http.get(f"/events?token={TOKEN}").status_code == 405
+        assert NEXT_TOKEN not in answer.text + str(answer.headers)
+
+
+def signed(body: bytes, token: str = TOKEN) -> dict[str, str]:
+    """As Backblaze B2 signs."""
+    return {"X-Bz-Event-Notification-Signature": f"v1={hmac.digest(token.encode(), body, 'sha256').hex()}"}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_store_may_sign_with_its_token(host: Host, door: str) -> None:
+    """Over exactly what is sent; a forged signature is 401, counted, and said once a minute."""
+    body = (EVENTS / "b2-several.json").read_bytes()
+    before = host.metric("events_total", outcome="unauthorised")
+    for headers, sent, statuses in (
+        (signed(body), body, {200, 202}),
+        (signed(body, NEXT_TOKEN), body, {200, 202}),
+        (signed(body, TOKEN[:-1]), body, {401}),
+        (signed(body), body + b" ", {401}),
+        ({"X-Bz-Event-Notification-Signature": "v1=" + "0" * 64}, body, {401}),
+        (signed(b""), b"", {200, 202}),
+        (signed(body), b"x" * 300_000, {413}),
+    ):
+        answer = host.http.post(door, content=sent, headers=headers)
+        assert answer.status_code in statuses, headers
+    assert host.metric("events_total", outcome="unauthorised") == before + 3
+
+
+def test_signed_bodies_that_nobody_finishes_hold_little(host: Host) -> None:
+    """Of strangers' bodies only so much is kept, however many bring one; those of stores are not counted among them."""
+    lines = [f"Host: 127.0.0.1:{host.port}", *(f"{name}: {value}" for name, value in signed(b"").items())]
+    head = "\r\n".join(["POST /events HTTP/1.1", *lines, "Content-Length: 262144", "", ""]).encode()
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(socket.create_connection(("127.0.0.1", host.port))) for _ in range(100)]
+        for sock in crowd:
+            with suppress(ConnectionError):
+                sock.sendall(head + b"x" * 250_000)
+        eventually(lambda: _let_go(crowd) > 20)
+        assert _let_go(crowd) < len(crowd)
+        body = upload()
+        assert host.http.post("/events", content=body, headers=signed(body)).status_code == 200
+        assert host.post(upload()).status_code == 200
+
+
+def _let_go(crowd: list[socket.socket]) -> int:
+    """On how many the host has hung up without a word."""
+    count = 0
+    for sock in crowd:
+        sock.setblocking(False)  # noqa: FBT003 - socket's own
+        with suppress(BlockingIOError):
+            try:
+                count += sock.recv(1, socket.MSG_PEEK) == b""
+            except ConnectionError:
+                count += 1
+    return count
+
+
+def test_probes_are_answered_by_the_process(host: Host) -> None:
+    """RustFS asks for the origin's head; a sender of CloudEvents whether it may send."""
+    assert host.http.head("/").status_code == 200
+    for door in DOORS:
+        assert host.http.head(door).status_code == 200
+        handshake = host.http.options(door, headers={"WebHook-Request-Origin": "store.example"})
+        assert (handshake.status_code, handshake.headers["WebHook-Allowed-Origin"]) == (200, "*")
+        assert not [name for name in handshake.headers if name.lower().startswith("access-control")]
 
 
 def test_a_header_goes_before_the_address(host: Host) -> None:

@@ -689,6 +689,21 @@ async def test_a_message_that_the_broker_closes_over_is_found_and_costs_the_othe
 
 
 @on_uvloop
+async def test_a_size_that_the_broker_enforces_and_does_not_announce_is_a_refusal_for_good() -> None:
+    """As ejabberd does: DISCONNECT says "packet too large". Tried again for ever, it would hold up a store's queue."""
+    enforcing = Behaviour(closes_on=lambda publish: len(publish.payload) > 1000, disconnect_reason=0x95)
+    with FakeBroker(script=[enforcing]) as broker:
+        async with publishing(broker.url) as case:
+            big = case.publisher.submit(notification("x" * 2000))
+            others = [case.publisher.submit(notification(str(number))) for number in range(10)]
+            outcome = await big.done
+            assert (outcome.status, outcome.reason_code, outcome.is_transient) == (Status.REFUSED, 0x95, False)
+            assert {(await flight.done).status for flight in others} == {Status.DELIVERED}
+            assert await case.publish() == [Status.DELIVERED]
+            assert broker.connects <= 3, "once with the others, once alone"
+
+
+@on_uvloop
 async def test_alone_it_is_convicted_because_the_connection_lives_without_it() -> None:
     """Where nothing else is to be sent, the pause before each try is the contrast."""
     with FakeBroker(script=[Behaviour(forbid=_forbids_configs)]) as broker:

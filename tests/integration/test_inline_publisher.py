@@ -782,6 +782,15 @@ def test_one_message_that_the_broker_closes_over_does_not_take_its_batch_along(
         assert max(Counter(one.payload for one in fake.publishes if one.topic == TOPIC).values()) <= 2 + 2
 
 
+def test_what_the_broker_calls_too_large_is_a_refusal_for_good_in_its_first_batch(bells: Bells) -> None:
+    """It says so in DISCONNECT, and announces nothing: a queue would bring that message again for days."""
+    enforcing = Behaviour(closes_on=lambda publish: len(publish.payload) > 1000, disconnect_reason=0x95)
+    with FakeBroker(script=[enforcing]) as fake:
+        outcome, *others = bells(fake).ring(_note(0, padding=2000), _note(1), _note(2))
+    assert (outcome.status, outcome.reason_code, outcome.is_transient) == (Status.REFUSED, 0x95, False)
+    assert _statuses(others) == [Status.DELIVERED] * 2
+
+
 def test_what_the_broker_closes_over_is_convicted_and_then_costs_no_connection(bells: Bells) -> None:
     """After some batches it is refused unsent: it is forbidden, and the connection stays."""
     with FakeBroker(script=[CLOSES_OVER_ONE["closes"]]) as fake:

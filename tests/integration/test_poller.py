@@ -20,7 +20,7 @@ from infra.host import poller as poller_module
 from infra.host.bell import Bell
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
-from infra.host.poller import Poller
+from infra.host.poller import Poller, SqsQueue
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import MotoServer
 from infra.subscriber import Subscriber
@@ -198,7 +198,7 @@ async def polling(sqs: Sqs, url: str) -> AsyncIterator[Poller]:
     publisher = HostPublisher(BrokerConfig.of(load({"MQTT_URL": url}).settings), telemetry)
     await publisher.start()
     await until(lambda: publisher.ready)
-    poller = Poller(sqs, "queue", Bell(publisher, Routes(), telemetry, patience_seconds=20.0))
+    poller = Poller(SqsQueue(sqs, "queue"), Bell(publisher, Routes(), telemetry, patience_seconds=20.0))
     await poller.start()
     try:
         yield poller

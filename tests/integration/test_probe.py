@@ -301,6 +301,18 @@ def test_words_fit_what_the_broker_knows_us_by(certificates: Certificates) -> No
     assert verdict.detail.endswith("The broker says: inactive")
 
 
+@pytest.mark.parametrize("behaviour", [Behaviour(connack_reason=0x87), Behaviour(raw_answer=b"")])
+def test_aws_iot_core_is_asked_for_its_policy_once(
+    certificates: Certificates, behaviour: Behaviour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it refuses or closes: which right, and for which client id."""
+    own = {"cert_file": certificates.client_cert, "key_file": certificates.client_key}
+    with FakeBroker(script=[behaviour]) as broker:
+        monkeypatch.setattr(module, "_lookup", lambda _host: iter([ipaddress.ip_address("127.0.0.1")]))
+        detail = probe(at(broker, host="a1-ats.iot.us-east-1.amazonaws.com", **own)).detail
+    assert detail.count("a policy that allows iot:Connect for client id bucketbell-*?") == 1
+
+
 @pytest.mark.parametrize(("protocol", "other"), [("5", "3.1.1"), ("3.1.1", "5")])
 def test_a_connect_that_is_never_answered_hints_at_the_other_protocol(protocol: str, other: str) -> None:
     """Amqtt says nothing to MQTT 5."""

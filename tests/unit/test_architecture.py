@@ -67,6 +67,8 @@ DRIVERS = {
     "botocore": {"functions.s3.clients", "functions.s3.signing", "functions.settings.secret"},
     "pydantic_settings": {
         "functions.settings.fields",
+        "functions.settings.fleet",
+        "functions.settings.jetstream",
         "functions.settings.model",
         "functions.settings.sources",
         "infra.bench.usual.handler",
@@ -87,13 +89,25 @@ DRIVERS = {
     "alembic": {"infra.migrations.runner", "infra.migrations.env", *MIGRATIONS},
     # tokens: the type of one kind of key; certificates: throw-away ones for TLS on this machine
     "cryptography": {"functions.stored.encryption", "functions.web.tokens", "infra.local.certificates"},
-    "urllib3": {"infra.http_client"},
+    "urllib3": {"infra.http_client", "infra.connect.minio_admin"},  # the latter: for minio, which takes a pool of it
+    "minio": {"infra.connect.minio_admin"},
     "httptools": {"infra.host.web.protocol", "infra.host.web.wire"},
     "uvloop": {
         "infra.host.server",
         "infra.bench.sides",  # is served as the host is
         "infra.bench.load",  # what asks is no slower than what answers
         "infra.bench.crowd",
+    },
+    # The types of NATS' messages, too. The host's room is loaded only with NATS_URL.
+    "nats": {
+        "infra.jetstream.connection",
+        "infra.jetstream.layout",
+        "infra.host.jetstream.agreement",
+        "infra.host.jetstream.announced",
+        "infra.host.jetstream.hand",
+        "infra.host.jetstream.pull",
+        "infra.host.jetstream.source",
+        "infra.doctor.jetstream",  # types
     },
     "prometheus_client": {"infra.host.metrics", "infra.host.web.site"},  # site: the content type of /metrics
 }
@@ -328,7 +342,7 @@ def loaded_by(statement: str, **variables: str) -> set[str]:
 
 
 HEAVY = {"boto3", "botocore", "uvloop", "httptools", "prometheus_client", "moto", "cryptography", "httpx"}
-HEAVY |= {"sqlalchemy", "alembic", "psycopg"}
+HEAVY |= {"sqlalchemy", "alembic", "psycopg", "nats", "nkeys"}
 
 
 def test_the_lambda_entry_loads_only_what_it_needs() -> None:
@@ -380,6 +394,13 @@ functions.stored.store.ConfigStore.of(functions.settings.load().settings)"""
     )  # cryptography, where it is installed
     assert not DATABASE & (loaded_by(ask, DATABASE_URL=" ") - brought)
     assert DATABASE - {"alembic"} <= loaded_by(ask, DATABASE_URL="postgresql://db.local/settings")
+
+
+def test_without_nats_a_host_loads_nothing_of_it() -> None:
+    """Neither the client nor our own room for it."""
+    loaded = loaded_by("import infra.host.server, infra.connect.jetstream, infra.doctor.examination")
+    assert not {name for name in loaded if name.partition(".")[0] in {"nats", "nkeys", "nacl"}}
+    assert "infra.host.jetstream.source" not in loaded
 
 
 def test_help_is_shown_without_loading_the_machinery() -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from functions.events.names import CANARY_KEY
 from functions.events.plan import Fate, Settled, Step, plan
 from functions.events.routes import Routes, Upload
 from functions.mqtt.message import Message
@@ -23,7 +24,6 @@ from infra.host.mqtt.aside import PendingPublish
 from infra.host.mqtt.link import LinkStatus
 from infra.host.mqtt.publisher import HostPublisher, QueueFullError
 from infra.host.pending import Patience, Pending
-from infra.host.sweep.marker import CANARY_KEY
 from tests.hosts import on_uvloop, record
 from tests.timing import PATIENCE_SECONDS
 

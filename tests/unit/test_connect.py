@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -17,13 +18,16 @@ from typer.testing import CliRunner
 from functions.s3 import clients as storage
 from functions.settings import load
 from infra.commands.connect import EPILOG, connect
-from infra.connect import apply, documents
-from infra.connect.apply import Clients, Plan, Wish, _unknown_elements, carry_out
+from infra.connect import documents, queues, targets
+from infra.connect.apply import carry_out
 from infra.connect.documents import Document, Rule
 from infra.connect.errors import ConnectError, explain
+from infra.connect.kinds import KINDS, recognise
 from infra.connect.minio import TOKEN_PLACEHOLDER, Doors
+from infra.connect.plans import Change, Clients, Plan, Wish, dropped_elements
 from infra.connect.queues import Queue
 from infra.connect.sweep import propose
+from infra.doctor.minio import MinioTargets
 
 PREFIXES = {"configs": "configs/", "assets": "assets/"}
 MINIO = {"fast": documents.minio_arn("BUCKETBELLFAST"), "sure": documents.minio_arn("BUCKETBELLSURE")}
@@ -271,7 +275,7 @@ def test_minios_lines_for_the_strict_mode() -> None:
 )  # fmt: skip
 def test_fields_that_boto3_would_drop_are_seen(body: str, unknown: list[str]) -> None:
     """A rule with a field that boto3 does not know, hence would lose in writing back, is noticed."""
-    assert _unknown_elements({"body": body.encode()}) == unknown
+    assert dropped_elements(body.encode()) == unknown
 
 
 @pytest.mark.parametrize(
@@ -283,7 +287,7 @@ def test_fields_that_boto3_would_drop_are_seen(body: str, unknown: list[str]) ->
         (storage.StorageError("AccessDenied", "no", status=403), "s3:GetBucketNotification on firmware"),
         (storage.StorageError("NotImplemented", "no", status=501), "by hand"),
         (storage.StorageError("SlowDown", "busy", status=503), "SlowDown"),
-        (storage.StorageError("AuthorizationHeaderMalformed", "no", status=400), "Set S3_REGION"),
+        (storage.StorageError("AuthorizationHeaderMalformed", "set S3_REGION=x", status=400), "Set S3_REGION"),
     ],
 )
 def test_every_trouble_says_what_to_do(error: storage.StorageError, says: str) -> None:
@@ -302,7 +306,7 @@ def test_every_trouble_says_what_to_do(error: storage.StorageError, says: str) -
         (["--bucket", "firmware", "--queue", "q.fifo"], "FIFO"),
         (["--bucket", "firmware", "--queue", "q", "--queue-url", "http://sqs/q"], "not both"),
         ([], "--bucket"),
-        (["--bucket", "firmware", "--store", "ceph"], "minio"),
+        (["--bucket", "firmware", "--store", "swift"], "minio"),
     ],
 )
 def test_wrong_options_exit_2_and_say_what_is_right(arguments: list[str], says: str) -> None:
@@ -329,11 +333,11 @@ def test_help_explains_each_option() -> None:
     assert TOKEN_PLACEHOLDER not in result.stdout
 
 
-def test_importing_the_command_does_not_import_boto3() -> None:
-    """Neither functions.s3.clients nor the command import boto3 or botocore until a client is asked for."""
+def test_importing_the_command_imports_no_client() -> None:
+    """Neither functions.s3.clients nor the command import boto3, botocore or minio until a client is asked for."""
     code = (
         "import sys, functions.s3.clients, infra.commands.connect; "
-        "print(sorted({'boto3', 'botocore'} & set(sys.modules)))"
+        "print(sorted({'boto3', 'botocore', 'minio', 'urllib3'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.strip() == "[]"
@@ -380,17 +384,16 @@ def clients_of_aws() -> Clients:
     return Clients(storage.client("s3", settings), lambda: sqs, storage.region(settings).name)
 
 
-def queue_plan(policies: tuple[tuple[Queue, str], ...]) -> Plan:
-    """A plan for an existing queue, whose policy is right already unless `policies` says otherwise."""
-    wish = Wish(bucket="firmware", prefixes=PREFIXES, targets=MINIO, queue_name="q")
-    policy = None if policies else documents.allow_bucket(None, bucket="firmware", queue_arn=QUEUE_ARN)
-    queue = Queue("bucketbell-firmware", "https://sqs/q", QUEUE_ARN, policy)
-    return Plan(wish, "sqs", bucket_missing=False, before={}, after={}, queue=queue, policies=policies)
+def queue_plan(*steps: Change) -> Plan:
+    """A plan for an existing queue, with rules to write."""
+    wish = Wish("firmware", PREFIXES, Doors("http://h", sure_only=False, queue_directory="/q", token=None), "q")
+    queue = Queue("bucketbell-firmware", "https://sqs/q", QUEUE_ARN)
+    return Plan(wish, KINDS["sqs"], {}, {"QueueConfigurations": []}, steps, queue=queue)
 
 
 def test_s3_is_given_time_to_learn_of_a_new_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     """S3 refuses a queue whose policy is seconds old: the rules, read again, are put until it takes them."""
-    monkeypatch.setattr(apply, "PROPAGATION_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(queues, "PROPAGATION_POLL_SECONDS", 0.001)
     clients = clients_of_aws()
     empty = {"ResponseMetadata": {"HTTPHeaders": {"server": "AmazonS3"}}}
     topic = {"Id": "new", "TopicArn": "arn:aws:sns:x:1:t", "Events": ["s3:ObjectRemoved:*"]}
@@ -400,11 +403,12 @@ def test_s3_is_given_time_to_learn_of_a_new_policy(monkeypatch: pytest.MonkeyPat
         s3.add_response("get_bucket_notification_configuration", dict(empty))
         s3.add_client_error("put_bucket_notification_configuration", "InvalidArgument", "Unable to validate", 400)
         s3.add_response("get_bucket_notification_configuration", {**empty, "TopicConfigurations": [topic]})
-        wanted = list(documents.wanted_rules({"queue": QUEUE_ARN}, PREFIXES))
+        plan = queue_plan(Change("allow", queues.allow))
+        wanted = list(plan.wish.rules({"queue": QUEUE_ARN}))
         rules = {"TopicConfigurations": [topic], "QueueConfigurations": wanted}
         put = {"Bucket": "firmware", "NotificationConfiguration": rules}
         s3.add_response("put_bucket_notification_configuration", {}, put)
-        carry_out(clients, queue_plan(((Queue("q", "https://sqs/q", QUEUE_ARN), "{}"),)), said.append)
+        carry_out(clients, plan, said.append)
         s3.assert_no_pending_responses()
         sqs.assert_no_pending_responses()
     assert len(said) == 1
@@ -417,7 +421,7 @@ def test_s3_is_not_asked_again_when_the_policy_is_old() -> None:
         s3.add_response("get_bucket_notification_configuration", {"ResponseMetadata": {"HTTPHeaders": {}}})
         s3.add_client_error("put_bucket_notification_configuration", "InvalidArgument", "Unable to validate", 400)
         with pytest.raises(ConnectError, match="Unable to validate"):
-            carry_out(clients, queue_plan(()), print)
+            carry_out(clients, queue_plan(), print)
 
 
 def test_of_cameras_events_only_the_documents_ring() -> None:
@@ -484,3 +488,46 @@ def test_a_bucket_that_cannot_be_counted_gets_a_proposal_all_the_same() -> None:
     assert (proposal.proposed_seconds, proposal.count) == (300, None)
     assert "could not be counted: Access Denied (AccessDenied)" in proposal.text
     assert proposal.document["list_calls_a_month"] is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "name"),
+    [
+        ({"server": "MinIO"}, "minio"),
+        ({"server": "AmazonS3"}, "sqs"),
+        ({"server": "SeaweedFS 30GB 4.53"}, "seaweedfs"),
+        ({"server": "VERSITYGW"}, "versitygw"),
+        ({"server": "Ceph Object Gateway (squid)"}, "ceph"),
+        ({"x-amz-request-id": "tx00000b9d919dbd0ffd96a-006b0d9e44-1012-default"}, "ceph"),
+        ({"x-amz-request-id": "18ECDE5D5A84D9ABBB79FBFF"}, None),
+        ({}, None),
+    ],
+)
+def test_a_store_is_recognised_by_its_headers(headers: dict[str, str], name: str | None) -> None:
+    """By its name, and Ceph also by how it numbers requests; nothing is guessed."""
+    kind = recognise(headers)
+    assert (kind and kind.name) == name
+
+
+def test_several_nodes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MinIO tries the directory and the host on one node only: the others are left to a person."""
+    doors = Doors("http://h:8080", sure_only=False, queue_directory="/q", token="t")
+    plan = Plan(Wish("firmware", PREFIXES, doors, "q"), KINDS["minio"])
+    seen = MinioTargets(dict.fromkeys(doors.values(), "online"), doors.environment(), workers=64)
+    monkeypatch.setattr(targets, "look_at_targets", lambda _: seen)
+    assert targets.rest(clients_of_aws(), plan).todo == ()
+    monkeypatch.setattr(targets, "look_at_targets", lambda _: replace(seen, nodes=3))
+    (todo,) = targets.rest(clients_of_aws(), plan).todo
+    assert "MinIO has 3 nodes: look whether each of them may write /q, and reaches http://h:8080" in todo
+    monkeypatch.setattr(targets, "look_at_targets", lambda _: replace(seen, workers=2))
+    (todo,) = targets.rest(clients_of_aws(), plan).todo
+    assert todo.endswith("\n\nGOMAXPROCS=64")
+
+
+def test_doors_do_not_show_their_token() -> None:
+    """Neither their own words nor a plan's hold it; a URL holds it encoded."""
+    doors = Doors("http://h:8080", sure_only=False, queue_directory="/q", token="se+cret/&?")
+    assert "cret" not in repr(Plan(Wish("firmware", PREFIXES, doors, "q"), KINDS["minio"]))
+    assert doors.url_with_query == "http://h:8080/events?token=se%2Bcret%2F%26%3F"
+    assert doors.url_with_user == "http://bucketbell:se%2Bcret%2F%26%3F@h:8080/events"
+    assert doors.without_token.url_with_query == f"http://h:8080/events?token={TOKEN_PLACEHOLDER}"

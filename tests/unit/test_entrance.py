@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 from http import HTTPStatus
 
 import pytest
@@ -239,6 +240,38 @@ def test_a_store_that_guesses_is_told_to_wait_and_one_without_a_token_is_not() -
     assert refused("").status == 401
     assert admitted(gate, LONG)
     assert admitted(gate, SHORT, ABROAD)
+
+
+def test_a_store_that_guesses_signatures_is_told_to_wait() -> None:
+    """As one that guesses tokens: what a short one has signed is not verified any more, what a long one has is."""
+    gate = StoreGate((LONG, SHORT), entrance(LONG, SHORT))
+
+    def status(signature: str, address: str = HOME) -> int:
+        try:
+            gate.admit_signed(signature, b"body", address)
+        except Problem as problem:
+            return problem.status.value
+        return 200
+
+    by = {token: "v1=" + hmac.digest(token.encode(), b"body", "sha256").hex() for token in (LONG, SHORT)}
+    assert (status(by[LONG]), status(by[SHORT])) == (200, 200)
+    assert [status("v1=" + "0" * 64) for _ in range(30)] == [401] * 30
+    assert [status(one) for one in (by[LONG], by[SHORT], "v1=0")] == [200, 429, 429]
+    assert [admitted(gate, one) for one in (LONG, SHORT)] == [True, False]
+    assert status(by[SHORT], ABROAD) == 200
+
+
+def test_so_many_signed_bodies_are_awaited_a_second() -> None:
+    """From addresses that have failed fewer; then 429."""
+    gate = StoreGate((LONG,), entrance(LONG))
+    with pytest.raises(Problem):
+        gate.admit_signed("v1=0", b"", HOME)
+    for address, number in ((HOME, 1000), (ABROAD, 1000)):
+        for _ in range(number):
+            gate.await_signed(address)
+        with pytest.raises(Problem) as problem:
+            gate.await_signed(address)
+        assert (problem.value.status, problem.value.headers) == (429, {"Retry-After": "1"})
 
 
 # What many hold.

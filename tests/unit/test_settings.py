@@ -21,6 +21,7 @@ from functions.settings.addresses import parse_mqtt_url
 
 CANARY = "canary-5f3a"
 TOKEN = "0123456789abcdef"
+CLOUDFLARE, R2_QUEUE = "https://api.cloudflare.com/client/v4", "/accounts/3f4b7e3d/queues/1ad27d24"
 KEY_A, KEY_B = "A" * 43 + "=", "_-" * 21 + "b="
 
 
@@ -220,6 +221,14 @@ def test_the_defaults_are_those_of_the_design() -> None:
         ),
         ("SQS_QUEUE_URL", ["my-queue", "https://u:p@sqs/1/q"], "must be an http"),
         (
+            "R2_QUEUE_URL",
+            [CLOUDFLARE + path for path in ("", "/accounts/a/queues/", "/queues/q", f"{R2_QUEUE}/x")],
+            "accounts/<account id>/queues/<queue id>",
+        ),
+        ("R2_QUEUE_URL", ["my-queue", f"https://u:p@h{R2_QUEUE}"], "must be an http"),
+        ("R2_QUEUE_TOKEN", ["two words", "é"], "one word"),
+        ("R2_QUEUE_TOKEN", ["alone"], "goes together with R2_QUEUE_URL"),
+        (
             "S3_PUBLIC_ENDPOINT_URL",
             ["https://example.org/s3", "https://example.org/a/b/"],
             "a name or a port of its own",
@@ -305,6 +314,15 @@ def test_a_value_means_what_it_looks_like(variable: str, value: str, meant: obje
     assert getattr(found, variable.lower()) == meant
 
 
+def test_cloudflares_queue_goes_together_with_its_token() -> None:
+    """One alone is refused; the address is taken without a slash at its end."""
+    queue = {"R2_QUEUE_URL": f" {CLOUDFLARE}{R2_QUEUE}/"}
+    assert set(problems(queue)) == {"R2_QUEUE_TOKEN"}
+    found = settings(**queue, R2_QUEUE_TOKEN="t")
+    assert found.r2_queue_url == CLOUDFLARE + R2_QUEUE
+    assert found.r2_queue_token == SecretStr("t")
+
+
 def test_a_public_endpoint_has_the_path_that_the_store_knows() -> None:
     """A store that is itself below a path checks its signatures with it; a proxy's path it never sees."""
     own = {"AWS_ENDPOINT_URL_S3": "http://storage:5000/storage/v1/s3", "AWS_ENDPOINT_URL": "http://other"}
@@ -376,7 +394,10 @@ def test_dotenv_may_come_from_windows(end: str, tmp_path: Path) -> None:
 
 SECRETS = {
     "mqtt_password",
+    "r2_queue_token",
     "mqtt_key_pem",
+    "nats_password",
+    "nats_token",
     "webhook_tokens",
     "device_token_keys",
     "admin_tokens",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import json
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
@@ -20,14 +21,16 @@ from infra.host.bell import Bell
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
 from infra.host.web.door import door_for
-from infra.host.web.entrance import Entrance, Gate, StoreGate
+from infra.host.web.entrance import SIGNATURE, Entrance, Gate, StoreGate
 from infra.host.web.limited_router import LimitedRouter
 from infra.host.web.origin import TrustedProxies
-from infra.host.web.site import MAX_BODY_BYTES, HostSite
+from infra.host.web.site import MAX_BODY_BYTES, MAX_SIGNED_BYTES, HostSite
 from tests.hosts import TOKEN, event, on_uvloop
 
 KEY = f"k:{base64.b64encode(bytes(32)).decode()}"
 ADMIN = "an-administrators-token-0123456789"
+OTHER = "another-token-of-thirty-two-letters"
+DOORS = ("/events", "/events/fast")
 HOME, ABROAD = "192.0.2.1", "203.0.113.9"
 
 
@@ -119,7 +122,11 @@ def test_readiness_for_what_nobody_knows_is_no_question(query: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
-    [("GET", "/events", "POST"), ("PUT", "/events/fast", "POST"), ("POST", "/healthz", "GET, HEAD")],
+    [
+        ("GET", "/events", "POST, HEAD, OPTIONS"),
+        ("PUT", "/events/fast", "POST, HEAD, OPTIONS"),
+        ("POST", "/healthz", "GET, HEAD"),
+    ],
 )
 def test_another_method_is_told_which_there_are(method: str, path: str, allow: str) -> None:
     """405 with Allow, before a token is asked for."""
@@ -150,18 +157,111 @@ def test_a_store_without_a_token_is_refused_before_its_body_is_read(door: str) -
     assert door_for(let_in, where).max_body_bytes == MAX_BODY_BYTES
 
 
-def test_a_token_in_the_address_opens_the_sure_door_alone() -> None:
-    """Stores that can only be told an address wait for an answer."""
+@pytest.mark.parametrize("door", DOORS)
+def test_a_token_in_the_address_opens_the_doors(door: str) -> None:
+    """For stores that can only be told an address; beside a header it does not count."""
     where = site(TOKEN)
-    assert door_for(Request("POST", "/events", f"token={TOKEN}"), where).max_body_bytes == MAX_BODY_BYTES
-    assert ask(where, Request("POST", "/events/fast", f"token={TOKEN}")).status == 401
+    assert door_for(Request("POST", door, f"token={TOKEN}"), where).max_body_bytes == MAX_BODY_BYTES
+    for authorization in ("Bearer wrong", "Basic", "Digest x", ""):
+        wrong = Request("POST", door, f"token={TOKEN}", {"authorization": authorization})
+        assert ask(where, wrong).status == 401
+
+
+def signed(body: bytes, token: str = TOKEN, **headers: str) -> dict[str, str]:
+    """As Backblaze B2 signs."""
+    return {SIGNATURE: f"v1={hmac.digest(token.encode(), body, 'sha256').hex()}"} | headers
+
+
+@on_uvloop
+async def test_a_signed_body_is_let_in_once_it_is_there() -> None:
+    """By any of the tokens; of a body that nobody has verified less is read."""
+    where, body = site(TOKEN, OTHER), event()
+    for token in (TOKEN, OTHER):
+        for path, status in zip(DOORS, (200, 202), strict=True):
+            request = Request("POST", path, headers=signed(body, token), body=body)
+            door = door_for(request, where)
+            assert (door.max_body_bytes, door.is_strangers) == (MAX_SIGNED_BYTES, True)
+            assert ask(where, request).status == status
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        "v1=" + "0" * 64,
+        "v1=",
+        "v1",
+        "=",
+        "\xff",
+        "{right}=",
+        "v2={digest}",
+        "{digest}",
+        "v1={digest},v1={digest}",
+        "v1={other}",
+    ],
+)
+def test_a_forged_signature_is_refused_in_clear_words(signature: str) -> None:
+    """401, and the connection ends. What is right is not told."""
+    body = event()
+    digest, other = (signed(one)[SIGNATURE].partition("=")[2] for one in (body, body + b" "))
+    value = signature.format(digest=digest, other=other, right=f"v1={digest}")
+    reply = ask(site(TOKEN), Request("POST", "/events", headers={SIGNATURE: value}, body=body))
+    assert (reply.status, reply.headers["WWW-Authenticate"], reply.closes) == (401, "Bearer", True)
+    assert "WEBHOOK_TOKENS" in detail(reply)
+    assert digest not in str(reply)
+
+
+@on_uvloop
+async def test_a_signature_does_not_make_good_a_wrong_header_nor_does_it_spoil_a_right_one() -> None:
+    """Where a store sends both, the header decides; and no token in the address helps a wrong signature."""
+    body, wrong = event(), {SIGNATURE: "v1=" + "0" * 64}
+    for headers, query, status in (
+        (signed(body, authorization="Bearer wrong"), "", 401),
+        (wrong | {"authorization": f"Bearer {TOKEN}"}, "", 200),
+        (wrong, f"token={TOKEN}", 401),
+    ):
+        assert ask(site(TOKEN), Request("POST", "/events", query, headers, body)).status == status
+    assert ask(site(), Request("POST", "/events", headers=wrong, body=body)).status == 200  # nothing is asked for
+
+
+def test_a_signature_may_be_upper_case_and_one_alone() -> None:
+    """Hexadecimal digits have no case."""
+    body = event()
+    headers = {SIGNATURE: "v1=" + signed(body)[SIGNATURE][3:].upper()}
+    StoreGate([TOKEN], Entrance([TOKEN])).admit_signed(headers[SIGNATURE], body, HOME)
+
+
+@pytest.mark.parametrize("tokens", [(), (TOKEN,)], ids=["open", "tokens"])
+@pytest.mark.parametrize("query", ["", f"token={TOKEN}", "token=wrong"])
+def test_a_probe_is_answered_and_learns_nothing(tokens: tuple[str, ...], query: str) -> None:
+    """HEAD at the doors and at the origin, OPTIONS at the doors: whoever asks, whatever it presents."""
+    for headers in ({}, {"authorization": f"Bearer {TOKEN}"}, {"authorization": "Bearer wrong"}):
+        for path in (*DOORS, "/"):
+            reply = ask(site(*tokens), Request("HEAD", path, query, headers))
+            assert (reply.status, reply.headers, reply.body) == (200, {}, "")
+        asking = headers | {"webhook-request-origin": "store.example", "webhook-request-rate": "120"}
+        for path in DOORS:
+            reply = ask(site(*tokens), Request("OPTIONS", path, query, asking))
+            allowed = {"WebHook-Allowed-Origin": "*", "WebHook-Allowed-Rate": "*"}
+            assert (reply.status, reply.headers, reply.body) == (200, {"Allow": "POST, HEAD, OPTIONS"} | allowed, "")
+
+
+def test_nothing_else_answers_at_the_origin() -> None:
+    """What is served there is others' business."""
+    for method in ("GET", "POST", "OPTIONS"):
+        assert ask(site(TOKEN), Request(method, "/")).status == 404
 
 
 def test_where_no_token_is_asked_for_a_strange_page_is_refused() -> None:
     """At any path, since it shows what only this machine may see; with tokens, those decide."""
     page = {"host": "evil.example"}
-    for path in ("/events", "/metrics", "/nowhere"):
-        reply = ask(site(), Request("POST", path, headers=page))
+    for method, path in (
+        ("POST", "/events"),
+        ("POST", "/metrics"),
+        ("POST", "/nowhere"),
+        ("OPTIONS", "/events"),
+        ("HEAD", "/"),
+    ):
+        reply = ask(site(), Request(method, path, headers=page))
         assert (reply.status, reply.closes) == (403, True)
         assert "WEBHOOK_TOKENS" in detail(reply)
     assert ask(site(TOKEN), Request("GET", "/healthz", headers=page)).status == 200

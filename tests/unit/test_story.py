@@ -13,7 +13,7 @@ from functions.admin.story import answered, shown_route
 from functions.events.dialects import IgnoredReason, ObjectCreated
 from functions.events.routes import Routes, SkipReason, UnreadLabel
 from functions.mqtt.outcome import Status
-from infra.host.bell import DOORS, QUEUE, SWEPT
+from infra.host.bell import DOORS, QUEUES, SWEPT
 
 KEY, ETAG, IDENTITY = "assets/x.bin", "ab", b"i" * 16
 ROUTES = Routes(events_prefix="events/")
@@ -86,7 +86,7 @@ def test_the_story_is_in_order_of_time_and_ends_with_what_holds_now() -> None:
 
 def test_every_outcome_of_every_door_has_words() -> None:
     """None is told by its label alone, but for skips that are told by the route; no door by its label."""
-    for source in (*DOORS, *QUEUE, *SWEPT):
+    for source in (*DOORS, *QUEUES, *SWEPT):
         assert f"by {source}:" not in told(heard("delivered", source))
     for outcome in (*Status, *get_args(UnreadLabel), "repeated", "gave_up", "dropped", "removed", "not_content"):
         assert f"({outcome.replace('_', ' ')})" not in told(heard(outcome))

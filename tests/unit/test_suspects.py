@@ -6,9 +6,11 @@ from dataclasses import replace
 
 from functions.mqtt.audience import EARLY_SECONDS, MAX_TOPICS, Audience
 from functions.mqtt.message import Message
+from functions.mqtt.outcome import not_sent
 from functions.mqtt.suspects import (
     CLOSES,
     MAX_SUSPECTS,
+    PACKET_TOO_LARGE,
     PAUSE_SECONDS,
     RETRY_SECONDS,
     TOPIC_CONVICTIONS,
@@ -47,6 +49,18 @@ def test_a_message_is_convicted_when_another_is_acknowledged_between_its_closes(
     assert suspects.suspected(BAD), "it travels alone when it is tried again"
     assert suspects.conviction(GOOD, 2.0) is None
     assert not suspects.suspected(GOOD)
+
+
+def test_a_message_that_the_broker_names_too_large_is_convicted_at_once_and_its_topic_is_not() -> None:
+    """Only what was on its way can be too large; with several on their way, it is not known which."""
+    suspects = Suspects()
+    assert suspects.lost([BAD, GOOD], 0.1, 0.0, PACKET_TOO_LARGE) == (None, True)
+    conviction, _ = suspects.lost([BAD], 0.1, 0.0, PACKET_TOO_LARGE)
+    assert conviction is not None
+    assert not_sent(conviction).reason_code == PACKET_TOO_LARGE
+    assert not not_sent(conviction).is_transient, "a store would bring it for ever"
+    assert suspects.conviction(BAD, 1.0) == conviction
+    assert not suspects.suspected(_message("small"))
 
 
 def test_a_connection_that_lives_longer_without_it_is_contrast_too() -> None:

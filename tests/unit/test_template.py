@@ -287,7 +287,8 @@ def test_the_http_api_has_a_route_for_each_request(*, cameras: bool, stored: boo
         ("POST", "/token"),
         *((method, path) for method in ("GET", "HEAD") for path in files),
     }
-    administration = {("X-AMAZON-APIGATEWAY-ANY-METHOD", API + "/{proxy+}"), ("GET", PATH)} if stored else set()
+    any_method = "X-AMAZON-APIGATEWAY-ANY-METHOD"
+    administration = {(any_method, API + "/{proxy+}"), ("GET", PATH), ("POST", "/report")} if stored else set()
     assert routes.keys() == downloads | administration
     for route, integration in routes.items():
         assert integration["payloadFormatVersion"] == "2.0"

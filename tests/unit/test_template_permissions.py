@@ -68,13 +68,17 @@ def test_with_cameras_events_download_may_read_the_thumbnails_too() -> None:
     assert more == {("s3:GetObject", f"arn:aws:s3:::{BUCKET}/cameras/*.jpg")}
 
 
-def test_the_integration_may_read_its_secret_and_nothing_else() -> None:
-    """No queue, no bucket: it talks to the database and to the broker."""
+def test_the_integration_may_read_its_secret_and_list_the_bucket() -> None:
+    """No queue and no object: it tells which devices have which file."""
     granted = Stack(StoredSettings="true", BrokerSecret=BROKER_SECRET).permissions("IntegrationRole")
     logs = {(f"logs:{do}", "IntegrationLogs.Arn") for do in ("CreateLogStream", "PutLogEvents")}
-    assert granted == logs | {(SECRET_ACTION, BROKER_SECRET)}
+    lists = {
+        (f"s3:{do}", f"arn:aws:s3:::{BUCKET}") for do in ("GetBucketVersioning", "ListBucket", "ListBucketVersions")
+    }
+    assert granted == logs | lists | {(SECRET_ACTION, BROKER_SECRET)}
     everything = Stack(**EVERYTHING).permissions("IntegrationRole")
-    assert everything == granted | NETWORK | TRACING | {("kms:Decrypt", KEY)}
+    of_existing = {(do, f"arn:aws:s3:::{EVERYTHING['ExistingBucket']}") for do, _ in lists}
+    assert everything == (granted - lists) | of_existing | NETWORK | TRACING | {("kms:Decrypt", KEY)}
 
 
 @pytest.mark.parametrize("bucket", [BUCKET, "firmware.example"])

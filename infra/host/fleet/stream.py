@@ -34,7 +34,7 @@ BEGIN_AGAIN = "begin_again"
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class FleetChange:
     """One event of the stream."""
 
     number: int
@@ -51,7 +51,7 @@ class Changes:
     def __init__(self, now: Callable[[], int]) -> None:
         """Numbers begin at `now`, so that a client of the process before this one is told to begin again."""
         self._numbers = itertools.count(now())
-        self._kept: deque[Change] = deque([Change(next(self._numbers), BEGIN_AGAIN, {})], maxlen=KEPT)
+        self._kept: deque[FleetChange] = deque([FleetChange(next(self._numbers), BEGIN_AGAIN, {})], maxlen=KEPT)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[Callable[[], None]] = []
         self._is_due = False
@@ -66,11 +66,11 @@ class Changes:
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._add, kind, data)
 
-    def since(self, last: int | None) -> list[Change]:
+    def since(self, last: int | None) -> list[FleetChange]:
         """What came after the change `last`; where that is not kept any more, or None, what says so."""
         newest, oldest = self._kept[-1], self._kept[0]
         if last is None or last > newest.number or last < oldest.number:
-            return [Change(newest.number, BEGIN_AGAIN, {})]
+            return [FleetChange(newest.number, BEGIN_AGAIN, {})]
         return [one for one in self._kept if one.number > last]
 
     def wait(self, call: Callable[[], None]) -> None:
@@ -78,7 +78,7 @@ class Changes:
         self._waiting.append(call)
 
     def _add(self, kind: str, data: Mapping[str, object]) -> None:
-        self._kept.append(Change(next(self._numbers), kind, data))
+        self._kept.append(FleetChange(next(self._numbers), kind, data))
         if not self._is_due and self._loop is not None:
             self._is_due = True
             self._loop.call_later(GATHER_SECONDS, self._wake)
@@ -128,6 +128,6 @@ class Stream:
         self._changes.wait(end)
 
 
-def _reply(changes: list[Change]) -> Reply:
+def _reply(changes: list[FleetChange]) -> Reply:
     body = f"retry: {RETRY_MILLISECONDS}\n\n" + "".join(map(str, changes))
     return Reply(HTTPStatus.OK, {"Cache-Control": "no-store"}, body, "text/event-stream")

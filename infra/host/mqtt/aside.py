@@ -65,14 +65,20 @@ class Aside:
         return True
 
     def lost(
-        self, in_flight: list[PendingPublish], *, blames: bool, age_seconds: float, now: float
+        self,
+        in_flight: list[PendingPublish],
+        *,
+        blames: bool,
+        age_seconds: float,
+        now: float,
+        reason_code: int | None = None,
     ) -> tuple[list[PendingPublish], Conviction | None]:
         """The connection is over, at this age, and because of one of these where it `blames` them.
 
         Return them in the order in which they go out again, and the conviction of the only one, where it is due.
         """
         blamed = in_flight if blames else []
-        conviction, is_open = self.suspects.lost([pending.message for pending in blamed], age_seconds, now)
+        conviction, is_open = self.suspects.lost([pending.message for pending in blamed], age_seconds, now, reason_code)
         for pending in in_flight:
             pending.suspect = pending.suspect or (bool(blamed) and is_open)
             pending.has_closed = pending.suspect and len(blamed) == 1

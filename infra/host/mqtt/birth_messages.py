@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from functions.admin.operations import TopicVerdict
-from functions.mqtt.outcome import PACKET_TOO_LARGE, Outcome, Status
+from functions.mqtt.outcome import Outcome, Status
+from functions.mqtt.suspects import PACKET_TOO_LARGE
 from functions.telemetry import logger
 
 if TYPE_CHECKING:

@@ -240,7 +240,9 @@ class HostPublisher:
         is_beside = lone is not None and len(in_flight) > 1
         blames = not (birth or is_ours or is_old or is_beside)
         self._gave_up = False
-        publishes, conviction = self._aside.lost(in_flight, blames=blames, age_seconds=now - self._made_at, now=now)
+        publishes, conviction = self._aside.lost(
+            in_flight, blames=blames, age_seconds=now - self._made_at, now=now, reason_code=failure.reason_code
+        )
         again = []
         for pending in publishes:
             if conviction is not None:

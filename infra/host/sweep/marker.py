@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from functions.settings import Settings
 
 KEY = ".bucketbell/sweep"
-CANARY_KEY = ".bucketbell/canary"
-"""What `bucketbell doctor` uploads, to see at which doors the host hears of it. Nobody else is told."""
 
 FORMAT = 1
 CHUNK_BYTES = 1 << 20

@@ -41,7 +41,7 @@ class Terms:
             max_rings=settings.sweep_max_rings,
             catch_up_seconds=settings.sweep_catch_up_seconds,
             events_max_age_seconds=settings.sweep_events_max_age_seconds,
-            polls=settings.sqs_queue_url is not None,
+            polls=settings.sqs_queue_url is not None or settings.r2_queue_url is not None,
         )
 
 

@@ -14,11 +14,13 @@ Answer = Callable[[Reply], None]
 class Door(NamedTuple):
     """What takes a request. `enter` calls back with the reply, once, on the loop, now or later; it may raise Problem.
 
-    `max_body_bytes` 0: the body is not read, and the answer does not wait for it.
+    `max_body_bytes` 0: the body is not read, and the answer does not wait for it. `is_strangers`: only the body can
+    say whether its sender is let in, so that of all such bodies only so much is kept.
     """
 
     enter: Callable[[Request, Answer], None]
     max_body_bytes: int = 0
+    is_strangers: bool = False
 
 
 class Paths(Protocol):

@@ -27,6 +27,7 @@ SHORT_SECRET_CHARACTERS = 20
 WRONG_TRIES_PER_MINUTE = 30  # of one address; then short secrets are refused unverified
 MINUTE_SECONDS = 60.0
 MAX_ADDRESSES = 50_000
+SIGNATURE = "x-bz-event-notification-signature"  # Backblaze B2's
 
 
 class Entrance:
@@ -52,12 +53,19 @@ class Entrance:
 
         `signed`: where it is taken, tokens that bear a signature are.
         """
-        if self._has_short and len(token) < SHORT_SECRET_CHARACTERS:
-            since, failures = self._of(address)
-            if failures >= WRONG_TRIES_PER_MINUTE:
-                return int(since + MINUTE_SECONDS - self._clock()) + 1
-        if not signed or not self._needs_signature(token):
+        if len(token) < SHORT_SECRET_CHARACTERS and (wait_seconds := self.guess_wait_seconds(address)):
+            return wait_seconds
+        return self.signature_wait_seconds(address) if signed and self._needs_signature(token) else 0
+
+    def guess_wait_seconds(self, address: str) -> int:
+        """Return in how many seconds a short secret may be tried from there; 0 where there is none to be guessed."""
+        if not self._has_short:
             return 0
+        since, failures = self._of(address)
+        return int(since + MINUTE_SECONDS - self._clock()) + 1 if failures >= WRONG_TRIES_PER_MINUTE else 0
+
+    def signature_wait_seconds(self, address: str) -> int:
+        """Return in how many seconds a signature may be computed for that address; 0 is now, and counts."""
         now = self._clock()
         if now - self._second_at >= 1.0:
             self._second_at, self._signatures = now, 0
@@ -114,7 +122,7 @@ class Gate:
 
 
 class StoreGate:
-    """The way in to the doors for events: stores present one of WEBHOOK_TOKENS, each in the way that it can."""
+    """The way in to the doors for events: a store presents one of WEBHOOK_TOKENS, or signs with it, as it can."""
 
     def __init__(self, tokens: Sequence[str], entrance: Entrance) -> None:
         """Without `tokens` all are let in."""
@@ -136,8 +144,34 @@ class StoreGate:
         if not sum(hmac.compare_digest(offered, known) for known in self._tokens):
             if token:
                 self._entrance.failed(address)
-            detail, headers = "A token of WEBHOOK_TOKENS is needed.", {"WWW-Authenticate": "Bearer"}
-            raise Problem(HTTPStatus.UNAUTHORIZED, "bad_token", detail, headers=headers, closes=True)
+            raise _refused("bad_token", "A token of WEBHOOK_TOKENS is needed.")
+
+    def await_signed(self, address: str) -> None:
+        """Raise Problem where no body may come from there now, to have its signature verified."""
+        if wait_seconds := self._entrance.signature_wait_seconds(address):
+            raise too_many(wait_seconds, closes=True)
+
+    def admit_signed(self, signature: str, body: bytes, address: str) -> None:
+        """Raise Problem where `signature` is not that of `body` by one of our tokens. The bounds are those of `admit`.
+
+        As Backblaze B2 signs ("Event Notifications", `hmacSha256SigningSecret`): HMAC-SHA-256, behind `v1=` in hex.
+        """
+        version, _, offered = signature.strip().partition("=")
+        wait_seconds = self._entrance.guess_wait_seconds(address)
+        known = [token for token in self._tokens if not wait_seconds or len(token) >= SHORT_SECRET_CHARACTERS]
+        given = offered.lower().encode(errors="replace") if version == "v1" else b""
+        if sum(hmac.compare_digest(given, hmac.digest(token, body, "sha256").hex().encode()) for token in known):
+            return
+        if len(known) < len(self._tokens):
+            raise too_many(wait_seconds, closes=True)
+        self._entrance.failed(address)
+        detail = "The signature is not that of this body by a token of WEBHOOK_TOKENS: sign with one of them."
+        raise _refused("bad_signature", detail)
+
+
+def _refused(reason: str, detail: str) -> Problem:
+    headers = {"WWW-Authenticate": "Bearer"}
+    return Problem(HTTPStatus.UNAUTHORIZED, reason, detail, headers=headers, closes=True)
 
 
 def too_many(wait_seconds: int, *, closes: bool = False) -> Problem:

@@ -253,7 +253,6 @@ class HttpProtocol(asyncio.Protocol):
         request = decode(parser.get_method(), self._url, self._headers, self._address)
         door = door_for(request, self._server.site)
         self._in_header, self._began = False, True
-        self._server.unfinished.release(self)
         held_back = request.header("expect").lower() == "100-continue" and parser.get_http_version() != "1.0"
         self._arriving = _Exchange(request, door, closes=not parser.should_keep_alive(), held_back=held_back)
         self._queue.append(self._arriving)
@@ -269,6 +268,9 @@ class HttpProtocol(asyncio.Protocol):
             exchange.body += body
             if len(exchange.body) > exchange.door.max_body_bytes:
                 raise too_large(exchange.door.max_body_bytes)
+            if exchange.door.is_strangers:
+                for greedy in self._server.unfinished.hold(self, CONNECTION_BYTES + len(exchange.body)):
+                    greedy.abort()
         else:
             exchange.discarded_bytes += len(body)
             if exchange.discarded_bytes > MAX_DISCARDED_BYTES:
@@ -276,6 +278,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """All of it is there."""
+        self._server.unfinished.release(self)
         if self._arriving is not None:
             self._arriving.complete = True
             self._arriving = None

@@ -18,7 +18,7 @@ BACKLOG = 2048
 GRACE_SECONDS = 2.0  # for what is being answered at the end
 WARN_SECONDS = 60.0
 MAX_UNREAD_BYTES = 32 << 20  # of all answers that their clients leave to us
-MAX_UNFINISHED_BYTES = 16 << 20  # of all headers that are on their way; those that come in one read never are
+MAX_UNFINISHED_BYTES = 16 << 20  # of what is on its way: headers, which are not if they come in one read; signed bodies
 
 
 class Server:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -17,17 +17,22 @@ from infra.host.bell import Bell
 from infra.host.metrics import Expected, PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
 from infra.host.web.door import Answer, Door, Paths
-from infra.host.web.entrance import StoreGate, offered, take_token
+from infra.host.web.entrance import SIGNATURE, StoreGate, offered, take_token
 from infra.host.web.origin import TrustedProxies, foreign_page
 
 DOWNLOADS = "downloads"
 SURE_DOOR, FAST_DOOR = "/events", "/events/fast"
-MAX_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = 4 << 20  # of SeaweedFS, for an object of 40 GB that replaces another: it lists the chunks of both
+MAX_SIGNED_BYTES = 256 * 1024  # Backblaze B2 puts at most 50 events into a body
 RETRY_AFTER_SECONDS = 3  # MinIO's own pace
 WATCHING = ("GET", "HEAD")
+RINGING = ("POST", "HEAD", "OPTIONS")
 HINT = "There is nothing here: see /healthz, /readyz, /metrics. Events are posted to /events."
 
 _ACCEPTED = Reply(HTTPStatus.ACCEPTED, {})
+_REACHED = Reply(HTTPStatus.OK, {})
+# A sender of CloudEvents asks whether it may ("HTTP 1.1 Web Hooks", §4). It may: each event has to bring a token.
+_MAY_SEND = {"Allow": ", ".join(RINGING), "WebHook-Allowed-Origin": "*", "WebHook-Allowed-Rate": "*"}
 _NOTHING_TO_DO = Reply(HTTPStatus.OK, {}, '{"outcomes": []}')
 
 
@@ -71,8 +76,8 @@ class HostSite:
         self._downloads = downloads
         self._expected = expected
         self._doors: dict[str, tuple[tuple[str, ...], Callable[[Request], Door]]] = {
-            SURE_DOOR: (("POST",), self._open_sure),
-            FAST_DOOR: (("POST",), self._open_fast),
+            SURE_DOOR: (RINGING, partial(self._open_door, "sure", self._ring)),
+            FAST_DOOR: (RINGING, partial(self._open_door, "fast", self._ring_soon)),
             "/healthz": (WATCHING, lambda _: Door(self._alive)),
             "/readyz": (WATCHING, lambda _: Door(self._ready)),
             "/metrics": (WATCHING, lambda _: Door(self._metrics)),
@@ -90,6 +95,8 @@ class HostSite:
         found = self._doors.get(request.path)
         if found is None:
             router = next((one for one in self._routers if one.takes(request.path)), None)
+            if router is None and (request.method, request.path) == ("HEAD", "/"):
+                return Door(self._probed)
             if router is None:
                 raise Problem(HTTPStatus.NOT_FOUND, "no_route", HINT)
             return router.open(request)
@@ -102,20 +109,38 @@ class HostSite:
 
     # The doors.
 
-    def _open_sure(self, request: Request) -> Door:
-        self._admit(request, offered(request) or take_token(request.query)[0], "sure")
-        return Door(self._ring, MAX_BODY_BYTES)
-
-    def _open_fast(self, request: Request) -> Door:
-        self._admit(request, offered(request), "fast")
-        return Door(self._ring_soon, MAX_BODY_BYTES)
-
-    def _admit(self, request: Request, token: str, source: str) -> None:
+    def _open_door(self, source: str, enter: Callable[[Request, Answer], None], request: Request) -> Door:
+        """A header goes before what is in the address, which only stores need that can send none."""
+        if request.method != "POST":
+            return Door(self._probed)
+        address, signature = request.address, request.header(SIGNATURE)
+        if signature and "authorization" not in request.headers and not self._stores.is_open:
+            return self._await_signed(source, enter, signature, address)
         try:
-            self._stores.admit(token, request.address)
+            token = offered(request) if "authorization" in request.headers else take_token(request.query)[0]
+            self._stores.admit(token, address)
         except Problem:
             self._bell.turn_away(source)
             raise
+        return Door(enter, MAX_BODY_BYTES)
+
+    def _await_signed(
+        self, source: str, enter: Callable[[Request, Answer], None], signature: str, address: str
+    ) -> Door:
+        def verify(request: Request, answer: Answer) -> None:
+            try:
+                self._stores.admit_signed(signature, request.body, address)
+            except Problem:
+                self._bell.turn_away(source)
+                raise
+            enter(request, answer)
+
+        self._stores.await_signed(address)  # too many at once say nothing of a store's token
+        return Door(verify, MAX_SIGNED_BYTES, is_strangers=True)
+
+    def _probed(self, request: Request, answer: Answer) -> None:
+        """A store sees that somebody is there before it sends its first event, such as RustFS. It learns no more."""
+        answer(Reply(HTTPStatus.OK, _MAY_SEND) if request.method == "OPTIONS" else _REACHED)
 
     def _ring(self, request: Request, answer: Answer) -> None:
         if not self._bell.configured:

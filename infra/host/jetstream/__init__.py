@@ -1,0 +1,1 @@
+"""Events from NATS JetStream, for one host or several that share the work; loaded only with `NATS_URL`."""

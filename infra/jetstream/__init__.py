@@ -1,0 +1,1 @@
+"""NATS JetStream, for the host and the tools: the only room that connects to it. It may import the settings."""
