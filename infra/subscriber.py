@@ -31,7 +31,10 @@ FIRST_RETRY_SECONDS = 0.1
 LONGEST_RETRY_SECONDS = 5.0
 MAX_BATCH = 1000
 """Also what the broker may send without an acknowledgement, if it likes so much; Mosquitto's own limit is 20."""
+MAX_HELD = 2 * MAX_BATCH
+"""So many are held while they are refused. Beyond that nothing is read, so that the broker has to keep the rest."""
 REFUSED_BATCH_SECONDS = 1.0
+GATHER_SECONDS = (0.005, 0.01, 0.02, 0.04)
 
 _PROTOCOLS = {
     5: MQTTProtocolVersion.MQTTv5,
@@ -76,8 +79,8 @@ class Subscriber:
 
     What arrived is taken once, by `next`, `wait_for`, `drain` or `silence`, from any thread; `messages` keeps
     all. With `on_message` none is kept: it is given each instead, before the broker gets its acknowledgement. With
-    `on_batch` neither: it is given what came in one go, at most `MAX_BATCH`, and the broker gets the acknowledgements
-    after it has returned True; after False it is given the same again, and more, a second later.
+    `on_batch` neither: it is given what came within hundredths of a second, at most `MAX_BATCH`, and the broker gets
+    the acknowledgements after it has returned True; after False it is given the same again, and more, a second later.
     `on_state` is given None whenever the broker has confirmed the subscriptions, so again after each reconnection,
     and the reason whenever it could not listen. All are called in the subscriber's own thread.
     `context` goes instead of the TLS files.
@@ -164,6 +167,11 @@ class Subscriber:
     def connected(self) -> bool:
         """Whether the broker has confirmed the subscriptions of the present connection."""
         return self._subscribed
+
+    @property
+    def held(self) -> int:
+        """How many messages wait for `on_batch` to take them: bounded, however many come."""
+        return len(self._batch)
 
     @property
     def last_error(self) -> SubscriberError | None:
@@ -261,7 +269,7 @@ class Subscriber:
             except (OSError, ValueError) as error:  # ValueError: a host name that cannot be encoded
                 self._fail(f"{self._where} is unreachable: {error}")
             else:
-                while self._client.loop(LOOP_SECONDS) is MQTTErrorCode.MQTT_ERR_SUCCESS:
+                while self._turn() is MQTTErrorCode.MQTT_ERR_SUCCESS:
                     if self._subscribed:
                         failures = 0
                     if self._stopping.is_set():
@@ -285,21 +293,38 @@ class Subscriber:
         # paho leaves the pair of sockets that `loop` makes to the garbage collector, which warns of them.
         self._client._reset_sockets(sockpair_only=True)  # noqa: SLF001 - there is no other way to it
 
+    def _turn(self) -> MQTTErrorCode:
+        if len(self._batch) < MAX_HELD:
+            return self._client.loop(LOOP_SECONDS)
+        # The broker's answers to our pings are not read either: after a minute or two the connection is opened anew.
+        self._stopping.wait(LOOP_SECONDS)
+        return self._client.loop_misc()
+
     def _hand_over(self) -> None:
-        """Take in what else is there, hand over all of it, and acknowledge that."""
-        before = 0
-        while before < len(self._batch) < MAX_BATCH:
-            before = len(self._batch)
-            if self._client.loop(0) is not MQTTErrorCode.MQTT_ERR_SUCCESS:
-                return  # which the next turn finds out, too
+        """Take in what else is there or comes soon, hand over the oldest, and acknowledge that."""
         if self._take_batch is None or time.monotonic() < self._batch_due_at:
             return
-        if not self._take_batch([received for _, received in self._batch]):
+        self._gather()
+        batch = self._batch[:MAX_BATCH]
+        if not self._take_batch([received for _, received in batch]):
             self._batch_due_at = time.monotonic() + REFUSED_BATCH_SECONDS
             return
-        for mid, received in self._batch:
+        for mid, received in batch:
             self._client.ack(mid, received.qos)
-        self._batch.clear()
+        del self._batch[: len(batch)]
+
+    def _gather(self) -> None:
+        """Take in what is there, and wait while more comes: a batch costs far more than a message in it."""
+        before = 0
+        for pause_seconds in GATHER_SECONDS:
+            now = -1
+            while now < len(self._batch) < MAX_BATCH:
+                now = len(self._batch)
+                self._client.loop_read()  # of what goes wrong in it the next turn hears, too
+            if not before < len(self._batch) < MAX_BATCH:
+                return
+            before = len(self._batch)
+            time.sleep(pause_seconds)
 
     def _lost(self) -> None:
         # A refusal closes the connection too: keep its reason.

@@ -18,6 +18,7 @@ from functions.admin.fleet_schemas import (
     FileDevicesAnswer,
     FleetFileAnswer,
     FleetFilesAnswer,
+    HearingAnswer,
     HeldAnswer,
     PastAnswer,
     TargetAnswer,
@@ -27,7 +28,7 @@ from functions.admin.fleet_schemas import (
 from functions.events.names import is_config_name, normalise_mac
 from functions.fleet.catalogue import KEPT_SECONDS, Catalogue
 from functions.fleet.channels import channel, choose, stem
-from functions.fleet.standing import STANDINGS, Standing, census, standing, tally
+from functions.fleet.standing import STANDINGS, Hearing, Standing, census, standing, tally
 from functions.s3.clients import StorageError
 from functions.web.messages import Problem, unavailable, unfit
 
@@ -73,8 +74,8 @@ class FleetPage:
 class FleetAnswers:
     """Thread-safe. Methods raise `Problem` and `StoreUnavailableError`."""
 
-    def __init__(self, catalogue: Catalogue, store: FleetStore, reader: FleetReader) -> None:
-        self.catalogue, self.store, self.reader = catalogue, store, reader
+    def __init__(self, catalogue: Catalogue, store: FleetStore, reader: FleetReader, hearing: Hearing) -> None:
+        self.catalogue, self.store, self.reader, self.hearing = catalogue, store, reader, hearing
         self.changed: Callable[[str], object] = lambda _mac: None
         """Hears of each device that somebody assigned a file to, or removed. Must not block."""
 
@@ -89,7 +90,7 @@ class FleetAnswers:
 
         database = Database(settings.database_url.get_secret_value(), keeps_connections=True)
         catalogue = Catalogue(objects, configs_prefix=settings.configs_prefix, assets_prefix=settings.assets_prefix)
-        return cls(catalogue, FleetStore(database), FleetReader(database))
+        return cls(catalogue, FleetStore(database), FleetReader(database), Hearing())
 
     def close(self) -> None:
         """Close the connections to the database that are kept."""
@@ -180,7 +181,11 @@ class FleetAnswers:
         shown, rest = listed[: page.limit], listed[page.limit :]
         counted = self._tallies(files, shown)
         found = tuple(self._file(files, one, counted[one.object_key]) for one in shown)
-        return FleetFilesAnswer(files=found, next=shown[-1].object_key if rest else None)
+        return FleetFilesAnswer(
+            files=found,
+            reports=HearingAnswer(by=self.hearing.by, detail=self.hearing.detail),
+            next=shown[-1].object_key if rest else None,
+        )
 
     def file_devices(self, filename: str, page: FleetPage) -> FileDevicesAnswer:
         """The devices that should have a file, and how far each of them is."""

@@ -10,7 +10,7 @@ from functions.admin.schemas import Instant, Moment, Schema
 from functions.events.names import MAX_FILENAME_BYTES
 from functions.fleet.channels import ChoiceRule
 from functions.fleet.reports import FileState
-from functions.fleet.standing import KnownBy, Standing
+from functions.fleet.standing import HeardBy, KnownBy, Standing
 
 
 class TargetAnswer(Schema):
@@ -96,10 +96,18 @@ class FleetFileAnswer(Schema):
     offline: int
 
 
+class HearingAnswer(Schema):
+    """Whether devices' reports are heard by MQTT."""
+
+    by: HeardBy = Field(description="`another`: one that shares the database, if there is one.")
+    detail: str = Field(description="Why nobody does.")
+
+
 class FleetFilesAnswer(Schema):
     """One page of files, newest first."""
 
     files: tuple[FleetFileAnswer, ...]
+    reports: HearingAnswer
     next: str | None = Field(description="Ask again with `after` set to this; null on the last page.")
 
 

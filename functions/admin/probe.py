@@ -92,6 +92,8 @@ class ProbeVerdict:
     """Why the broker accepts us only without our last will."""
     retain_available: bool = True
     maximum_qos: int = 2
+    receive_maximum: int | None = None
+    """How many messages the broker takes without having acknowledged them."""
     reason: str = ""
     """What exactly failed, without credentials."""
     certificate_expires_at: float | None = None
@@ -148,6 +150,7 @@ def probe(
                 will_refused=will_refused,
                 retain_available=accepted.retain_available,
                 maximum_qos=accepted.maximum_qos,
+                receive_maximum=accepted.receive_maximum,
                 certificate_expires_at=accepted.certificate_expires_at,
             )
     raise AssertionError("the last address has been judged")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple, get_args
 
@@ -20,6 +21,18 @@ UNKNOWN = "unknown"
 
 KnownBy = Literal["config", "assignment", "token", "report"]
 """How a device became known."""
+
+HeardBy = Literal["this_process", "another", "nobody"]
+"""Who hears devices' reports by MQTT; `another` of those that share the database."""
+
+
+@dataclass(slots=True)
+class Hearing:
+    """Whether reports are heard, as far as this process knows. On Lambda it never does."""
+
+    by: HeardBy = "another"
+    detail: str = ""
+    """Why nobody does."""
 
 
 class KnownDevice(NamedTuple):

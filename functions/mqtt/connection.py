@@ -108,7 +108,7 @@ class Connection:
         self._unacknowledged: dict[int, int] = {}  # packet identifier → QoS
         self.connected = False
         self.failure: BrokerConnectionError | None = None
-        self.window = WINDOW
+        self.window = self.receive_maximum = WINDOW
         self.maximum_packet_size: int | None = None
         self.maximum_qos = 2
         self.retain_available = True
@@ -301,6 +301,7 @@ class Connection:
                 words, reason_code=connack.reason_code, refused=True, said=connack.said, hint=hint
             )
             return
+        self.receive_maximum = connack.receive_maximum
         self.window = min(WINDOW, connack.receive_maximum)
         self.maximum_packet_size = connack.maximum_packet_size
         self.maximum_qos = connack.maximum_qos

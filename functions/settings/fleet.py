@@ -1,15 +1,15 @@
 """The settings of the fleet: topics of devices' own, and what is kept of their reports."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class FleetSettings(BaseSettings):
     """Part of `Settings`."""
+
+    model_config = SettingsConfigDict(defer_build=True)  # nothing is validated by a part
 
     device_topics: Literal["off", "on", "only"] = Field(
         default="off",

@@ -90,9 +90,9 @@ def _twice(bench: Bench) -> list[Figure]:
         for done in [threads.submit(put, thread) for thread in range(UPLOAD_THREADS)]:
             done.result()
         seconds = time.monotonic() - begun_at
-        _until(lambda: heard.total() >= count, HEAR_SECONDS)
+        until(lambda: heard.total() >= count, HEAR_SECONDS)
         time.sleep(QUIET_SECONDS)
-        sweeps, rang = (_metric(rig.host, name) for name in ("sweep_seconds_count", "sweep_rang_total"))
+        sweeps, rang = (metric(rig.host, name) for name in ("sweep_seconds_count", "sweep_rang_total"))
     twice = sum(max(0, times - OVERWRITTEN) for times in heard.values())
     missing = count - heard.total() + twice
     detail = f"each key {OVERWRITTEN} times, in {seconds:.0f} s; {sweeps:.0f} sweeps, which rang {rang:.0f}"
@@ -120,7 +120,7 @@ def _unchanged(bench: Bench) -> list[Figure]:
             for name, more in (("off", {}), ("on", sweeps))
         }
         ear = parts.enter_context(Ear(broker.url, (TOPIC,)))
-        bells = {name: parts.enter_context(_bell(host, ear)) for name, host in hosts.items()}
+        bells = {name: parts.enter_context(bell_of(host, ear, TOKEN)) for name, host in hosts.items()}
         bench.say(f"the first sweep of {OBJECTS:,} objects")
         _next_sweep(hosts["on"])
         first_mb = _peak_mb(hosts["on"]) - _peak_mb(hosts["off"])
@@ -185,7 +185,7 @@ def _lone(bench: Bench) -> list[Figure]:
         rig.s3.create_bucket(Bucket=BUCKET)
         parts.enter_context(rig.host)
         ear = parts.enter_context(Ear(rig.broker.url, (TOPIC,)))
-        _until(lambda: _metric(rig.host, "sweep_seconds_count"), HEAR_SECONDS)
+        until(lambda: metric(rig.host, "sweep_seconds_count"), HEAR_SECONDS)
         for number in range(count):
             bench.say(f"lone upload {number + 1} of {count}")
             time.sleep(random.uniform(0, PAUSE_SECONDS))
@@ -241,9 +241,9 @@ def _host(directory: Path, broker: Mosquitto, store: int, more: dict[str, str]) 
 
 
 @contextmanager
-def _bell(host: HostProcess, ear: Ear) -> Iterator[Callable[[], float]]:
+def bell_of(host: HostProcess, ear: Ear, token: str) -> Iterator[Callable[[], float]]:
     """A function that posts an event, over one connection, and returns how long it took to be heard."""
-    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     stem = Path(host.directory).name
     numbers = itertools.count()
     with closing(http.client.HTTPConnection("127.0.0.1", _port(host), timeout=ANSWER_SECONDS)) as connection:
@@ -267,19 +267,21 @@ def _bell(host: HostProcess, ear: Ear) -> Iterator[Callable[[], float]]:
 
 def _next_sweep(host: HostProcess) -> None:
     """Return as soon as a sweep more is over."""
-    before = _metric(host, "sweep_seconds_count")
-    _until(lambda: _metric(host, "sweep_seconds_count") > before, SWEEP_LIMIT_SECONDS)
+    before = metric(host, "sweep_seconds_count")
+    until(lambda: metric(host, "sweep_seconds_count") > before, SWEEP_LIMIT_SECONDS)
 
 
-def _until(truth: Callable[[], object], within_seconds: float) -> None:
-    until = time.monotonic() + within_seconds
+def until(truth: Callable[[], object], within_seconds: float) -> None:
+    """Return once `truth()` holds. Raises `NotMeasuredError` when it does not in time."""
+    end = time.monotonic() + within_seconds
     while not truth():
-        if time.monotonic() > until:
+        if time.monotonic() > end:
             raise NotMeasuredError(f"waited for {within_seconds:g} s in vain")
         time.sleep(LOOK_SECONDS)
 
 
-def _metric(host: HostProcess, name: str) -> float:
+def metric(host: HostProcess, name: str) -> float:
+    """The sum of all samples of this name."""
     with urllib.request.urlopen(f"{host.url}/metrics", timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - our own http URL
         lines = [line.rpartition(" ") for line in answer.read().decode().splitlines()]
     return sum(float(value) for sample, _, value in lines if sample.partition("{")[0] == name)

@@ -65,6 +65,11 @@ class BrokerLeg:
         )
 
     @property
+    def receive_maximum(self) -> int | None:
+        """How many messages the broker takes without having acknowledged them, where it was asked."""
+        return None if self._verdict is None else self._verdict.receive_maximum
+
+    @property
     def _address(self) -> str:
         return "" if self.broker is None else self.broker.url
 

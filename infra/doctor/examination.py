@@ -10,6 +10,7 @@ from infra.doctor.checks import Checkup, NotCheckedError
 from infra.doctor.database import STORED, DatabaseLeg
 from infra.doctor.doors import DoorsLeg
 from infra.doctor.downloads import DownloadsLeg
+from infra.doctor.fleet import FleetLeg
 from infra.doctor.host import HostLeg
 from infra.doctor.hosts import HostsLeg
 from infra.doctor.jetstream import JetStreamLeg
@@ -55,6 +56,7 @@ def checks_of(
         *host.rights(ring),
         *DownloadsLeg(settings, store, host, web).checks(),
         *SweepersLeg(store).checks(),
+        *FleetLeg(host, broker).checks(),
         *hosts.checks(),
     )
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from tests.chaos import broker_faults as broker
 from tests.chaos import credential_faults as credentials
+from tests.chaos import fleet_faults as fleet
 from tests.chaos import freeze_faults as freeze
 from tests.chaos import host_faults as host
 from tests.chaos import jetstream_faults as jetstream
@@ -21,7 +22,9 @@ from tests.chaos import sweep_faults as sweep
 from tests.chaos.verdict import Verdict
 from tests.chaos.world import Profile, World
 
-Family = Literal["broker", "link", "credentials", "host", "store", "sweep", "queue", "jetstream", "freeze", "control"]
+Family = Literal[
+    "broker", "link", "credentials", "host", "store", "sweep", "queue", "jetstream", "fleet", "freeze", "control"
+]
 Expectation = Literal["nothing missing", "a loss"]
 
 FAMILIES: dict[Family, str] = {
@@ -33,6 +36,7 @@ FAMILIES: dict[Family, str] = {
     "sweep": "The sweep: what no event tells",
     "queue": "The queue (SQS)",
     "jetstream": "JetStream between store and hosts",
+    "fleet": "What devices report",
     "freeze": "A frozen function",
     "control": "Control: the safety is switched off",
 }
@@ -56,6 +60,8 @@ SHORT = Load(60, 20)
 LONG = Load(2600, 40, 2)
 # moto's SQS takes time in proportion to what waits in it: at LONG's rate an outage would keep it busy for an hour.
 LONG_SQS = Load(2000, 10, 2)
+
+REPORTED = "a device reports each upload: all reports that the broker acknowledged are in the history, each once"
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,6 +456,33 @@ _ROWS = (
         "two hosts share a stream; one is killed (SIGKILL), later the other one stopped (SIGTERM)",
         host.update_hosts_in_turn,
         jetstream.TwoHostsAtOneStream,
+    ),
+    Scenario(
+        "reports-database-locked",
+        "fleet",
+        "somebody else has locked the database",
+        fleet.lock_database,
+        fleet.ReportingWorld,
+        why=REPORTED,
+        check=fleet.none_is_lost,
+    ),
+    Scenario(
+        "reports-broker-killed",
+        "fleet",
+        "Mosquitto is killed (SIGKILL), and started again over the sessions on its disk",
+        fleet.kill_broker,
+        fleet.ReportingWorld,
+        why=REPORTED,
+        check=fleet.none_is_lost,
+    ),
+    Scenario(
+        "reports-host-killed",
+        "fleet",
+        "the host is killed (SIGKILL), and started again",
+        host.kill_host,
+        fleet.ReportingWorld,
+        why=REPORTED,
+        check=fleet.none_is_lost,
     ),
     Scenario(
         "freeze-long",

@@ -25,7 +25,7 @@ ALIAS = "functions.broker"  # the former name of the integration's entry
 ENTRIES = {"functions.notify", "functions.download", "functions.integration", ALIAS}
 SETTINGS = "functions.settings"
 # They stand beside the folders, because every folder may need them.
-SHARED = {"functions.telemetry", "functions.lifecycle", "functions.gc_pause", "functions.backoff"}
+SHARED = {"functions.telemetry", "functions.lifecycle", "functions.lean_imports", "functions.backoff"}
 # They stand beside the folders too, because they bring several together: what the entry for events keeps warm, and the
 # log of what became of an event, which the host writes as well.
 JOINING = {"functions.notifier", "functions.events_log", "functions.own_topics"}

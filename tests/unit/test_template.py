@@ -44,7 +44,7 @@ MOST_WINDOW_SECONDS = 5
 HTTP_API_TIMEOUT_SECONDS = 30
 MAX_DESCRIPTION_CHARACTERS = 256  # AWS::Lambda::Version
 # Read by Powertools, which our own settings know nothing of.
-NOT_OURS = {"POWERTOOLS_SERVICE_NAME"}
+NOT_OURS = {"POWERTOOLS_SERVICE_NAME", "PYDANTIC_DISABLE_PLUGINS"}
 
 
 def test_a_failed_record_comes_back_alone() -> None:

@@ -12,6 +12,7 @@ from functions.telemetry import logger
 from infra.subscriber import Received, Subscriber, SubscriberError
 
 if TYPE_CHECKING:
+    from functions.fleet.standing import HeardBy, Hearing
     from functions.mqtt.broker import BrokerConfig
 
 LOOK_SECONDS = 1.0  # at the broker's settings, and at who leads
@@ -33,11 +34,12 @@ class ReportListener:
         *,
         broker: Callable[[], BrokerConfig | None],
         leads: Callable[[], bool],
+        hearing: Hearing,
         kinds: Sequence[str] = ("report", "status"),
     ) -> None:
         """`hear`: see `Subscriber`'s `on_batch`. `leads` may block for as long as the database does.
 
-        `kinds` are the last levels of the topics below each device's.
+        `hearing` is kept up to date. `kinds` are the last levels of the topics below each device's.
         """
         self._topics = tuple(f"{topic_prefix}/devices/+/{kind}" for kind in kinds)
         self._client_id = f"bucketbell-fleet-{topic_prefix.replace('/', '-')}"
@@ -46,10 +48,10 @@ class ReportListener:
         self._leads = leads
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self.trouble = "not listening yet"
-        """Why nothing is heard; "" while it is, and None of anybody's business where another host leads."""
         self._present: BrokerConfig | None = None
         self._connections = 0
+        self._hearing = hearing
+        self._note("nobody", "the host has just been started")
 
     def start(self) -> None:
         """Begin, in a thread of its own."""
@@ -65,7 +67,7 @@ class ReportListener:
     @property
     def place(self) -> tuple[BrokerConfig | None, int]:
         """The broker that is listened to, and the number of the connection; None while nothing is heard."""
-        return None if self.trouble else self._present, self._connections
+        return self._present if self._hearing.by == "this_process" else None, self._connections
 
     def _run(self) -> None:
         subscriber: Subscriber | None = None
@@ -74,7 +76,8 @@ class ReportListener:
             if wanted != self._present:
                 if subscriber is not None:
                     subscriber.stop()
-                self.trouble = "not listening yet"
+                if self._hearing.by == "this_process":
+                    self._note("nobody", "it connects to the broker")
                 self._present = wanted
                 subscriber = None if wanted is None else self._begin(wanted)
                 self._present = wanted if subscriber is not None else None
@@ -85,9 +88,17 @@ class ReportListener:
 
     def _wanted(self, present: BrokerConfig | None) -> BrokerConfig | None:
         try:
-            return self._broker() if self._leads() else None
-        except StoreUnavailableError:
+            leads = self._leads()
+        except StoreUnavailableError as error:
+            if present is None:
+                self._note("nobody", str(error))
             return present  # who leads is not known: two leaders would push each other out
+        broker = self._broker() if leads else None
+        if not leads:
+            self._note("another")
+        elif broker is None:
+            self._note("nobody", "no broker is configured")
+        return broker
 
     def _begin(self, broker: BrokerConfig) -> Subscriber | None:
         try:
@@ -107,14 +118,17 @@ class ReportListener:
         return subscriber
 
     def _changed(self, error: SubscriberError | None) -> None:
-        trouble = "" if error is None else str(error)
         self._connections += error is None
-        if trouble != self.trouble:
-            self.trouble = trouble
-            if error is None:
-                logger.info("listening to devices' reports", extra={"topics": self._topics})
-            else:
-                logger.warning("devices' reports are not heard", extra={"detail": trouble})
+        if error is None and self._note("this_process"):
+            logger.info("listening to devices' reports", extra={"topics": self._topics})
+        elif error is not None and self._note("nobody", str(error)):
+            logger.warning("devices' reports are not heard", extra={"detail": str(error)})
+
+    def _note(self, by: HeardBy, detail: str = "") -> bool:
+        """Whether that is new."""
+        before = (self._hearing.by, self._hearing.detail)
+        self._hearing.by, self._hearing.detail = by, detail
+        return before != (by, detail)
 
 
 def subscriber_to(broker: BrokerConfig, topics: Sequence[str], **more: Any) -> Subscriber:  # noqa: ANN401 - see `Subscriber`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from functions.web.tokens import DeviceToken
     from infra.host.fleet.home_assistant import ChannelRing
     from infra.host.metrics import PrometheusTelemetry
+
+SWITCH_SECONDS = 0.0005
+"""So long the bell's loop waits for the interpreter while a thread of ours reads reports; Python's own is ten times."""
 
 
 class FleetService:
@@ -73,6 +77,7 @@ class FleetService:
             self.keeper.hear,
             broker=lambda: _without_will(broker()),
             leads=answers.store.lead,
+            hearing=answers.hearing,
             kinds=("report", "status") if ring is None else ("report", "status", INSTALL),
         )
 
@@ -97,6 +102,7 @@ class FleetService:
 
     def start(self) -> None:
         """Begin to listen and to write, on the running loop. Blocks for nothing."""
+        sys.setswitchinterval(SWITCH_SECONDS)
         self.changes.start()
         self.keeper.start()
         self.census.start()
