@@ -14,6 +14,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 SAM_VENV := .venv-sam
 SAM_STAMP := $(SAM_VENV)/.stamp
+MINISTACK_VENV := .venv-ministack
+MINISTACK_STAMP := $(MINISTACK_VENV)/.stamp
+EMULATORS ?= moto ministack
 UV_VERSION := 0.13.8
 LISTS := functions/requirements.in infra/layer/requirements.in infra/requirements.in infra/local/requirements.in \
     infra/deploy/requirements.in tests/requirements.in
@@ -69,8 +72,10 @@ release: $(STAMP) ## what is published, in dist/: wheel, sdist, SBOM, image, che
 sam-test: $(STAMP) $(SAM_STAMP) ## the functions in containers, as AWS runs them (Docker, Python 3.13)
 	@$(BIN)/python -m pytest tests/sam --timeout 300 $(ARGS)
 
-aws-test: $(STAMP) $(SAM_STAMP) ## template and functions together on an emulated AWS (Docker, Python 3.13)
-	@$(BIN)/python -m pytest tests/aws --timeout 300 $(ARGS)
+aws-test: $(STAMP) $(SAM_STAMP) $(MINISTACK_STAMP) ## template and functions on two emulated AWS (Docker, root, Python 3.13; EMULATORS=moto or ministack)
+	@for emulator in $(EMULATORS); do \
+	    EMULATOR=$$emulator $(BIN)/python -m pytest tests/aws --timeout 300 $(ARGS) || exit; \
+	done
 
 container-test: $(STAMP) ## the images and `docker compose up`, on stand-ins for the public bases (Docker, Python 3.13, Go)
 	@$(BIN)/python -m pytest tests/container --timeout 900 $(ARGS)
@@ -115,15 +120,16 @@ lock: | $(BIN)/python ## write the requirements.txt files anew (ARGS=--upgrade f
 	@$(COMPILE) $(LISTS) \
 	    --constraints infra/requirements.txt --output-file tests/requirements.txt
 	@$(COMPILE) infra/sam/requirements.in --output-file infra/sam/requirements.txt
+	@$(COMPILE) tests/aws/requirements.in --output-file tests/aws/requirements.txt
 	@$(COMPILE) infra/sam/image-requirements.in \
 	    --constraints tests/requirements.txt --output-file infra/sam/image-requirements.txt
 
-# One resolution for every platform and Python, so that all but the last never disagree; the SAM CLI stands alone.
+# One resolution for every platform and Python, so that they never disagree; the SAM CLI and MiniStack stand alone.
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --no-config --universal \
     --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url $(ARGS)
 
 clean: ## remove .venv, caches and build leftovers (binaries built by make minio stay)
-	@rm -rf $(VENV) $(SAM_VENV) build dist ./*.egg-info .aws-sam .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(SAM_VENV) $(MINISTACK_VENV) build dist ./*.egg-info .aws-sam .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find functions infra tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # tests/requirements.txt is the whole closure, so pip has nothing to resolve.
@@ -140,6 +146,14 @@ $(SAM_STAMP): infra/sam/requirements.txt | $(BIN)/python
 	@echo "Installing the SAM CLI into $(SAM_VENV) (once: a minute or so) …"
 	@$(BIN)/python -m venv --clear $(SAM_VENV)
 	@$(SAM_VENV)/bin/python -m pip install --quiet --no-input --no-deps --require-hashes -r $<
+	@touch $@
+
+# MiniStack runs the functions in its own process tree, and they are compiled for the runtime's Python.
+$(MINISTACK_STAMP): tests/aws/requirements.txt | $(BIN)/python
+	@echo "Installing MiniStack into $(MINISTACK_VENV) (once: half a minute or so) …"
+	@runtime=$$($(BIN)/python -c 'from infra.sam.tool import runtime_python; print(runtime_python())') && \
+	    "$$runtime" -m venv --clear $(MINISTACK_VENV)
+	@$(MINISTACK_VENV)/bin/python -m pip install --quiet --no-input --no-deps --require-hashes -r $<
 	@touch $@
 
 # A .venv whose Python has gone is a dangling link, hence missing to make, hence built anew.

@@ -6,7 +6,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from functions import gc_pause
+from functions import lean_imports
 from functions.devices.api import explain, router
 from functions.devices.downloads import Downloads, Principal
 from functions.lifecycle import Renewal, begin
@@ -79,4 +79,4 @@ def _warm_up() -> None:
 
 
 begin(_start, asks_aws=True)
-gc_pause.resume()
+lean_imports.end()

@@ -9,8 +9,6 @@ from functions.admin.api import described, explain, router
 from functions.admin.fleet import FleetAnswers
 from functions.admin.operations import Administration, CannotPublishError
 from functions.admin.uploads import Uploads
-from functions.devices.downloads import Downloads
-from functions.devices.reports import router as reports_router
 from functions.events.routes import Routes
 from functions.lifecycle import Renewal, begin
 from functions.settings import SettingsError
@@ -18,7 +16,6 @@ from functions.stored.errors import StoreUnavailableError
 from functions.stored.store import ConfigStore
 from functions.telemetry import logger
 from functions.web.api_gateway import answer_of, respond
-from functions.web.tokens import KeyringError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,10 +82,21 @@ def _ready() -> tuple[Router[Any], ...]:
 
 
 def _made(settings: Settings) -> Iterator[Router[Any]]:
-    downloads = Downloads.of(settings)
-    fleet = FleetAnswers.of(settings, downloads.objects)
     administration = Administration(settings, ConfigStore.of(settings), NoLocalPublisher())
-    yield router(administration, Uploads(Routes.of(settings)), fleet)
+    uploads = Uploads(Routes.of(settings))
+    if settings.database_url is None or settings.bucket is None:
+        yield router(administration, uploads)
+        return
+    from functions.devices.downloads import Downloads  # noqa: PLC0415 - tokens bring cryptography
+    from functions.devices.reports import router as reports_router  # noqa: PLC0415 - as above
+    from functions.web.tokens import KeyringError  # noqa: PLC0415 - as above
+
+    try:
+        downloads = Downloads.of(settings)
+    except KeyringError as error:
+        raise SettingsError((("DEVICE_TOKEN_KEYS", str(error).removeprefix("DEVICE_TOKEN_KEYS: ")),)) from None
+    fleet = FleetAnswers.of(settings, downloads.objects)
+    yield router(administration, uploads, fleet)
     if fleet is not None:
         yield reports_router(downloads.admit_device, fleet.report)
 
@@ -98,7 +106,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     del context
     try:
         ready = _ready()
-    except (SettingsError, StoreUnavailableError, KeyringError) as error:
+    except (SettingsError, StoreUnavailableError) as error:
         return answer_of(explain(error).reply)
     return respond(ready[0], event, *ready[1:])
 

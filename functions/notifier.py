@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from functions.cameras.message import CameraMessage, Sighting
@@ -13,6 +12,7 @@ from functions.events_log import log
 from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.outcome import Outcome, Status
 from functions.mqtt.publisher import InlinePublisher
+from functions.own_topics import OwnTopics, warn_of_missing_broadcasts
 from functions.settings import SettingsError
 from functions.settings.secret import DEADLINE_SECONDS as SECRET_DEADLINE_SECONDS
 from functions.telemetry import EmfTelemetry, logger
@@ -40,7 +40,9 @@ class Notifier:
         """Nothing is connected yet. `renewal` is asked for other settings when the broker cannot be used."""
         self.telemetry = EmfTelemetry()
         self._renewal = renewal
+        self._own_topics = OwnTopics()
         self._use(settings)
+        warn_of_missing_broadcasts(settings)
 
     def _use(self, settings: Settings) -> None:
         self._settings = settings
@@ -84,6 +86,7 @@ class Notifier:
         has_detections = any(isinstance(step.action, Detection) for step in steps)
         outcomes = self._detect(steps, end) if has_detections else self._publish(to_publish(steps), end)
         settled = settle(steps, outcomes)
+        self._announce_to_devices(settled, end)
         if self._stored is not None:
             self._stored.record(outcomes, connected=self.publisher.enabled, attempts=self.publisher.attempts)
         for one in settled:
@@ -92,6 +95,18 @@ class Notifier:
         for one in settled:
             log(one)
         return sqs_answer(settled) if is_batch else direct_answer(settled)
+
+    def _announce_to_devices(self, settled: Sequence[Settled], end: float) -> None:
+        """Publish the second messages, after the first: a broker that forbids them must not hold those up.
+
+        What its source brings again, gets its second message then.
+        """
+        uploads = [one.step.action for one in settled if isinstance(one.step.action, Upload) and not one.retriable]
+        due = [(one, own) for one in uploads if (own := self._own_topics.take(one)) is not None]
+        if due:
+            outcomes = self._publish([own for _, own in due], end)
+            for (upload, _), outcome in zip(due, outcomes, strict=True):
+                self._own_topics.landed(upload, outcome)
 
     def _detect(self, steps: Sequence[Step], end: float) -> list[Outcome | Unread]:
         """Read what has to be read first, then publish all, in order."""
@@ -127,11 +142,10 @@ class Notifier:
         """Publish by `end` (`time.monotonic`), and again what is not confirmed if the secret has changed."""
         outcomes = self._try(messages, end)
         again = [one for one, outcome in zip(messages, outcomes, strict=True) if _is_unconfirmed(outcome)]
-        before = self._routes.topics
+        before = self._routes
         if not again or time.monotonic() + SECRET_DEADLINE_SECONDS > end or not self._renewed():
             return outcomes
-        topics = dict(zip(before, self._routes.topics, strict=True))
-        retried = iter(self._try([replace(one, topic=topics.get(one.topic, one.topic)) for one in again], end))
+        retried = iter(self._try([self._routes.moved(one, before) for one in again], end))
         return [next(retried, outcome) if _is_unconfirmed(outcome) else outcome for outcome in outcomes]
 
     def _try(self, messages: Sequence[Message], end: float) -> list[Outcome]:

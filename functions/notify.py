@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 from typing import TYPE_CHECKING, Any
 
-from functions import gc_pause
+from functions import lean_imports
 from functions.lifecycle import Renewal, begin
 from functions.notifier import Notifier
 
@@ -45,4 +45,4 @@ def _end() -> None:
 
 
 begin(_start)
-gc_pause.resume()
+lean_imports.end()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
+from functools import lru_cache
 from typing import Protocol
 
 from aws_lambda_powertools.logging import Logger
@@ -17,6 +18,7 @@ NAMESPACE = SERVICE = "bucketbell"
 MAX_EMF_VALUES = 100  # for one metric in one document
 
 Dimensions = tuple[tuple[str, str], ...]
+_Metric = tuple[tuple[str, ...], str, str]  # the names of its dimensions, its own name, its unit
 
 logger = Logger(service=SERVICE)
 
@@ -118,22 +120,32 @@ class _Document:
 
     def __init__(self, service: str) -> None:
         self._members: dict[str, object] = {"service": service}
-        self._metrics: defaultdict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+        self._metrics: list[_Metric] = []
 
     def take(self, dimensions: Dimensions, name: str, unit: str, value: float | list[float]) -> bool:
         """Put a metric in, unless it would give a member of the document a second value."""
         members = self._members
-        if name in members or any(members.get(one, its) != its for one, its in dimensions):
+        if name in members:
             return False
+        for one, its in dimensions:
+            if members.get(one, its) != its:
+                return False
         members.update(dimensions)
         members[name] = value
-        self._metrics[(*(one for one, _ in dimensions), "service")].append({"Name": name, "Unit": unit})
+        self._metrics.append((tuple([one for one, _ in dimensions]), name, unit))
         return True
 
     def __str__(self) -> str:
-        directives = [
-            {"Namespace": NAMESPACE, "Dimensions": [names], "Metrics": metrics}
-            for names, metrics in self._metrics.items()
-        ]
-        about = {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": directives}
-        return json.dumps({"_aws": about, **self._members})
+        about = f'{{"Timestamp": {int(time.time() * 1000)}, "CloudWatchMetrics": {_directives(tuple(self._metrics))}}}'
+        return f'{{"_aws": {about}, {json.dumps(self._members)[1:]}'
+
+
+@lru_cache(maxsize=64)  # most invocations tell the same metrics
+def _directives(metrics: tuple[_Metric, ...]) -> str:
+    """What the members are, as JSON: the metrics of each set of dimensions."""
+    sets: defaultdict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    for dimensions, name, unit in metrics:
+        sets[(*dimensions, "service")].append({"Name": name, "Unit": unit})
+    return json.dumps(
+        [{"Namespace": NAMESPACE, "Dimensions": [names], "Metrics": those} for names, those in sets.items()]
+    )

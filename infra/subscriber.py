@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +19,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from functions.backoff import backoff_seconds
+from infra.incoming import MAX_BATCH, Batches, Received
+from infra.outgoing import Sender, Sending
 
 START_TIMEOUT_SECONDS = 5.0
 MESSAGE_TIMEOUT_SECONDS = 20.0
@@ -28,12 +29,6 @@ STOP_TIMEOUT_SECONDS = 1.0
 LOOP_SECONDS = 0.05
 FIRST_RETRY_SECONDS = 0.1
 LONGEST_RETRY_SECONDS = 5.0
-MAX_BATCH = 1000
-"""Also what the broker may send without an acknowledgement, if it likes so much; Mosquitto's own limit is 20."""
-MAX_HELD = 2 * MAX_BATCH
-"""So many are held while they are refused. Beyond that nothing is read, so that the broker has to keep the rest."""
-REFUSED_BATCH_SECONDS = 1.0
-GATHER_SECONDS = (0.005, 0.01, 0.02, 0.04)
 
 _PROTOCOLS = {
     5: MQTTProtocolVersion.MQTTv5,
@@ -56,23 +51,6 @@ class SubscriberTimeoutError(SubscriberError, TimeoutError):
     """Fewer messages came than were waited for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A message as it arrived; properties are empty under MQTT 3.1.1.
-
-    `received_at` is `time.monotonic()`, `received_wall` is `time.time()`, both in seconds.
-    """
-
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool
-    user_properties: tuple[tuple[str, str], ...]
-    content_type: str | None
-    received_at: float
-    received_wall: float
-
-
 class Subscriber:
     """Hears `topics` on the broker at `url` (`mqtt://` or `mqtts://`), reconnecting by itself once started.
 
@@ -83,6 +61,8 @@ class Subscriber:
     `on_state` is given None whenever the broker has confirmed the subscriptions, so again after each reconnection,
     and the reason whenever it could not listen. All are called in the subscriber's own thread.
     `context` goes instead of the TLS files.
+    `optional_topics` are heard where the broker lets us; `granted` are those that it does. `sender` says what is
+    published besides.
     `presence_topic` gets a retained `online` while it listens, and `offline` at the end or, as the last will, when
     the connection is lost. `protocol` is 5 or "3.1.1". With `session_expiry_seconds` above 0 the broker keeps the
     session under `client_id` (3.1.1: for as long as it likes). paho watches the socket with select(), which fails
@@ -105,6 +85,8 @@ class Subscriber:
         protocol: int | str = 5,
         session_expiry_seconds: int = 0,
         presence_topic: str | None = None,
+        optional_topics: Sequence[str] = (),
+        sender: Sender | None = None,
         on_message: Callable[[Received], None] | None = None,
         on_batch: Callable[[list[Received]], bool] | None = None,
         on_state: Callable[[SubscriberError | None], None] | None = None,
@@ -121,12 +103,13 @@ class Subscriber:
         port = parts.port or _DEFAULT_PORTS[parts.scheme]
         self._where = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         self._topics = tuple(topics)
+        self._optional_topics = tuple(optional_topics)
+        self._asked: tuple[str, ...] = ()
+        self._unanswered = 0  # SUBSCRIBEs in a row: some brokers close the connection over a topic that they forbid
+        self.granted: tuple[str, ...] = ()
         self._qos = qos
         self._presence_topic = presence_topic
         self._take_message = on_message
-        self._take_batch = on_batch
-        self._batch: list[tuple[int, Received]] = []  # each with what paho acknowledges it by
-        self._batch_due_at = 0.0
         self._take_state = on_state
         self._news = threading.Condition()
         self._unread: deque[Received] = deque()
@@ -135,7 +118,12 @@ class Subscriber:
         self._error: SubscriberError | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._client = self._make_client(_PROTOCOLS[protocol], client_id, session_expiry_seconds)
+        self._client = self._make_client(
+            _PROTOCOLS[protocol], client_id, session_expiry_seconds, acknowledges_later=on_batch is not None
+        )
+        self._is_batched = on_batch is not None
+        self._batches = Batches(on_batch or (lambda _: True), self._client.loop_read, self._client.ack)
+        self._sending = Sending(sender, lambda one: self._client.publish(one.topic, one.payload, qos=1).mid)
         in_flight = None if on_batch is None else MAX_BATCH
         self._aim = partial(_aim, self._client, parts.hostname, port, session_expiry_seconds, in_flight)
         if username is not None:
@@ -161,7 +149,7 @@ class Subscriber:
     @property
     def held(self) -> int:
         """How many messages wait for `on_batch` to take them: bounded, however many come."""
-        return len(self._batch)
+        return len(self._batches)
 
     @property
     def last_error(self) -> SubscriberError | None:
@@ -230,20 +218,23 @@ class Subscriber:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _make_client(self, protocol: MQTTProtocolVersion, client_id: str, session_expiry_seconds: int) -> paho.Client:
+    def _make_client(
+        self, protocol: MQTTProtocolVersion, client_id: str, session_expiry_seconds: int, *, acknowledges_later: bool
+    ) -> paho.Client:
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
             protocol=protocol,
             # MQTT 5 has Clean Start instead, and paho refuses the old name there.
             clean_session=None if protocol is MQTTProtocolVersion.MQTTv5 else not session_expiry_seconds,
-            manual_ack=self._take_batch is not None,
+            manual_ack=acknowledges_later,
         )
         if self._presence_topic is not None:
             client.will_set(self._presence_topic, b"offline", qos=1, retain=True)
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
+        client.on_publish = lambda _client, _data, mid, reason, _properties: self._sending.answered(mid, reason.value)
         client.suppress_exceptions = True
         return client
 
@@ -263,11 +254,14 @@ class Subscriber:
                         failures = 0
                     if self._stopping.is_set():
                         break
-                    if self._batch:
-                        self._hand_over()
+                    self._batches.hand_over()
+                    if self._subscribed:
+                        self._sending.go_on()
                 else:
                     self._lost()
-                self._batch.clear()  # the broker sends again what it has no acknowledgement for
+                self._sending.lost()
+                self._client._out_messages.clear()  # noqa: SLF001 - or paho would send them again by itself
+                self._batches.clear()
             failures += 1
             pause = backoff_seconds(failures, first_seconds=FIRST_RETRY_SECONDS, longest_seconds=LONGEST_RETRY_SECONDS)
             self._stopping.wait(pause)
@@ -279,37 +273,11 @@ class Subscriber:
         self._client._reset_sockets(sockpair_only=True)  # noqa: SLF001 - there is no other way to it
 
     def _turn(self) -> MQTTErrorCode:
-        if len(self._batch) < MAX_HELD:
+        if not self._batches.is_full:
             return self._client.loop(LOOP_SECONDS)
         # The broker's answers to our pings are not read either: after a minute or two the connection is opened anew.
         self._stopping.wait(LOOP_SECONDS)
         return self._client.loop_misc()
-
-    def _hand_over(self) -> None:
-        """Take in what else is there or comes soon, hand over the oldest, and acknowledge that."""
-        if self._take_batch is None or time.monotonic() < self._batch_due_at:
-            return
-        self._gather()
-        batch = self._batch[:MAX_BATCH]
-        if not self._take_batch([received for _, received in batch]):
-            self._batch_due_at = time.monotonic() + REFUSED_BATCH_SECONDS
-            return
-        for mid, received in batch:
-            self._client.ack(mid, received.qos)
-        del self._batch[: len(batch)]
-
-    def _gather(self) -> None:
-        """Take in what is there, and wait while more comes: a batch costs far more than a message in it."""
-        before = 0
-        for pause_seconds in GATHER_SECONDS:
-            now = -1
-            while now < len(self._batch) < MAX_BATCH:
-                now = len(self._batch)
-                self._client.loop_read()  # of what goes wrong in it the next turn hears, too
-            if not before < len(self._batch) < MAX_BATCH:
-                return
-            before = len(self._batch)
-            time.sleep(pause_seconds)
 
     def _lost(self) -> None:
         # A refusal closes the connection too: keep its reason.
@@ -333,13 +301,19 @@ class Subscriber:
         if reason.is_failure:
             self._fail(f"{self._where} refused the connection: {reason} (0x{reason.value:02x})", reason.value)
             return
-        client.subscribe([(topic, self._qos) for topic in self._topics])
+        # If it closed the connection over the last one, an optional topic may be why.
+        self._asked = (*self._topics, *(() if self._unanswered % 2 else self._optional_topics))
+        self._unanswered += 1
+        client.subscribe([(topic, self._qos) for topic in self._asked])
 
     def _on_subscribe(
         self, client: paho.Client, _data: object, _mid: int, reasons: list[ReasonCode], _properties: object
     ) -> None:
-        for topic, reason in zip(self._topics, reasons, strict=False):
-            if reason.is_failure:
+        self._unanswered = 0
+        answers = dict(zip(self._asked, reasons, strict=False))
+        self.granted = tuple(topic for topic, reason in answers.items() if not reason.is_failure)
+        for topic, reason in answers.items():
+            if reason.is_failure and topic not in self._optional_topics:
                 self._fail(
                     f"{self._where} refused the subscription to {topic}: {reason} (0x{reason.value:02x})",
                     reason.value,
@@ -363,8 +337,8 @@ class Subscriber:
             received_at=received_at,
             received_wall=received_wall,
         )
-        if self._take_batch is not None:
-            self._batch.append((arrived.mid, message))
+        if self._is_batched:
+            self._batches.add(arrived.mid, message)
             return
         if self._take_message is not None:
             self._take_message(message)

@@ -1,8 +1,9 @@
-"""What Home Assistant refuses in a device-discovery message, as rules that a test can hold a message against.
+"""What Home Assistant refuses in a device-discovery message, and in an update's state, as rules for tests.
 
 They are those of Home Assistant 2025.4: most refuse the whole message with a line in its log, some one component only.
 Stricter than Home Assistant: unknown keys inside a component, which are typos; a fraction in `off_delay`, which it cuts
-off; a space in a topic of a component; a list of device classes that holds no more than cameras need.
+off; a space in a topic of a component; a list of device classes that holds no more than cameras and devices need; an
+update's state that leaves a field out, which would stay as it was.
 """
 
 from __future__ import annotations
@@ -49,13 +50,24 @@ PLATFORMS = {
     "binary_sensor": COMPONENT | {"state_topic", "value_template", "off_delay", "payload_on", "payload_off"},
     "image": (COMPONENT - {"device_class"}) | {"url_topic", "url_template", "image_topic", "image_encoding"},
     "sensor": COMPONENT | {"state_topic", "value_template"},
+    "update": COMPONENT | {"state_topic", "value_template", "command_topic", "payload_install", "title", "retain"},
 }
 DEVICE_CLASSES = {
     "event": {"button", "doorbell", "motion"},
     "binary_sensor": {"motion", "occupancy", "presence", "sound"},
     "sensor": {"timestamp", "date", "enum"},
+    "update": {"firmware"},
 }
-NEEDED = {"event": "state_topic", "binary_sensor": "state_topic", "sensor": "state_topic", "image": "url_topic"}
+NEEDED = {
+    "event": "state_topic",
+    "binary_sensor": "state_topic",
+    "sensor": "state_topic",
+    "update": "state_topic",
+    "image": "url_topic",
+}
+UPDATE_TEXTS = ("installed_version", "latest_version", "title", "release_summary")
+UPDATE_STATE = {*UPDATE_TEXTS, "in_progress", "update_percentage"}
+MAX_PERCENTAGE = 100
 DISCOVERY_TOPIC = re.compile(r"device/[a-zA-Z0-9_-]+/config")
 
 
@@ -77,6 +89,19 @@ def problems(topic: str, payload: bytes, *, discovery_prefix: str) -> list[str]:
         found += [f"{key}: {problem}" for problem in _component(component)]
     unique = [component.get("unique_id") for component in components.values()]
     return found + ([] if len(set(unique)) == len(unique) else ["a unique_id twice"])
+
+
+def update_problems(payload: bytes) -> list[str]:
+    """Everything about this state of an update that Home Assistant would refuse, or keep from the state before."""
+    state = json.loads(payload)
+    if not isinstance(state, dict):
+        return ["no object"]
+    found = _unknown("state", state, UPDATE_STATE) + [f"no {key}" for key in UPDATE_STATE - state.keys()]
+    found += [f"{key} is no text" for key in UPDATE_TEXTS if not isinstance(state.get(key), str)]
+    percentage = state.get("update_percentage")
+    if percentage is not None and not (type(percentage) is int and 0 <= percentage <= MAX_PERCENTAGE):
+        found.append("update_percentage")
+    return found if isinstance(state.get("in_progress"), bool) else [*found, "in_progress is no truth"]
 
 
 def _unknown(where: str, value: dict[str, Any], known: set[str]) -> list[str]:
@@ -127,14 +152,22 @@ def _component(component: object) -> list[str]:
         found.append("unique_id")
     if NEEDED[platform] not in component:
         found.append(f"no {NEEDED[platform]}")
-    for key in component.keys() & {"state_topic", "url_topic", "image_topic", "json_attributes_topic"}:
+    topics = {"state_topic", "url_topic", "image_topic", "json_attributes_topic", "command_topic"}
+    for key in component.keys() & topics:
         found += _topic(key, component[key])
     if "device_class" in component and component["device_class"] not in DEVICE_CLASSES.get(platform, set()):
         found.append(f"device_class {component['device_class']!r}")
     if type(component.get("qos", 0)) is not int or component.get("qos", 0) not in {0, 1, 2}:
         found.append("qos")
-    if platform == "event" and not component.get("event_types"):
+    return found + _of_one_platform(component)
+
+
+def _of_one_platform(component: dict[str, Any]) -> list[str]:
+    found = []
+    if component["platform"] == "event" and not component.get("event_types"):
         found.append("no event_types")
+    if "command_topic" in component and not component.get("payload_install"):
+        found.append("nothing to say on command_topic")  # Home Assistant finds that out when somebody installs
     if type(component.get("off_delay", 1)) is not int:
         found.append("off_delay is no integer")
     return found

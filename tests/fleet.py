@@ -43,6 +43,10 @@ class FleetRig:
         """Upload; return the etag."""
         return str(self.s3.put_object(Bucket="devices", Key=key, Body=body)["ETag"]).strip('"')
 
+    def etag(self, key: str) -> str:
+        """That of a file as it is now."""
+        return str(self.s3.head_object(Bucket="devices", Key=key)["ETag"]).strip('"')
+
     def host(self, **more: str) -> Host:
         """The host, which is heard listening once it is entered."""
         return Host(self.directory, self.environment | more)

@@ -22,8 +22,9 @@ import httpx
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
+from infra.incoming import Received
 from infra.local.process import free_port
-from infra.subscriber import Received, Subscriber
+from infra.subscriber import Subscriber
 from tests.timing import PATIENCE_SECONDS, SLACK_SECONDS
 
 TOKEN, NEXT_TOKEN = "t0ken-of-this-quarter", "t0ken-of-next-quarter"
@@ -46,6 +47,7 @@ _OURS = (
     "TOPIC_",
     "BUCKET",
     "CONFIGS_",
+    "DEVICE_",
     "ASSETS_",
     "LOG_",
     "SECRETS_",

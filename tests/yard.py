@@ -12,9 +12,10 @@ from uuid import uuid4
 
 from paho.mqtt.publish import single
 
+from infra.incoming import Received
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import Minio
-from infra.subscriber import Received, Subscriber
+from infra.subscriber import Subscriber
 from tests.databases import new_sqlite
 from tests.hosts import Host, eventually, upload
 from tests.stored import PASSWORD, USER, storing

@@ -21,7 +21,6 @@ from functions.stored.model import PASSWORD_NEEDED, MqttConfigChange, problems
 from functions.telemetry import logger
 from functions.web.messages import Problem, Reply, Request, as_json, internal, malformed, unavailable, unfit
 from functions.web.router import Route, Router
-from functions.web.tokens import KeyringError
 
 if TYPE_CHECKING:
     from functions.admin.fleet import FleetAnswers
@@ -50,7 +49,7 @@ def router(administration: Administration, uploads: Uploads, fleet: FleetAnswers
         "publish_discovery": lambda _: _json(administration.publish_discovery()),
         "forget_camera": lambda request: _forget_camera(administration, request),
         "why": lambda request: _json(uploads.why(_needed(request, "key"))),
-        "ring": lambda request: _json(uploads.ring(_key(request))),
+        "ring": lambda request: _ring(uploads, request),
         "modified_since": lambda request: _json(
             uploads.modified_since(_needed(request, "since"), request.parameters("after").get("after", ""))
         ),
@@ -142,10 +141,21 @@ def _change(request: Request) -> MqttConfigChange:
     return _read(MqttConfigChange, request, problems)
 
 
-def _key(request: Request) -> str:
-    """The key in the body. Raises Problem."""
-    right = {"field": "key", "problem": "is not right", "expected": 'an object\'s key: {"key": "assets/x.bin"}'}
-    return _read(RingRequest, request, lambda _: [right]).key
+def _ring(uploads: Uploads, request: Request) -> Reply:
+    right = {
+        "key": 'an object\'s key: {"key": "assets/x.bin"}',
+        "device": 'a device\'s MAC: {"key": "assets/x.bin", "device": "a1-b2-c3-d4-e5-f6"}',
+    }
+
+    def found(error: ValidationError) -> list[dict[str, str]]:
+        fields = {
+            str(one["loc"][0]) if one["loc"] else "" for one in error.errors(include_input=False, include_url=False)
+        }
+        wrong = [field for field in right if field in fields] or ["key"]
+        return [{"field": field, "problem": "is not right", "expected": right[field]} for field in wrong]
+
+    asked = _read(RingRequest, request, found)
+    return _json(uploads.ring(asked.key, asked.device))
 
 
 def _read(model: type[T], request: Request, found: Callable[[ValidationError], list[dict[str, str]]]) -> T:
@@ -196,7 +206,7 @@ def explain(error: Exception) -> Problem:
         logger.warning("database unavailable", extra={"problem": str(error)})  # which holds no credentials
         detail = f"The database cannot be used: {error}."
         return unavailable("database_unavailable", detail, retry_after_seconds=BUSY_RETRY_SECONDS)
-    if isinstance(error, (SettingsError, KeyringError)):
+    if isinstance(error, SettingsError):
         logger.error("settings cannot be used", extra={"problem": str(error)})  # which holds no value
         detail = "The administration is not configured: the log says what to set."
         return unavailable("bad_settings", detail, retry_after_seconds=BROKEN_RETRY_SECONDS)

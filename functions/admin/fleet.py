@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -26,9 +26,9 @@ from functions.admin.fleet_schemas import (
     UploadsAnswer,
 )
 from functions.events.names import is_config_name, normalise_mac
-from functions.fleet.catalogue import Catalogue
+from functions.fleet.catalogue import KEPT_SECONDS, Catalogue
 from functions.fleet.channels import channel, choose, stem
-from functions.fleet.standing import STANDINGS, Hearing, Standing, standing, tally
+from functions.fleet.standing import STANDINGS, Hearing, Standing, census, standing, tally
 from functions.s3.clients import StorageError
 from functions.web.messages import Problem, unavailable, unfit
 
@@ -45,6 +45,7 @@ MAX_PAGE = 1000
 PAGE = 100
 SEARCH_SECONDS = 3.0  # of one answer that filters: the client asks on
 STORE_RETRY_SECONDS = 5
+CENSUS_FILES_SECONDS = 300.0  # what is counted again and again has the bucket listed seldom, unless there are uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,9 @@ class FleetAnswers:
     """Thread-safe. Methods raise `Problem` and `StoreUnavailableError`."""
 
     def __init__(self, catalogue: Catalogue, store: FleetStore, reader: FleetReader, hearing: Hearing) -> None:
-        self.catalogue, self.store, self.hearing = catalogue, store, hearing
-        self._reader = reader
+        self.catalogue, self.store, self.reader, self.hearing = catalogue, store, reader, hearing
+        self.changed: Callable[[str], object] = lambda _mac: None
+        """Hears of each device that somebody assigned a file to, or removed. Must not block."""
 
     @classmethod
     def of(cls, settings: Settings, objects: Objects | None) -> FleetAnswers | None:
@@ -109,8 +111,8 @@ class FleetAnswers:
         found: list[DeviceAnswer] = []
         after = page.after
         while True:
-            known = self._reader.devices(after=after, search=page.search, limit=page.limit)
-            reports = self._reader.reports([one.mac for one in known])
+            known = self.reader.devices(after=after, search=page.search, limit=page.limit)
+            reports = self.reader.reports([one.mac for one in known])
             for one in known:
                 answer = DeviceAnswer(**_device(one, reports.get(one.mac, ()), files))
                 after = one.mac
@@ -126,11 +128,11 @@ class FleetAnswers:
     def device(self, asked: str) -> DeviceDetailAnswer:
         """One device with all that it said."""
         mac = _mac(asked)
-        known = self._reader.device(mac)
+        known = self.reader.device(mac)
         if known is None:
             raise _no_device()
         files = self._files()
-        reports = self._reader.reports([mac]).get(mac, [])
+        reports = self.reader.reports([mac]).get(mac, [])
         held = tuple(
             HeldAnswer(
                 filename=one.filename,
@@ -145,7 +147,7 @@ class FleetAnswers:
             )
             for one in reports
         )
-        past = tuple(PastAnswer(**one._asdict() | {"etag": one.etag or None}) for one in self._reader.history(mac))
+        past = tuple(PastAnswer(**one._asdict() | {"etag": one.etag or None}) for one in self.reader.history(mac))
         return DeviceDetailAnswer(**_device(known, reports, files), files=held, history=past)
 
     def assign(self, asked: str, filename: str) -> DeviceDetailAnswer:
@@ -155,12 +157,21 @@ class FleetAnswers:
             right = "an asset in the bucket, e.g. esp32/fw-1.2.bin"
             raise unfit([{"field": "filename", "problem": "is no asset in the bucket", "expected": right}])
         self.store.assign([mac], filename, at=datetime.now(UTC))
+        self.changed(mac)
         return self.device(mac)
 
     def remove_device(self, asked: str) -> None:
         """Forget a device that is gone, and all that it said."""
-        if not self.store.remove(_mac(asked)):
+        mac = _mac(asked)
+        if not self.store.remove(mac):
             raise _no_device()
+        self.changed(mac)
+
+    def census(self) -> dict[str, int]:
+        """How many devices there are, by how far each is with the file that it should have."""
+        following, reporting = self.reader.following(), self.reader.reporting()
+        files = self._files(CENSUS_FILES_SECONDS)
+        return census(reporting, following, _etags(files), files.current)
 
     def files(self, page: FleetPage) -> FleetFilesAnswer:
         """Files in the bucket, newest first, each with how many devices have it."""
@@ -193,7 +204,7 @@ class FleetAnswers:
         until = time.monotonic() + SEARCH_SECONDS
         after = page.after
         while True:
-            rows = self._reader.on_file(filename, kind, after=after, limit=page.limit)
+            rows = self.reader.on_file(filename, kind, after=after, limit=page.limit)
             for device, said in rows:
                 after = device.mac
                 choice = choose(device.assigned, device.follows, files.current)
@@ -226,25 +237,24 @@ class FleetAnswers:
                     first_at=one.first_at,
                     last_at=one.last_at,
                 )
-                for one in self._reader.uploads(limit)
+                for one in self.reader.uploads(limit)
             )
         )
 
-    def _files(self) -> Files:
+    def _files(self, kept_seconds: float = KEPT_SECONDS) -> Files:
         try:
-            return self.catalogue.files()
+            return self.catalogue.files(kept_seconds)
         except StorageError as error:
             words = f"Not now: the store cannot be asked ({error.code})."
             raise unavailable("store_unavailable", words, retry_after_seconds=STORE_RETRY_SECONDS) from None
 
     def _tallies(self, files: Files, shown: Sequence[ObjectInfo]) -> dict[str, Tally]:
         """By key, for these files."""
-        etags = {name: info.etag for name, info in files.assets.items()}
-        by_asset = tally(self._reader.reporting(), self._reader.following(), etags, files.current)
+        by_asset = tally(self.reader.reporting(), self.reader.following(), _etags(files), files.current)
         found: dict[str, Tally] = {files.assets[name].object_key: counts for name, counts in by_asset.items()}
         of_configs = {info.object_key: mac for mac, info in files.configs.items()}
         macs = [of_configs[one.object_key] for one in shown if one.object_key in of_configs]
-        known, reports = self._reader.these(macs), self._reader.reports(macs)
+        known, reports = self.reader.these(macs), self.reader.reports(macs)
         for one in shown:
             mac = of_configs.get(one.object_key)
             if mac is not None:
@@ -274,9 +284,13 @@ class FleetAnswers:
 
     def _on_config(self, info: ObjectInfo, filename: str) -> FileDeviceAnswer | None:
         mac = filename.removesuffix(".json")
-        device = self._reader.device(mac)
-        said = next((one for one in self._reader.reports([mac]).get(mac, ()) if one.filename == filename), None)
+        device = self.reader.device(mac)
+        said = next((one for one in self.reader.reports([mac]).get(mac, ()) if one.filename == filename), None)
         return None if device is None else _on_file(device, said, info.etag)
+
+
+def _etags(files: Files) -> dict[str, str]:
+    return {name: info.etag for name, info in files.assets.items()}
 
 
 def _device(known: KnownDevice, reports: Sequence[LastReport], files: Files) -> dict[str, Any]:

@@ -184,8 +184,9 @@ OPERATIONS = (
         "POST",
         RING,
         "Announce a file again",
-        "Under a new `id`, with the file's ETag, size and version as they are now; answers what the broker says. Host "
-        "only.",
+        "Under a new `id`, with the file's ETag, size and version as they are now; answers what the broker says. With "
+        "`device` only that device hears it: for all others it was not announced, and the sweep still counts it so. "
+        "Host only.",
         RingAnswer,
         body=RingRequest,
         problems=(*_BODY, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),

@@ -160,6 +160,9 @@ class RouteAnswer(Schema):
 
     announced: bool
     topic: str | None = None
+    device_topic: str | None = Field(
+        default=None, description="The device's own, where a config is announced too (DEVICE_TOPICS)."
+    )
     filename: str | None = Field(default=None, description="What the payload names.")
     camera: bool = Field(default=False, description="A camera's event: its document is read first.")
     reason: str | None = Field(default=None, description="Why not: the `outcome` in `events_total`.")
@@ -227,6 +230,12 @@ class RingRequest(Schema):
     """Which file to announce again."""
 
     key: str = Field(min_length=1, max_length=1024, description="Its key; a config's MAC or a bare file name will do.")
+    device: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="The MAC of the only device to hear it, on its own topic (DEVICE_TOPICS). Left out: all.",
+    )
 
 
 class RingAnswer(Schema):

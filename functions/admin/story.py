@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def shown_route(routes: Routes, action: Upload | Detection | Skip) -> RouteAnswer:
     """Whether a key is announced, and where; or why not, and what to do."""
     if isinstance(action, Upload):
-        return RouteAnswer(announced=True, topic=action.message.topic, filename=action.filename)
+        own = None if action.own is None else action.own.topic
+        return RouteAnswer(announced=True, topic=action.message.topic, device_topic=own, filename=action.filename)
     if isinstance(action, Detection):
         return RouteAnswer(announced=True, topic=f"<topic prefix>/camera/{action.camera_id}/event", camera=True)
     detail, remedy = _skipped(routes)[action.reason]
@@ -154,7 +155,8 @@ def _presence(found: ObjectAnswer) -> str:
 
 def _place(case: Case) -> str:
     route = case.route
-    return f"its topic is {route.topic}" if route.announced else f"it is not announced: {route.detail}"
+    too = f", and its device's own: {route.device_topic}" if route.device_topic else ""
+    return f"its topic is {route.topic}{too}" if route.announced else f"it is not announced: {route.detail}"
 
 
 def _in_the_way(case: Case) -> Iterable[str]:

@@ -14,14 +14,14 @@ from functions.admin.schemas import FileAnswer, FilesAnswer, ObjectAnswer, RingA
 from functions.admin.story import answered, shown_route, unanswered
 from functions.events.dialects import MAX_KEY_BYTES, ObjectCreated
 from functions.events.names import config_name, is_config_name, normalise_mac
-from functions.events.routes import Skip
+from functions.events.routes import Skip, Upload
 from functions.s3.clients import StorageError
 from functions.telemetry import logger
 from functions.web.messages import Problem, unavailable, unfit
 
 if TYPE_CHECKING:
     from functions.events.plan import Settled
-    from functions.events.routes import Detection, Routes, Upload
+    from functions.events.routes import Detection, Routes
     from functions.s3.objects import ObjectInfo, Objects
 
 STORE_RETRY_SECONDS = 5
@@ -40,8 +40,11 @@ class Ringing(Protocol):
     def has_heard(self, key: str) -> bool:
         """Whether an event of `key` is remembered."""
 
-    def ring(self, found: ObjectInfo) -> Settled:
-        """Announce this file under a new id, and wait for the broker's word. Raises `CannotPublishError`."""
+    def ring(self, found: ObjectInfo, device: str | None) -> Settled:
+        """Announce this file under a new id, and wait for the broker's word. Raises `CannotPublishError`.
+
+        `device`: the MAC, with dashes, of the only one to hear it.
+        """
 
 
 class Uploads:
@@ -62,9 +65,10 @@ class Uploads:
         key, found, answer = self._find(asked, self._ringing)
         return answered(key, self._route(key), answer, self._ringing.known(key, found))
 
-    def ring(self, asked: str) -> RingAnswer:
-        """Announce a file again."""
+    def ring(self, asked: str, device: str | None = None) -> RingAnswer:
+        """Announce a file again, to all or to the `device` of that MAC."""
         _check(asked)
+        mac = None if device is None else self._listener(device)
         if self._ringing is None:
             words = "Only the host can announce a file again. On Lambda, upload it again, or copy it over itself."
             raise _cannot(words)
@@ -74,15 +78,27 @@ class Uploads:
         route = self._route(key)
         if not route.announced:
             raise Problem(HTTPStatus.CONFLICT, "not_announced", f"It is not announced: {route.detail}. {route.remedy}")
+        if route.camera and mac is not None:
+            raise Problem(HTTPStatus.CONFLICT, "not_announced", "A camera's event is not announced to a device.")
         if found is None and answer.state == "absent":
             raise Problem(HTTPStatus.NOT_FOUND, "no_such_file", "There is no such file in the bucket.")
         if found is None:
             raise _store_down(answer.detail)
         try:
-            settled = self._ringing.ring(found)
+            settled = self._ringing.ring(found, mac)
         except CannotPublishError as error:
             raise _cannot(str(error)) from None
         return _rung(route, found, settled)
+
+    def _listener(self, device: str) -> str:
+        """The MAC of a device with a topic of its own. Raises Problem."""
+        if self._routes.device_topics == "off":
+            words = "Devices have no topics of their own: set DEVICE_TOPICS=on, and have devices subscribe to theirs."
+            raise Problem(HTTPStatus.CONFLICT, "no_device_topics", words)
+        try:
+            return normalise_mac(device)
+        except ValueError as error:
+            raise unfit([{"field": "device", "problem": "is no MAC address", "expected": str(error)}]) from None
 
     def modified_since(self, since: str, after: str) -> FilesAnswer:
         """List the files that are announced and were modified since then, behind the key `after`."""
@@ -201,7 +217,7 @@ def _rung(route: RouteAnswer, found: ObjectInfo, settled: Settled) -> RingAnswer
         detail=words.get(settled.label) or f"Not announced: {settled.reason or 'no answer in time'}.",
         reason_code=settled.reason_code,
         id="" if isinstance(action, Skip) else action.identity.hex(),
-        topic=route.topic,
+        topic=action.message.topic if isinstance(action, Upload) else route.topic,
         etag=found.etag or None,
         size=found.size,
         version_id=found.version_id or None,

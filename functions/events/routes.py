@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from functions.events.names import DOCUMENT_SUFFIX, PICTURE_SUFFIX, is_asset_path, is_config_name, is_event_id
+from functions.events.names import (
+    CONFIG_SUFFIX,
+    DOCUMENT_SUFFIX,
+    PICTURE_SUFFIX,
+    is_asset_path,
+    is_config_name,
+    is_event_id,
+)
 from functions.mqtt.message import Message
 
 if TYPE_CHECKING:
     from functions.events.dialects import IgnoredReason
     from functions.events.envelopes import ObjectCreated
     from functions.settings import Settings
+
+DeviceTopics = Literal["off", "on", "only"]
+OWN_LABEL = "devices/+/updates"
+"""What metrics call devices' own topics, without the prefix."""
 
 _OF_A_FILE = frozenset({"etag", "size", "versionid"})
 
@@ -30,6 +41,8 @@ class Upload:
     identity: bytes
     """16 bytes; the same for every repeat of the event."""
     message: Message
+    own: Message | None = None
+    """The same on the device's own topic, where that is the second of two. The event does not depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +129,8 @@ class Routes:
     bucket: str | None = None
     events_prefix: str | None = None
     """Where cameras' events are; None: they are not announced."""
+    device_topics: DeviceTopics = "off"
+    """Whether configs are announced on their devices' own topics: too, or only there."""
 
     @classmethod
     def of(cls, settings: Settings) -> Routes:
@@ -126,12 +141,24 @@ class Routes:
             settings.topic_prefix,
             settings.bucket,
             settings.events_prefix,
+            settings.device_topics,
         )
 
     @property
     def topics(self) -> tuple[str, str]:
-        """The two topics, configs first: all that an update can be published to."""
+        """The two topics that every device hears, configs first."""
         return f"{self.topic_prefix}/updates/configs", f"{self.topic_prefix}/updates/assets"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All that an update can be published to, as metrics name it."""
+        shared = self.topics[1:] if self.device_topics == "only" else self.topics
+        return shared if self.device_topics == "off" else (*shared, OWN_LABEL)
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The same, to subscribe to."""
+        return tuple(f"{self.topic_prefix}/{one}" if one == OWN_LABEL else one for one in self.labels)
 
     def route(self, created: ObjectCreated) -> Upload | Detection | Skip:
         """Map `created` to what it asks for. The filename is passed on exactly as it was uploaded."""
@@ -154,7 +181,25 @@ class Routes:
             payload=f'{{"filename": {_encode(filename)}}}'.encode(),
             user_properties=_cloud_event(created, identity),
         )
-        return Upload(filename, identity, message)
+        own = None
+        if is_config and self.device_topics != "off":
+            own = self._to_device(message, filename.removesuffix(CONFIG_SUFFIX))
+            if self.device_topics == "only":
+                message, own = own, None
+        return Upload(filename, identity, message, own)
+
+    def to_device(self, upload: Upload, mac: str) -> Upload:
+        """The same for one device, on its own topic. `mac` has dashes."""
+        return replace(upload, message=self._to_device(upload.message, mac), own=None)
+
+    def _to_device(self, message: Message, mac: str) -> Message:
+        return replace(message, topic=own_topic(self.topic_prefix, mac), label=OWN_LABEL)
+
+    def moved(self, message: Message, before: Routes) -> Message:
+        """A message of the routes `before` as it is under these: the prefix may be another."""
+        if message.topic not in before.topics and message.label != OWN_LABEL:
+            return message
+        return replace(message, topic=self.topic_prefix + message.topic.removeprefix(before.topic_prefix))
 
     def _detection(self, created: ObjectCreated) -> Detection | Skip:
         key = created.object_key
@@ -176,6 +221,11 @@ class Routes:
             identity=identity,
             user_properties=tuple(pair for pair in _cloud_event(created, identity) if pair[0] not in _OF_A_FILE),
         )
+
+
+def own_topic(prefix: str, mac: str) -> str:
+    """Where one device hears what is for it alone. `mac` has dashes; a topic is one in lower case."""
+    return f"{prefix}/devices/{mac.lower()}/updates"
 
 
 def _cloud_event(created: ObjectCreated, identity: bytes) -> tuple[tuple[str, str], ...]:

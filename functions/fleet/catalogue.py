@@ -70,11 +70,11 @@ class Catalogue:
         """Have the bucket listed for the next question: something was uploaded."""
         self._is_stale = True
 
-    def files(self) -> Files:
-        """All files, as they were at most `KEPT_SECONDS` ago. Raises StorageError."""
+    def files(self, kept_seconds: float = KEPT_SECONDS) -> Files:
+        """All files, as they were at most so long ago. Raises StorageError."""
         with self._lock:  # who comes while another lists waits for the same list
             age = None if self._listed_at is None else self._now() - self._listed_at
-            if age is None or age > KEPT_SECONDS or (self._is_stale and age > PAUSE_SECONDS):
+            if age is None or age > kept_seconds or (self._is_stale and age > PAUSE_SECONDS):
                 self._is_stale = False
                 self._files = self._listed()
                 self._listed_at = self._now()

@@ -43,9 +43,15 @@ def stem(filename: str) -> str:
     folder, _, name = filename.rpartition("/")
     if not folder or name.lower().endswith(BESIDE):
         return ""
-    suffix = _SUFFIX.search(name)
-    end = len(name) if suffix is None else suffix.start()
+    end = _end(name)
     return f"{folder}/{_VERSION.sub('', name[:end])}{name[end:]}"
+
+
+def version(filename: str) -> str:
+    """What tells a file from the others of its stem: `esp32/fw-v1.2.4.bin` → `1.2.4`; "" where its name does not."""
+    name = filename.rpartition("/")[2]
+    found = _VERSION.search(name[: _end(name)])
+    return "" if found is None else found.group().lstrip("-_.vV")
 
 
 def newest(files: Iterable[tuple[str, datetime]]) -> dict[str, str]:
@@ -64,3 +70,9 @@ def choose(assigned: str, follows: str, current: Mapping[str, str]) -> Choice | 
         return Choice(assigned, "assigned")
     filename = current.get(follows)
     return None if filename is None else Choice(filename, "channel")
+
+
+def _end(name: str) -> int:
+    """Where the suffix begins."""
+    suffix = _SUFFIX.search(name)
+    return len(name) if suffix is None else suffix.start()

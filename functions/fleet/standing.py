@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, NamedTuple, get_args
@@ -15,6 +15,9 @@ Standing = Literal["has_it", "on_the_way", "failed", "waiting", "offline"]
 """Of a device that should have a file. `offline`: it waits, and the broker says that the device is not there."""
 STANDINGS: tuple[Standing, ...] = get_args(Standing)
 
+
+UNKNOWN = "unknown"
+"""Of a device that should have no file that is in the bucket."""
 
 KnownBy = Literal["config", "assignment", "token", "report"]
 """How a device became known."""
@@ -116,3 +119,17 @@ def tally(
         if filename in found and devices > 0:
             found[filename][standing(None, is_current=False, is_online=is_online)] += devices
     return found
+
+
+def census(
+    reporting: Iterable[Reporting],
+    following: Collection[Following],
+    etags: Mapping[str, str],
+    current: Mapping[str, str],
+) -> dict[str, int]:
+    """Count all devices, each by its standing with the one file that it should have. Parameters as in `tally`."""
+    on_target = (one for one in reporting if choose(one.assigned, one.follows, current) is not None)
+    found = sum(tally(on_target, following, etags, current).values(), Counter[Standing]())
+    devices = sum(group.devices for group in following)
+    # The two lists may be of two moments.
+    return {**{one: found[one] for one in STANDINGS}, UNKNOWN: max(0, devices - found.total())}

@@ -1,11 +1,9 @@
 """The settings of NATS JetStream, a queue of events between a store and one or several hosts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from functions.settings import fields as setting_types
 from functions.settings.addresses import is_tls, parse_nats_url
@@ -15,6 +13,8 @@ WAYS_IN = ("nats_username", "nats_token", "nats_creds_file", "nats_nkey_file")
 
 class JetStreamSettings(BaseSettings):
     """Part of `Settings`."""
+
+    model_config = SettingsConfigDict(defer_build=True)  # nothing is validated by a part
 
     nats_url: setting_types.NatsServers = Field(
         default=(),

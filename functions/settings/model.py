@@ -1,7 +1,5 @@
 """The settings: what each variable means, and which values are valid."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +40,7 @@ class SettingsError(Exception):
 class Settings(FleetSettings, JetStreamSettings):
     """Every setting is an environment variable of the same name in capitals."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(defer_build=False, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     mqtt_url: str | None = Field(
         default=None,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -23,7 +23,7 @@ from sqlalchemy import (
 
 from functions.events.names import MAC_CHARACTERS
 from functions.fleet.channels import stem
-from functions.fleet.reports import DeviceReport, believed
+from functions.fleet.reports import HAS_IT, DeviceReport, believed
 from functions.fleet.standing import KnownBy
 from functions.stored import bulk
 from functions.stored.database import METADATA, Database, UtcDateTime
@@ -31,6 +31,7 @@ from functions.stored.database import METADATA, Database, UtcDateTime
 LEADER_LOCK = 0x6275636B666C6565  # our own choice: the first letters of "buck" and "fleet"
 AT_ONCE = 1000  # rows in one change: nobody waits long for the next
 MAX_UPLOADS = 1000
+NEVER = datetime.max.replace(tzinfo=UTC)
 MAX_FORGOTTEN = 5000  # rows of history at a time: after a long rest the first change would take very long
 
 DEVICES = Table(
@@ -107,6 +108,8 @@ class Recorded(NamedTuple):
     """Reports by nobody whom we know; they are not kept."""
     disbelieved: int
     """Reports whose `at` cannot be right; the time of their arrival stands for it."""
+    rollouts: tuple[timedelta, ...] = ()
+    """Of each device that has a file now: how long ago that file's upload rang."""
 
 
 class FleetStore:
@@ -162,6 +165,8 @@ class FleetStore:
                 row for row in rows if (row["etag"], row["state"]) != _state(before.get((row["mac"], row["filename"])))
             ]
             bulk.insert(connection, HISTORY, _only(HISTORY, moved))
+            have_it = [row for row in moved if row["state"] in HAS_IT]
+            rang_at = _rang_at(connection, {row["filename"] for row in have_it})
             for key, at in times.items():
                 _hear(devices[key[0]], batch[key], at)
             bulk.upsert(connection, DEVICES, list(devices.values()), ("reported_at", "version", "agent", "follows"))
@@ -169,6 +174,11 @@ class FleetStore:
             changes=tuple(batch[key] for key in changed),
             unknown=sum(one.mac not in devices for one in reports),
             disbelieved=sum(batch[key].at not in {None, at} for key, at in times.items()),
+            rollouts=tuple(
+                arrived_at - rang_at[row["filename"], row["etag"]]
+                for row in have_it
+                if arrived_at >= rang_at.get((row["filename"], row["etag"]), NEVER)
+            ),
         )
 
     def know(self, macs: Iterable[str], source: KnownBy, *, since: datetime) -> None:
@@ -250,6 +260,15 @@ def _reports(connection: Connection, macs: Sequence[str]) -> dict[tuple[str, str
     columns = (REPORTS.c.mac, REPORTS.c.filename, *(REPORTS.c[name] for name in _SAID))
     question = select(*columns).where(bulk.among(REPORTS.c.mac, macs, connection))
     return {(mac, filename): tuple(said) for mac, filename, *said in connection.execute(question)}
+
+
+def _rang_at(connection: Connection, filenames: Collection[str]) -> dict[tuple[str, str], datetime]:
+    """When the last upload of each of these files rang, by filename and etag."""
+    if not filenames:
+        return {}
+    columns = UPLOADS.c.filename, UPLOADS.c.etag, UPLOADS.c.rang_at
+    question = select(*columns).where(bulk.among(UPLOADS.c.filename, list(filenames), connection))
+    return {(filename, etag): at for filename, etag, at in connection.execute(question.order_by(UPLOADS.c.id))}
 
 
 def _by_key(row: Mapping[str, Any]) -> tuple[str, str]:

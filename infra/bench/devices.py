@@ -23,7 +23,8 @@ from infra.device.names import Kind
 from infra.device.server import DownloadServer
 from infra.device.store import DeviceStore
 from infra.http_client import Response, Web
-from infra.subscriber import Received, Subscriber, SubscriberError
+from infra.incoming import Received
+from infra.subscriber import Subscriber, SubscriberError
 
 START_SECONDS = 40.0
 WAIT_SECONDS = 40.0

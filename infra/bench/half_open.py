@@ -26,10 +26,11 @@ from infra.bench.figures import Bench, Figure, NotMeasuredError, compared, secon
 from infra.bench.line import Line
 from infra.bench.rig import BUCKET, TOPIC
 from infra.bench.threaded import ThreadedPublisher
+from infra.incoming import Received
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from infra.local.stack import HostProcess
-from infra.subscriber import Received, Subscriber
+from infra.subscriber import Subscriber
 
 ROUNDS = 5
 KEEPALIVE_SECONDS = 20  # a third of the default, so that the peer's wait is bearable

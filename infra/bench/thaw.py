@@ -26,8 +26,9 @@ from infra.bench.child import Child, obey
 from infra.bench.figures import Bench, Figure, NotMeasuredError, compared, milliseconds, percentile
 from infra.bench.rig import TOPIC
 from infra.bench.threaded import ThreadedPublisher
+from infra.incoming import Received
 from infra.local.mosquitto import Mosquitto
-from infra.subscriber import Received, Subscriber
+from infra.subscriber import Subscriber
 
 PROCESSES = 10  # of each kind
 KEEPALIVE_SECONDS = 5

@@ -25,10 +25,11 @@ from infra.bench.figures import Bench, Figure, NotMeasuredError, compared, per_s
 from infra.bench.load import Order
 from infra.bench.node.install import HERE, find_node, modules
 from infra.bench.rig import BUCKET, TOPIC
+from infra.incoming import Received
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import Process, free_port
 from infra.local.stack import HostProcess
-from infra.subscriber import Received, Subscriber
+from infra.subscriber import Subscriber
 
 CONNECTIONS = (1, 16, 64, 256)
 TARGETS_AT = 64  # connections

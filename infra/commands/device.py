@@ -6,13 +6,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from functions.events.names import normalise_mac
-from functions.events.routes import Routes
+from functions.events.routes import Routes, own_topic
 from functions.mqtt.broker import BrokerConfig
 from functions.settings import Settings
 from infra.commands.common import (
@@ -28,6 +29,7 @@ from infra.device.names import Kind
 
 if TYPE_CHECKING:
     from infra.device.loop import Device
+    from infra.device.outbox import Outbox
     from infra.device.report import JsonReport, TextReport
 
 SESSION_EXPIRY_SECONDS = 24 * 3600  # how long the broker keeps what was missed; the manifest knows of the rest
@@ -96,6 +98,7 @@ def device(
         raise typer.BadParameter("name the broker with --mqtt-url, or set MQTT_URL")
     from infra.device.held_token import HeldToken  # noqa: PLC0415 - what this command needs is loaded when it runs
     from infra.device.loop import Device  # noqa: PLC0415 - as above
+    from infra.device.outbox import Outbox  # noqa: PLC0415 - as above
     from infra.device.server import DownloadServer  # noqa: PLC0415 - as above
     from infra.device.store import DeviceStore, StoreError  # noqa: PLC0415 - as above
 
@@ -106,18 +109,20 @@ def device(
             opened.callback(report.close)
             store = DeviceStore(directory)
             opened.callback(store.close)
+            outbox = Outbox(store, f"bucketbell/{version('bucketbell')}", by_http=once)
             web = opened.enter_context(http_client(ca_file, "DEVICE_CA_FILE"))
             agent = Device(
                 mac,
-                _topics(settings),
+                _topics(settings, mac),
                 web=web,
                 server=DownloadServer(web, server, HeldToken(token, store)),
                 store=store,
                 report=report,
+                outbox=outbox,
                 spread_seconds=spread_seconds,
             )
             if broker is not None:
-                opened.enter_context(_hearing(settings, broker, mac, agent, report))
+                opened.enter_context(_hearing(settings, broker, agent, report, mac=mac, outbox=outbox))
             well = agent.run(once=once)
     except StoreError as error:
         fail(str(error))
@@ -127,9 +132,9 @@ def device(
         raise typer.Exit(1)
 
 
-def _topics(settings: Settings) -> dict[str, Kind]:
+def _topics(settings: Settings, mac: str) -> dict[str, Kind | None]:
     configs, assets = Routes.of(settings).topics
-    return {configs: "config", assets: "asset"}
+    return {configs: "config", assets: "asset", own_topic(settings.topic_prefix, mac): None}
 
 
 def _report(*, as_json: bool) -> JsonReport | TextReport:
@@ -142,18 +147,27 @@ def _report(*, as_json: bool) -> JsonReport | TextReport:
 
 @contextmanager
 def _hearing(
-    settings: Settings, broker: BrokerConfig, mac: str, agent: Device, report: JsonReport | TextReport
+    settings: Settings,
+    broker: BrokerConfig,
+    agent: Device,
+    report: JsonReport | TextReport,
+    *,
+    mac: str,
+    outbox: Outbox,
 ) -> Iterator[None]:
     """Let the device hear the broker. While the broker is down, it tries again."""
+    from infra.device.outbox import MqttReports  # noqa: PLC0415 - as above
     from infra.subscriber import Subscriber, SubscriberError  # noqa: PLC0415 - as above
 
-    topics = tuple(_topics(settings))
+    *topics, own = _topics(settings, mac)
+    reports = MqttReports(outbox, f"{settings.topic_prefix}/devices/{mac}/report", report)
     told: str | None = None
 
     def say(error: SubscriberError | None) -> None:
         nonlocal told
         if error is None:
-            report("listening", broker=broker.url, topics=topics)
+            report("listening", broker=broker.url, topics=subscriber.granted)
+            reports.connected()
             agent.listening()
         elif str(error) != told:  # it tries every few seconds
             report("deaf", detail=str(error))
@@ -161,6 +175,8 @@ def _hearing(
 
     subscriber = Subscriber(
         topics=topics,
+        optional_topics=(own,),
+        sender=reports,
         qos=1,
         **subscriber_arguments(broker),
         client_id=f"bucketbell-device-{mac}",

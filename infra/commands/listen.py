@@ -16,7 +16,8 @@ from functions.settings import SettingsError
 from infra.commands.common import fail, load_or_exit, plain, refuse, subscriber_arguments
 
 if TYPE_CHECKING:
-    from infra.subscriber import Received, Subscriber
+    from infra.incoming import Received
+    from infra.subscriber import Subscriber
 
 POLL_SECONDS = 0.5
 
@@ -50,7 +51,7 @@ def listen(
         refuse(SettingsError((("MQTT_URL", "must be set to listen, e.g. mqtt://broker.local"),)))
     from infra.subscriber import Subscriber, SubscriberError  # noqa: PLC0415 - paho is only for this command
 
-    topics: tuple[str, ...] = Routes.of(settings).topics
+    topics = Routes.of(settings).filters
     if settings.events_prefix is not None:
         topics = (*topics, f"{settings.topic_prefix}/camera/+/event")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` and supervisors end it as Ctrl-C does

@@ -25,8 +25,9 @@ WHY_EPILOG = (
     "the first of ADMIN_TOKENS. Exit code 0: it was announced. 1: it was not, or that is not known; 2: wrong options."
 )
 RING_EPILOG = (
-    "Examples: `bucketbell ring assets/x.bin` · `bucketbell ring --since 2h`. The token is BUCKETBELL_TOKEN, or the "
-    "first of ADMIN_TOKENS. Exit code 0: announced. 1: not, or not all; 2: wrong options."
+    "Examples: `bucketbell ring assets/x.bin` · `bucketbell ring --since 2h` · `bucketbell ring assets/x.bin --device "
+    "a1-b2-c3-d4-e5-f6`. The token is BUCKETBELL_TOKEN, or the first of ADMIN_TOKENS. Exit code 0: announced. 1: not, "
+    "or not all; 2: wrong options."
 )
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -78,6 +79,10 @@ def ring(
             help="All files modified since then: 90s, 30m, 2h, 1d, or a time (of this machine, without a zone)."
         ),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="The MAC of the only device to hear it, on its own topic (the host's DEVICE_TOPICS)."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help=f"Also announce more than {MAX_UNASKED} files.")] = False,
     server: ServerUrl = SERVER,
     token: AdminToken = None,
@@ -95,18 +100,18 @@ def ring(
     moment = None if since is None else _since(since)
     with open_api(server, token_or_first(token), ca_file, BASE) as api:
         keys = [key] if key is not None else _modified_since(api, moment or datetime.now(UTC), announces_many=yes)
-        if not _ring_all(api, keys, as_json=as_json):
+        if not _ring_all(api, keys, device, as_json=as_json):
             raise typer.Exit(1)
 
 
-def _ring_all(api: Api, keys: Sequence[str], *, as_json: bool) -> bool:
+def _ring_all(api: Api, keys: Sequence[str], device: str | None, *, as_json: bool) -> bool:
     """Announce these, paced; whether all were. A file may have gone meanwhile; if nothing succeeds, it ends."""
     failed = in_a_row = 0
     for number, key in enumerate(keys):
         if number:
             time.sleep(1 / RINGS_PER_SECOND)
         try:
-            answer = api.ask("POST", "ring", {"key": key}).document
+            answer = api.ask("POST", "ring", {"key": key} | ({} if device is None else {"device": device})).document
         except typer.Exit:
             if len(keys) == 1:
                 raise

@@ -42,6 +42,18 @@ _NEEDS_A_PERSON: set[Reason] = {
     "unauthorized",
 }
 _SELDOM = _NEEDS_A_PERSON | {"corrupt", "replaced"}
+_PASSING: set[Reason] = {
+    "cut",
+    "timed_out",
+    "unreachable",
+    "unavailable",
+    "rate_limited",
+    "protocol",
+    "expired",
+    "replaced",
+    "obsolete",
+}
+LASTING_FAILURES = 3
 _PERMANENT: set[Reason] = {"conflict"}
 _PERMANENT_ONCE = _NEEDS_A_PERSON | {"disk_full", "cannot_store"}
 MAX_STALE_ENTRIES = 64
@@ -99,6 +111,10 @@ class Job:
         came = (ticket.version, ticket.last_modified, digest)
         self.is_stale, self.corrupt = bool(digest) and came == self.corrupt, came
         self.expect(ticket)
+
+    def has_failed(self, trouble: FetchError) -> bool:
+        """Whether this failure is worth telling others: those that pass by themselves only when they last."""
+        return trouble.reason not in _PASSING or self.failures >= LASTING_FAILURES
 
     def failed(self, trouble: FetchError, uniform: Callable[[float, float], float], *, once: bool) -> float | None:
         """Count a failure; returns for how many seconds to leave the job alone, None to give it up.

@@ -16,12 +16,13 @@ from typing import Protocol
 
 from infra.device.fetch import fetch
 from infra.device.jobs import STALE, Job, Jobs
-from infra.device.names import FOLDERS, Kind, Name, UnsafeNameError, is_own, parse_payload, safe
+from infra.device.names import FOLDERS, Kind, Name, UnsafeNameError, is_own, kind_of, parse_payload, safe
+from infra.device.outbox import FLUSH_SECONDS, GAP_SECONDS, Outbox, deliver
 from infra.device.server import DownloadServer
-from infra.device.store import DeviceStore
+from infra.device.store import DeviceStore, Version
 from infra.device.trouble import FetchError, Reason
 from infra.http_client import Web
-from infra.subscriber import Received
+from infra.incoming import Received
 
 FIRST_CATCH_UP_SECONDS = 5.0  # the broker's time to confirm the subscription; without it we catch up all the same
 REMEMBERED_IDS = 1024
@@ -45,19 +46,20 @@ class Device:
     """One device: its own config and every asset, kept up to date in one folder.
 
     `hear` and `listening` belong to a subscriber's thread, `run` to the caller's, `stop` to anybody. `topics` says
-    which topic means which kind. `clock` (monotonic seconds) and `uniform` (a random number between two) are for
-    tests and for benchmarks of many devices in one process.
+    which topic means which kind, None: any. `outbox` takes what is to be told the fleet. `clock` (monotonic seconds)
+    and `uniform` (a random number between two) are for tests and for benchmarks of many devices in one process.
     """
 
     def __init__(
         self,
         mac: str,
-        topics: Mapping[str, Kind],
+        topics: Mapping[str, Kind | None],
         *,
         web: Web,
         server: DownloadServer,
         store: DeviceStore,
         report: Report,
+        outbox: Outbox | None = None,
         spread_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = _UNIFORM,
@@ -69,6 +71,7 @@ class Device:
         self._server = server
         self._store = store
         self._report = report
+        self._outbox = outbox
         self._spread_seconds = spread_seconds
         self._clock = clock
         self._uniform = uniform
@@ -81,12 +84,14 @@ class Device:
 
     def hear(self, message: Received) -> None:
         """Take a notification: due after a random part of the spread, unless there is no need for it."""
-        kind = self._topics.get(message.topic)
-        if kind is None:
+        if message.topic not in self._topics:
             return
+        kind = self._topics[message.topic]
         said = dict(message.user_properties)
         try:
-            name = safe(kind, parse_payload(message.payload))
+            filename = parse_payload(message.payload)
+            kind = kind or kind_of(filename)
+            name = safe(kind, filename)
         except UnsafeNameError as unsafe:
             self._report("skipped", reason="unsafe_name", kind=kind, detail=str(unsafe))
             return
@@ -124,7 +129,18 @@ class Device:
         well = True
         while (job := self._next(once=once)) is not None:
             well &= self._do(job, once=once)
+            self._deliver(0.0 if once else GAP_SECONDS)
+        if once:
+            self._deliver(FLUSH_SECONDS)
         return well
+
+    def _holds(self, name: Name, version: Version, version_id: str | None, *, is_new: bool = False) -> None:
+        if self._outbox is not None:
+            self._outbox.held(name, version.etag, version_id, is_new=is_new)
+
+    def _deliver(self, patience_seconds: float) -> None:
+        if self._outbox is not None and self._outbox.by_http and not self._stopping:
+            deliver(self._outbox, self._server, patience_seconds=patience_seconds)
 
     def _is_repeat(self, event_id: str | None) -> bool:
         with self._changed:
@@ -224,6 +240,9 @@ class Device:
             elif not held:  # what was held is the first to be asked for again
                 job.due_at = now + retry_seconds
                 self._jobs.put(job)
+        if self._outbox is not None and job.name is not None and (retry_seconds is None or job.has_failed(trouble)):
+            etag = job.etag if job.tried is None else job.tried.etag
+            self._outbox.note(job.name, "failed", etag=etag, reason=f"{trouble.reason}: {trouble}")
         self._report(
             "failed",
             **_about(job.name),
@@ -263,6 +282,7 @@ class Device:
                 continue
             if self._store.held(name) == entry.version:
                 unchanged += 1
+                self._holds(name, entry.version, entry.version_id)
                 continue
             wanted += 1
             with self._changed:
@@ -309,6 +329,7 @@ class Device:
         about = {**_about(name), "etag": version.etag, "size": version.size}
         if self._store.held(name) == version:
             self._report("skipped", reason="unchanged", **about)
+            self._holds(name, version, ticket.version_id)
             return
         job.expect(ticket)
         self._report("downloading", **about)
@@ -321,6 +342,9 @@ class Device:
             if length > max(resumed_bytes, job.furthest):
                 job.furthest, job.moved = length, True
             self._report("progress", **about, length=length)
+            if self._outbox is not None:
+                self._outbox.coming(name, ticket, length)
+                self._deliver(0.0)
 
         try:
             fetched = fetch(self._web, self._store, name, ticket, progress, fresh=fresh)
@@ -328,6 +352,7 @@ class Device:
             if trouble.reason == "corrupt":
                 job.came_corrupt(ticket, trouble.digest)
             raise
+        self._holds(name, version, ticket.version_id, is_new=True)
         self._report(
             "verified",
             **about,

@@ -80,6 +80,11 @@ def safe(kind: Kind, filename: str) -> Name:
     return Name(kind, filename)
 
 
+def kind_of(filename: str) -> Kind:
+    """What is meant where the topic does not say: what is named like a config is one."""
+    return "config" if is_config_name(filename) else "asset"
+
+
 def is_own(name: Name, mac: str) -> bool:
     """Whether this is for the device of that MAC (in lower case): any asset, no other's config."""
     return name.kind == "asset" or name.filename.lower() == config_name(mac)

@@ -123,6 +123,7 @@ _WORDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "heard": _heard,
     "skipped": lambda fields: f"{_path(fields)}  {fields['reason']}: {fields.get('detail', '')}",
     "renewing": lambda fields: f"{_path(fields)}  the URL: {fields['reason']}",
+    "unreported": lambda fields: f"{fields['detail']}; telling the host by HTTP",
     "token_kept": lambda fields: f"{fields['reason']}: {fields['detail']}",
     "token_renewed": lambda fields: f"good until {fields['expires_at']}",
     "gone": lambda fields: f"{_path(fields)}  is no longer on the server; what is here stays",

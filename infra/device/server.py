@@ -27,6 +27,13 @@ _ETAG = re.compile(r"[!#-~]{1,256}")  # RFC 9110 §8.8.3, without what a header 
 _JSON = {"Accept": "application/json"}
 _NO_RENEWAL = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}  # of a host that does not know the route
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NOT_THIS_REPORT = {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
+_NOT_NOW = {
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+}
 _TIME = re.compile(r"[0-9T:.Z+-]{1,40}")  # RFC 3339
 
 
@@ -41,6 +48,7 @@ class Ticket:
     version: Version
     last_modified: str | None = None
     sha256: str | None = None
+    version_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,7 @@ class Listed:
     kind: str
     filename: str
     version: Version
+    version_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +103,7 @@ class DownloadServer:
         sha256 = document.get("sha256")
         if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
             raise FetchError("protocol", "the server gave a SHA-256 that is not 64 hex digits")
-        return Ticket(url, version, _last_modified(document), sha256)
+        return Ticket(url, version, _last_modified(document), sha256, _version_id(document))
 
     def manifest(self) -> ServerManifest:
         """All that is current for this device, page by page; a page that did not change is not sent again."""
@@ -131,6 +140,22 @@ class DownloadServer:
             raise FetchError("protocol", "the server gave no token")
         self._token.replace(token)
         return until if isinstance(until, str) else ""
+
+    def report(self, body: bytes) -> None:
+        """Tell what became of a file. What the server does not understand would not be understood again either.
+
+        FetchError `gone` where the server takes no reports at all, and another one where this may be sent again.
+        """
+        headers = self._token.headers | _JSON | {"Content-Type": "application/json"}
+        with self._web.request("POST", f"{self._base_url}/report", headers, body) as answer:
+            status = answer.status
+            if status < HTTPStatus.MULTIPLE_CHOICES or status in _NOT_THIS_REPORT:
+                return
+            if status == HTTPStatus.TOO_MANY_REQUESTS or status in _NOT_NOW:
+                raise FetchError(
+                    "unavailable", f"the server answered {status}", after_seconds=answer.retry_after_seconds
+                )
+            raise FetchError("gone", "this host takes no reports")
 
     @contextmanager
     def _ask(self, target: str, **headers: str) -> Iterator[Response]:
@@ -193,7 +218,7 @@ def _listed(entry: object) -> Listed | None:
     kind, filename, version = entry.get("kind"), entry.get("filename"), _version(entry)
     if not isinstance(kind, str) or not isinstance(filename, str) or version is None:
         return None
-    return Listed(kind, filename, version)
+    return Listed(kind, filename, version, _version_id(entry))
 
 
 def _version(document: dict[str, Any]) -> Version | None:
@@ -207,6 +232,11 @@ def _version(document: dict[str, Any]) -> Version | None:
     if not isinstance(etag, str) or _ETAG.fullmatch(etag := etag.removeprefix('"').removesuffix('"')) is None:
         return None
     return Version(etag, size)
+
+
+def _version_id(document: dict[str, Any]) -> str | None:
+    text = document.get("version_id")
+    return text if isinstance(text, str) and _ETAG.fullmatch(text) else None
 
 
 def _last_modified(document: dict[str, Any]) -> str | None:

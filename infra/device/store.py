@@ -29,6 +29,7 @@ from infra.device.names import Name
 from infra.device.trouble import FetchError, Reason
 
 STATE_FOLDER = ".bucketbell"
+_REPORT_SUFFIX = ".report.json"
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PART_FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -185,6 +186,34 @@ class DeviceStore:
         with storing():
             self._write(_TOKENS, {"tokens": list(tokens)}, _OWNER_ONLY)
 
+    def keep_report(self, name: Name, body: dict[str, Any]) -> None:
+        """Keep the newest report of a file until it is delivered. A power cut may lose it: `reported` tells then."""
+        with storing():
+            self._write(_report(name), {"path": name.path, "body": body}, is_lasting=False)
+
+    def kept_reports(self, limit: int) -> list[tuple[str, dict[str, Any]]]:
+        """What is not delivered yet, by path: the newest of it."""
+        kept = []
+        with storing():
+            names = [one.name for one in (self.directory / STATE_FOLDER).glob(f"*{_REPORT_SUFFIX}")]
+        for note in names:
+            document = self._read(note) or {}
+            if isinstance(document.get("path"), str) and isinstance(document.get("body"), dict):
+                kept.append((document["path"], document["body"]))
+        kept.sort(key=lambda one: str(one[1].get("at")), reverse=True)
+        return kept[:limit]
+
+    def report_delivered(self, name: Name, body: dict[str, Any]) -> None:
+        """A report is confirmed: nothing, where a newer one is kept meanwhile. `reported` returns it from now on."""
+        if (self._read(_report(name)) or {}).get("body") == body:
+            with storing():
+                os.rename(_report(name), _reported(name), src_dir_fd=self._state, dst_dir_fd=self._state)
+
+    def reported(self, name: Name) -> dict[str, Any]:
+        """The last report of a file that was delivered; empty if there is none."""
+        body = (self._read(_reported(name)) or {}).get("body")
+        return body if isinstance(body, dict) else {}
+
     @contextmanager
     def _folder(self, name: Name, *, make: bool) -> Iterator[int]:
         """The folder that the file belongs in. No link is followed on the way."""
@@ -213,14 +242,16 @@ class DeviceStore:
             return None
         return document if isinstance(document, dict) else None
 
-    def _write(self, note: str, document: dict[str, Any], mode: int = 0o666) -> None:
-        """Replace a note as a whole."""
+    def _write(self, note: str, document: dict[str, Any], mode: int = 0o666, *, is_lasting: bool = True) -> None:
+        """Replace a note as a whole, so that a power cut does not undo it where it `is_lasting`."""
         fresh = f"{note}.new"
         with self._open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode) as file:
             file.write(json.dumps(document).encode())
-            os.fsync(file.fileno())
+            if is_lasting:
+                os.fsync(file.fileno())
         os.replace(fresh, note, src_dir_fd=self._state, dst_dir_fd=self._state)
-        os.fsync(self._state)
+        if is_lasting:
+            os.fsync(self._state)
 
 
 @contextmanager
@@ -255,3 +286,11 @@ def _coming(name: Name) -> str:
 
 def _part(name: Name) -> str:
     return f"{name.digest}.part"
+
+
+def _report(name: Name) -> str:
+    return f"{name.digest}{_REPORT_SUFFIX}"
+
+
+def _reported(name: Name) -> str:
+    return f"{name.digest}.reported.json"

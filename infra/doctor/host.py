@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from functions.admin import openapi
 from functions.cameras.detections import LABEL
 from functions.cameras.discovery import availability_label
-from functions.events.routes import Routes
+from functions.events.routes import OWN_LABEL, Routes
 from infra.device.trouble import FetchError
 from infra.doctor.checks import Checkup, NotCheckedError, Timed, WrongError
 from infra.host.mqtt.birth_messages import WILL
@@ -157,7 +157,7 @@ class HostLeg:
         for topic, reason in topics.items():
             if reason:
                 self._refused(topic, reason)
-        wanted = Routes.of(self.settings).topics
+        wanted = Routes.of(self.settings).labels
         missing = [topic for topic in wanted if topic not in topics]
         if missing:
             raise NotCheckedError(
@@ -172,6 +172,8 @@ class HostLeg:
         prefix = self.settings.topic_prefix if stored is None else stored.config.topic_prefix
         if label in {WILL, availability_label(prefix)}:
             return f"{prefix}/bucketbell/+/availability"
+        if label == OWN_LABEL:
+            return f"{self.settings.topic_prefix}/{label}"
         return f"{prefix}/{label}" if label == LABEL else label
 
     def _verdicts(self) -> dict[str, str]:

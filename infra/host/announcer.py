@@ -77,6 +77,11 @@ class Announcer:
         return self.stored is not None and self.stored.config.discovery_enabled
 
     @property
+    def discovery_prefix(self) -> str | None:
+        """Home Assistant's, if it is to hear of us."""
+        return self.stored.config.discovery_prefix if self.stored is not None and self.announces else None
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """What metrics call the topics of what is published for Home Assistant."""
         if self.stored is None or not self.stored.config.discovery_enabled:

@@ -7,7 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, overload
 
 from functions.admin.known import BY_HAND
 from functions.events.dialects import IgnoredReason
@@ -16,7 +16,9 @@ from functions.events.names import CANARY_KEY
 from functions.events.plan import Fate, Settled, Step, settle_one
 from functions.events.routes import Detection, Routes, Skip, SkipReason, Unread, UnreadLabel, Upload
 from functions.events_log import log
+from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status
+from functions.own_topics import OwnTopics
 from functions.telemetry import Telemetry, logger
 from infra.host.causes import RETRY_SECONDS, Holdups
 from infra.host.detections import HostReader, Reading
@@ -119,6 +121,7 @@ class Bell:
         self._ledger = ledger
         self._ask = ask
         self._tell = tell
+        self._own_topics = OwnTopics()
         self._seen = SeenEvents()
         self._refused = SeenEvents()
         self.history = History()
@@ -198,6 +201,16 @@ class Bell:
             else:
                 self._account(Settled(arrival.step, REPEATED), source)
 
+    async def ring_device(self, step: Step, upload: Upload) -> Settled:
+        """Announce `upload` once, by itself: for all but one device the event of this step has not rung."""
+        pending = self._submit(upload.message)
+        settled = settle_one(
+            step._replace(action=upload), pending if isinstance(pending, Outcome) else await pending.done
+        )
+        self._telemetry.event(BY_HAND, settled.label)
+        log(settled)
+        return settled
+
     def has_rung(self, step: Step) -> bool:
         """Whether it was announced, as far as is remembered."""
         return not isinstance(step.action, Skip) and self.knows(step.action.identity)
@@ -273,18 +286,33 @@ class Bell:
 
     def _take_off(self, step: Step, action: Upload | Detection, source: str) -> PendingPublish | Reading | Outcome:
         """Put one on its way; an outcome says why that cannot be."""
+        pending = self._submit(action if isinstance(action, Detection) else action.message)
+        if isinstance(pending, Outcome):
+            return pending
+        self._under_way[action.identity] = pending
+        if self._ledger is not None:
+            self._ledger.took_off(step, source)
+        pending.done.add_done_callback(lambda done: self._landed(step, action, done.result()))
+        if isinstance(action, Upload) and (own := self._own_topics.take(action)) is not None:
+            on_way = self._submit(own)
+            if isinstance(on_way, Outcome):
+                self._own_topics.landed(action, on_way)
+            else:
+                on_way.done.add_done_callback(lambda done: self._own_topics.landed(action, done.result()))
+        return pending
+
+    @overload
+    def _submit(self, what: Message) -> PendingPublish | Outcome: ...
+    @overload
+    def _submit(self, what: Message | Detection) -> PendingPublish | Reading | Outcome: ...
+    def _submit(self, what: Message | Detection) -> PendingPublish | Reading | Outcome:
         try:
-            pending = self._read(action) if isinstance(action, Detection) else self._publisher.submit(action.message)
+            return self._read(what) if isinstance(what, Detection) else self._publisher.submit(what)
         except QueueFullError:
             return Outcome(Status.UNCONFIRMED, "too many notifications wait already")
         except Exception as error:  # noqa: BLE001 - whatever it is, a store's queue must not stand still over it
             logger.exception("an event cannot be put on its way")
             return Outcome(Status.UNCONFIRMED, f"internal error: {type(error).__name__}")
-        self._under_way[action.identity] = pending
-        if self._ledger is not None:
-            self._ledger.took_off(step, source)
-        pending.done.add_done_callback(lambda done: self._landed(step, action, done.result()))
-        return pending
 
     def _read(self, detection: Detection) -> Reading:
         if self._reader is None:

@@ -12,7 +12,7 @@ from functions.admin.known import BY_HAND, HeardEvent, Held, Known, Sweep
 from functions.admin.operations import CannotPublishError
 from functions.events.dialects import ObjectCreated
 from functions.events.plan import Settled, Step
-from functions.events.routes import Skip
+from functions.events.routes import Skip, Upload
 from functions.stored.errors import StoreUnavailableError
 from functions.stored.ring import Verdict, verdict
 from infra.host.history import Remembered, of_key
@@ -88,7 +88,7 @@ class Inquiry:
 
         return bool(of_key(self._on_loop(look(), LOOP_SECONDS), key)[0])
 
-    def ring(self, found: ObjectInfo) -> Settled:
+    def ring(self, found: ObjectInfo, device: str | None) -> Settled:
         """See `Ringing.ring`."""
         status = self._publisher.status
         if status.broker is None:
@@ -110,14 +110,17 @@ class Inquiry:
         if not isinstance(action, Skip):
             action = renamed(action, uuid.uuid4().bytes)  # devices drop what has an id that they know
 
-        async def ring() -> list[Settled]:
-            return await self._bell.ring((Step(created, action),), BY_HAND)
+        async def ring() -> Settled:
+            step = Step(created, action)
+            if device is not None and isinstance(action, Upload):
+                return await self._bell.ring_device(step, self._bell.routes.to_device(action, device))
+            (settled,) = await self._bell.ring((step,), BY_HAND)
+            return settled
 
         try:
-            (settled,) = self._on_loop(ring(), RING_SECONDS)
+            return self._on_loop(ring(), RING_SECONDS)
         except TimeoutError:
             raise CannotPublishError("The broker has not answered in time; the message may have arrived.") from None
-        return settled
 
     async def _judged(
         self, events: list[HeardEvent], on_way: tuple[bytes, ...]

@@ -31,6 +31,7 @@ _STATUSES = ("failure", "success")
 OTHER_REFUSALS = ("not_a_mac", "retained", "unknown_device")  # beside what `parse_report` finds
 STRANGERS = ("no_token", "bad_token", "too_many", "foreign_page")
 BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ROLLOUT_BUCKETS_SECONDS = (1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600)
 SWEEP_BUCKETS_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 Expected = tuple[Sequence[str], Mapping[str, Sequence[str]]]
@@ -254,11 +255,22 @@ class FleetTelemetry:
         self._not_noted = Counter(
             "fleet_uploads_not_noted_total", "Uploads that the database could not be told of.", registry=registry
         )
+        self._rollout = Histogram(
+            "file_rollout_seconds",
+            "From the message that announced an upload to a device's report that it is installed.",
+            buckets=ROLLOUT_BUCKETS_SECONDS,
+            registry=registry,
+        )
+        self._registry = registry
         self._reports, self._refused = cache(reports.labels), cache(refused.labels)
         for state in STATES:
             self._reports(state)
         for reason in (*REFUSALS, *OTHER_REFUSALS):
             self._refused(reason)
+
+    def watch(self, devices: Callable[[], Mapping[str, int] | None]) -> None:
+        """Show `fleet_devices` as this says at each exposition, and nothing where it says None. Call once."""
+        self._registry.register(_Devices(devices))
 
     def recorded(self, recorded: Recorded, *, unread: int) -> None:
         """A batch is stored; `unread` reports of it had fields that nobody knows."""
@@ -268,6 +280,8 @@ class FleetTelemetry:
             self._refused("unknown_device").inc(recorded.unknown)
         self._odd_clocks.inc(recorded.disbelieved)
         self._unread.inc(unread)
+        for took in recorded.rollouts:
+            self._rollout.observe(took.total_seconds())
 
     def refused(self, reason: str) -> None:
         """`device_reports_refused_total`."""
@@ -276,3 +290,18 @@ class FleetTelemetry:
     def not_noted(self, count: int) -> None:
         """`fleet_uploads_not_noted_total`."""
         self._not_noted.inc(count)
+
+
+class _Devices(Collector):
+    """How many devices stand how; not there while that is not known: an old count would hide that."""
+
+    def __init__(self, devices: Callable[[], Mapping[str, int] | None]) -> None:
+        self._devices = devices
+
+    def collect(self) -> Iterable[Metric]:
+        if (devices := self._devices()) is not None:
+            words = "Devices by how far each is with the file that it should have."
+            family = GaugeMetricFamily("fleet_devices", words, labels=["state"])
+            for state, count in devices.items():
+                family.add_metric([state], count)
+            yield family

@@ -22,6 +22,7 @@ from functions.cameras.reader import DetectionReader
 from functions.devices.api import router as devices_router
 from functions.devices.downloads import Downloads
 from functions.events.routes import Routes
+from functions.own_topics import warn_of_missing_broadcasts
 from functions.settings import Settings, SettingsError
 from functions.stored.errors import StoreUnavailableError
 from functions.stored.store import ConfigStore
@@ -35,7 +36,7 @@ from infra.host.fleet.stream import Stream
 from infra.host.heap import settle, share_one_heap
 from infra.host.inquiry import Inquiry
 from infra.host.logs import LinkLog, configure_logging
-from infra.host.metrics import FleetTelemetry, JetStreamTelemetry, PrometheusTelemetry, SweepTelemetry
+from infra.host.metrics import JetStreamTelemetry, PrometheusTelemetry, SweepTelemetry
 from infra.host.poller import LONG_POLL_SECONDS, PolledQueue, Poller, SqsQueue
 from infra.host.slices import ask_for_short_slices
 from infra.host.sweep.ledger import Ledger
@@ -81,8 +82,17 @@ class Host:
         state = _state(settings)
         rung = None if state is None else Rung(state)
         ledger = None if rung is None else Ledger(rung.rang)
+
+        def ring(key: str, mac: str) -> object:
+            return uploads.ring(key, mac)  # which is made of what is made of the fleet
+
         fleet = self._fleet = FleetService.of(
-            settings, downloads, FleetTelemetry(telemetry.registry), lambda: publisher.broker
+            settings,
+            downloads,
+            telemetry,
+            broker=lambda: publisher.broker,
+            discovery_prefix=lambda: announcer.discovery_prefix,
+            ring=None if settings.device_topics == "off" else ring,
         )
         bell = Bell(
             publisher,
@@ -111,6 +121,7 @@ class Host:
                 after_first=settle,
             )
         cameras = (LABEL,) if reader is not None else ()
+        told = fleet.updates.labels if fleet is not None else tuple
         sources = _sources(settings) | (SWEPT if self._sweeper else {})
         telemetry.watch(lambda: publisher.status.certificate, lambda: integration.database_up)
         tokens = [token.get_secret_value() for token in settings.webhook_tokens]
@@ -143,7 +154,9 @@ class Host:
             proxies=TrustedProxies(settings.trusted_proxies),
             public_base_url=settings.public_base_url,
             expected=lambda: (
-                ((*bell.routes.topics, *cameras, *announcer.labels), sources) if publisher.status.broker else ((), {})
+                ((*bell.routes.labels, *cameras, *announcer.labels, *told()), sources)
+                if publisher.status.broker
+                else ((), {})
             ),
         )
         self.publisher = publisher
@@ -316,6 +329,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
         raise SettingsError((("WEBHOOK_TOKENS", problem),))
     configure_logging(settings.log_level)
     _warn_of_short_secrets(settings)
+    warn_of_missing_broadcasts(settings)
     share_one_heap()
     built = Host(settings, port)
     settle()

@@ -11,6 +11,7 @@ from functions.events.routes import Detection, Skip, Upload
 
 if TYPE_CHECKING:
     from functions.events.plan import Step
+    from functions.mqtt.message import Message
 
 LIMIT = 5_000
 MAX_OF_ONE_SECOND = 16  # uploads to one key: each further one would be compared with all of them
@@ -62,8 +63,12 @@ def renamed(action: Upload | Detection, identity: bytes) -> Upload | Detection:
     """The same under another identity."""
     if isinstance(action, Detection):
         return replace(action, identity=identity, user_properties=_with_id(action.user_properties, identity))
-    message = replace(action.message, user_properties=_with_id(action.message.user_properties, identity))
-    return replace(action, identity=identity, message=message)
+
+    def new(message: Message) -> Message:
+        return replace(message, user_properties=_with_id(message.user_properties, identity))
+
+    own = None if action.own is None else new(action.own)
+    return replace(action, identity=identity, message=new(action.message), own=own)
 
 
 def _with_id(pairs: tuple[tuple[str, str], ...], identity: bytes) -> tuple[tuple[str, str], ...]:

@@ -20,7 +20,7 @@ from rich.markup import escape
 from infra.local.detection import PICTURE, detect
 from infra.local.install import InstallError, Say, ensure_mosquitto
 from infra.local.process import PartError
-from infra.local.stack import BUCKET, BUCKETBELL, MAC, STOP_SECONDS, TOPICS, DemoError, Stack, console
+from infra.local.stack import BUCKET, BUCKETBELL, MAC, MORE_MACS, STOP_SECONDS, TOPICS, DemoError, Stack, console
 from infra.subscriber import SubscriberError
 
 OTHER_MAC = "b1-b2-c3-d4-e5-f6"
@@ -29,6 +29,7 @@ ASSET_KEY = "assets/firmware-1.0.bin"
 MISSED_KEY = "assets/firmware-1.1.bin"
 ASSET_BYTES = 256 * 1024
 PULL_SECONDS = 10.0
+REPORTED_POLL_SECONDS = 0.1
 SILENCE_SECONDS = 1.5
 
 API = "/api/v1/integrations/mqtt"
@@ -76,6 +77,20 @@ def show_pull(stack: Stack, key: str, body: bytes) -> None:
     )
 
 
+def show_who_has_it(stack: Stack, filename: str) -> None:
+    """Show that each device has reported this file. Raises `DemoError` if the host has not heard so in time."""
+    count = 1 + len(stack.more)
+    began_at = time.monotonic()
+    while not any(one["filename"] == filename and one["has_it"] == count for one in stack.uploads()):
+        if time.monotonic() - began_at > PULL_SECONDS:
+            raise DemoError(f"{filename} was not reported within {PULL_SECONDS:g} s:\n{stack.last_words()}")
+        time.sleep(REPORTED_POLL_SECONDS)
+    devices = "1 device has" if count == 1 else f"{count} devices have"
+    console.print(
+        f"[bold green]known[/]   {devices} it, by their own reports: {stack.host.url}/ shows it", soft_wrap=True
+    )
+
+
 def show_catch_up(stack: Stack, s3: Any) -> None:  # noqa: ANN401 - as above
     """Show that a device which was offline gets what it missed. Raises `DemoError` when it does not."""
     body = secrets.token_bytes(ASSET_BYTES)
@@ -89,6 +104,7 @@ def show_catch_up(stack: Stack, s3: Any) -> None:  # noqa: ANN401 - as above
         stack.device.start()
     console.print(f"[bold]device[/]  back, and asks for the manifest  [dim]{time.monotonic() - begun_at:.1f} s[/]")
     show_pull(stack, MISSED_KEY, body)
+    show_who_has_it(stack, MISSED_KEY.removeprefix("assets/"))
 
 
 def show_detection(stack: Stack) -> None:
@@ -149,6 +165,9 @@ def invite(stack: Stack) -> None:
         ("  the broker, by the API", f"{api} {BUCKETBELL} mqtt status"),
         ("  … with curl", f"curl -H 'Authorization: Bearer {stack.admin_token}' {host.url}{API}/config"),
         ("  … in a browser", f"{host.url}/docs (Authorize: {stack.admin_token})"),
+        ("  who has what, in a browser", f"{host.url}/ (log in with {stack.admin_token})"),
+        ("  … in the terminal", f"{api} {BUCKETBELL} fleet files"),
+        ("  announce to one device", f"{api} {BUCKETBELL} ring {ASSET_KEY} --device {MAC}"),
         ("  is it ready?", f"curl {host.url}/readyz"),
         ("  metrics", f"curl {host.url}/metrics"),
         ("  logs", str(stack.directory)),
@@ -186,7 +205,7 @@ def present(*, stay: bool, ensure: Callable[[Say], object]) -> int:
         stack = None
         try:
             ensure(console.print)
-            stack = Stack(Path(directory))
+            stack = Stack(Path(directory), MORE_MACS if stay else ())
             stack.start()
             console.print(f"[dim]ready in {time.monotonic() - begun_at:.1f} s[/]")
             demonstrate(stack)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from infra.local.stack import BUCKET, EVENTS_PREFIX, DemoError, Stack
 
 if TYPE_CHECKING:
-    from infra.subscriber import Received, Subscriber
+    from infra.incoming import Received
+    from infra.subscriber import Subscriber
 
 CAMERA_ID = "front-door"
 PICTURE = Path(__file__).with_name("front-door.jpg")

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
@@ -26,17 +26,19 @@ from rich.console import Console
 from functions.web.tokens import Keyring
 from infra.connect.documents import default_queue_name
 from infra.connect.minio import Doors
+from infra.incoming import Received
 from infra.local.install import find_minio
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import Process, free_port
 from infra.local.stores import Minio, MotoServer, Store
-from infra.subscriber import Received, Subscriber
+from infra.subscriber import Subscriber
 
 BUCKET = "devices"
 TOPICS = ("iotsupport/updates/configs", "iotsupport/updates/assets")
 EVENTS_PREFIX = "events/"
 CAMERA_TOPICS = "iotsupport/camera/+/event"
 MAC = "a1-b2-c3-d4-e5-f6"
+MORE_MACS = ("a1-b2-c3-d4-e5-01", "a1-b2-c3-d4-e5-02")
 CONNECT_SECONDS = 30.0
 HEAR_SECONDS = 10.0
 STOP_SECONDS = 2.5
@@ -49,6 +51,7 @@ BUCKETBELL = str(_beside if _beside.exists() else shutil.which("bucketbell") or 
 OURS = (
     *("MQTT_", "TOPIC_", "BUCKET", "CONFIGS_", "ASSETS_", "WEBHOOK_", "SQS_", "AWS_", "S3_", "URL_TTL_"),
     *("DEVICE_", "ADMIN_", "SECRET", "LOG_", "EVENTS_", "PUBLIC_", "DATABASE_", "ENCRYPTION_", "SWEEP_", "NATS_"),
+    "FLEET_",
 )
 
 console = Console(highlight=False)
@@ -119,8 +122,8 @@ class DeviceProcess(Process):
 class Stack:
     """Broker, store and host, started in that order; `stop` ends all of them at once."""
 
-    def __init__(self, directory: Path) -> None:
-        """Nothing is started yet."""
+    def __init__(self, directory: Path, more_macs: Sequence[str] = ()) -> None:
+        """Nothing is started yet. `more_macs` are further devices, for the fleet's page."""
         self.directory = directory
         self.token = secrets.token_hex(24)
         self.admin_token = secrets.token_hex(24)
@@ -141,6 +144,7 @@ class Stack:
         self.host = HostProcess(directory / "host", host_port, {})
         self.subscriber = Subscriber(self.broker.url, (*TOPICS, CAMERA_TOPICS))
         self.device = DeviceProcess(directory / "device", self.device_environment(MAC))
+        self.more = [DeviceProcess(directory / mac, self.device_environment(mac)) for mac in more_macs]
 
     def device_environment(self, mac: str) -> dict[str, str]:
         """What a device is given."""
@@ -173,13 +177,24 @@ class Stack:
         step("host", self._start_host, f"{self.host.url} is ready")
         step("subscriber", self.subscriber.start, "hears what is published")
         step("device", self.device.start, f"`bucketbell device` {MAC} listens")
+        if self.more:
+            step("more devices", self._start_more, f"{len(self.more)} like it")
 
     def stop(self) -> None:
         """End everything within `STOP_SECONDS`; idempotent."""
         with contextlib.suppress(Exception):
             self.subscriber.stop()
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda part: part.stop(STOP_SECONDS), (self.device, self.host, self.store, self.broker)))
+            parts = (self.device, *self.more, self.host, self.store, self.broker)
+            list(pool.map(lambda part: part.stop(STOP_SECONDS), parts))
+
+    def uploads(self) -> list[dict[str, Any]]:
+        """What the host says of the last uploads, each with how many devices have it."""
+        request = urllib.request.Request(  # noqa: S310 - our own http URL
+            f"{self.host.url}/api/v1/uploads", headers={"Authorization": f"Bearer {self.admin_token}"}
+        )
+        with urllib.request.urlopen(request, timeout=HEAR_SECONDS) as answer:  # noqa: S310 - as above
+            return list(json.load(answer)["uploads"])
 
     def hear(self, key: str, subscriber: Subscriber | None = None) -> Received:
         """Take the next message after the upload of `key`. Raises `DemoError` when none comes."""
@@ -194,6 +209,10 @@ class Stack:
         """Return the ends of the logs, for a person who has to find out what went wrong."""
         parts = (self.broker, self.store, self.host, self.device)
         return "\n".join(f"--- {part.name}\n{part.log_text()[-LAST_WORDS_CHARACTERS:]}" for part in parts)
+
+    def _start_more(self) -> None:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda device: device.start(), self.more))
 
     def _connect(self) -> None:
         """Run the real command, as the README tells people to."""
@@ -220,6 +239,7 @@ class Stack:
             "DEVICE_TOKEN_KEYS": self.token_key,
             "EVENTS_PREFIX": EVENTS_PREFIX,
             "PUBLIC_BASE_URL": self.host.url,
+            "DEVICE_TOPICS": "on",
             "ADMIN_TOKENS": self.admin_token,
             "DATABASE_URL": f"sqlite:///{self.directory}/bucketbell.db",
             "ENCRYPTION_KEYS": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),

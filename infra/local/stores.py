@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import importlib
 import os
+import ssl
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ LOCAL_CREDENTIALS = ("bucketbell", "bucketbell-local")
 
 
 class Store(Process):
-    """What the stores have in common: an endpoint, credentials, a boto3 client for them."""
+    """What the stores have in common: an endpoint (by https where `ca_file` is to verify it), credentials, a client."""
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class Store(Process):
         ready_path: str,
         environment: Mapping[str, str],
         without: tuple[str, ...],
+        ca_file: Path | None = None,
     ) -> None:
         super().__init__(
             name,
@@ -54,26 +56,33 @@ class Store(Process):
         self.access_key, self.secret_key = credentials
         self.region = REGION
         self._ready_path = ready_path
+        self._ca_file = ca_file
+        self.tls = None if ca_file is None else ssl.create_default_context(cafile=str(ca_file))
 
     @property
     def endpoint_url(self) -> str:
-        """`http://host:port`."""
-        return f"http://{self.host}:{self.port}"
+        """`http://host:port`, or with https."""
+        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}"
 
     def is_ready(self) -> bool:
         """Whether its health page answers 200."""
         return self._ask("GET", self._ready_path) == http.HTTPStatus.OK
 
-    def client(self, service: str = "s3", *, attempts: int = 2) -> Any:  # noqa: ANN401 - boto3 makes a client's methods at run time
-        """A boto3 client of this store: `s3`, and with moto `sqs` and others; short time-outs, one retry."""
+    def client(self, service: str = "s3", *, attempts: int = 2, credentials: tuple[str, str] | None = None) -> Any:  # noqa: ANN401 - boto3 makes a client's methods at run time
+        """A boto3 client of this store: `s3`, and with moto `sqs` and others; short time-outs, one retry.
+
+        `credentials` are somebody else's than the store's own.
+        """
         boto3 = importlib.import_module("boto3")
         config = importlib.import_module("botocore.config")
+        access_key, secret_key = credentials or (self.access_key, self.secret_key)
         return boto3.session.Session().client(
             service,
             endpoint_url=self.endpoint_url,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
+            aws_access_key_id=access_key,
+            aws_secret_access_key=secret_key,
             region_name=self.region,
+            verify=None if self._ca_file is None else str(self._ca_file),
             config=config.Config(
                 signature_version="s3v4" if service == "s3" else None,
                 s3={"addressing_style": "path"},
@@ -85,9 +94,15 @@ class Store(Process):
             ),
         )
 
+    def connection(self, timeout_seconds: float) -> http.client.HTTPConnection:
+        """For requests without a client; it is opened by the first."""
+        if self.tls is not None:
+            return http.client.HTTPSConnection(self.host, self.port, timeout=timeout_seconds, context=self.tls)
+        return http.client.HTTPConnection(self.host, self.port, timeout=timeout_seconds)
+
     def _ask(self, method: str, path: str) -> int | None:
         """The status of one request, None when nobody answers."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=PROBE_TIMEOUT_SECONDS)
+        connection = self.connection(PROBE_TIMEOUT_SECONDS)
         try:
             connection.request(method, path)
             return connection.getresponse().status

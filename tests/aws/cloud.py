@@ -1,7 +1,8 @@
-"""An emulated AWS with the stack in it: moto holds bucket, queues and secrets; the built functions run in containers.
+"""An emulated AWS with the stack in it, and the way through it from an upload to a subscriber.
 
-What it proves nothing about: IAM (moto lets everybody do everything: tests/unit/test_template.py reads the policies),
-signatures (moto opens any URL), TLS, the HTTP API and SnapStart (moto makes neither), and how Lambda scales.
+Two stand in for AWS. On moto (`moto_cloud`) the built functions run in containers, in an image of the runtime; moto
+proves nothing about IAM, signatures, TLS and the HTTP API. On MiniStack (`ministack_cloud`) those are in force, and the
+functions are processes of this machine. Neither says how Lambda scales, or what SnapStart does.
 """
 
 from __future__ import annotations
@@ -9,35 +10,41 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import io
 import json
 import time
-import zipfile
-from collections.abc import Mapping
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from infra.incoming import Received
 from infra.local.mosquitto import Mosquitto
-from infra.local.stores import MotoServer
+from infra.local.process import Process
+from infra.local.stores import Store
+from infra.sam.build import Artefact
 from infra.sam.image import ARCHITECTURE
-from infra.subscriber import Received, Subscriber, SubscriberTimeoutError
-from tests.aws.deployment import Deployment, deploy
-from tests.aws.function import Function
-from tests.aws.mapping import EventSourceMapping, Turn
+from infra.subscriber import Subscriber, SubscriberTimeoutError
+from tests.aws.deployment import Deployment
+from tests.gateway import Answered
 
 STACK = "bell"
 BROKER_SECRET, DOWNLOAD_SECRET = "bell/broker", "bell/download"
 BELL, EAR = "bell", "ear"  # users at the broker
 EAR_PASSWORD = "the ear's own"
 
-# The template's queue hides a message for a minute and tries it a hundred times; a test has no hour.
-VISIBILITY_SECONDS = 1
+# The template's queue tries a message a hundred times, once a minute; a test has no hour.
 MAX_RECEIVE_COUNT = 2
-LONG_POLL_SECONDS = 20  # what comes ends it; nobody waits so long for nothing
+RETRY_SECONDS = 2
+TEMPLATE_SECONDS = 60
 HEAR_SECONDS = 30.0
 SETTLE_SECONDS = 0.3
 RECONNECT_SECONDS = 30.0
+EMPTY_SECONDS = 60.0
+LOG_SECONDS = 30.0
+FETCH_SECONDS = 30.0
 POLL_SECONDS = 0.02
 LOG_TAIL_CHARACTERS = 3000
 
@@ -51,90 +58,99 @@ class Credentials:
     admin_token: str
 
 
-class Cloud(contextlib.ExitStack):
+class Cloud(contextlib.ExitStack, ABC):
     """The whole way from an upload to a subscriber; as a context manager it starts everything and leaves nothing."""
 
-    def __init__(self, directory: Path, *, image: str, package: Path, credentials: Credentials) -> None:
+    def __init__(self, directory: Path, emulator: Store, artefact: Artefact, credentials: Credentials) -> None:
         super().__init__()
-        self.package = package.read_bytes()
-        self._directory = directory
-        self._image = image
-        self._credentials = credentials
-        self.moto = MotoServer(directory / "moto")
+        self.directory = directory
+        self.emulator = emulator
+        self.artefact = artefact
+        self.credentials = credentials
         self.broker = Mosquitto(directory / "broker", users={BELL: credentials.password, EAR: EAR_PASSWORD})
         self.ear = Subscriber(self.broker.url, ["#"], username=EAR, password=EAR_PASSWORD)
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:  # of what was started, when something later does not
             undo.push(self)
-            self.enter_context(self.moto)
+            self.enter_context(self.emulator)
             self.enter_context(self.broker)
             self.enter_context(self.ear)
-            self.s3, self.sqs = self.moto.client(), self.moto.client("sqs")
-            self.secrets, self.functions = self.moto.client("secretsmanager"), self.moto.client("lambda")
+            self.s3, self.sqs = self.emulator.client(), self.emulator.client("sqs")
+            self.secrets, self.functions = self.emulator.client("secretsmanager"), self.emulator.client("lambda")
             self._deploy()
             undo.pop_all()
         return self
 
     def _deploy(self) -> None:
-        given = self._credentials
-        self._put_secret(BROKER_SECRET, {"MQTT_USERNAME": BELL, "MQTT_PASSWORD": given.password})
+        given = self.credentials
+        self.put_secret(BROKER_SECRET, {"MQTT_USERNAME": BELL, "MQTT_PASSWORD": given.password})
         tokens = {"DEVICE_TOKEN_KEYS": given.device_token_keys, "ADMIN_TOKENS": given.admin_token}
-        self._put_secret(DOWNLOAD_SECRET, tokens)
-        self.stack: Deployment = deploy(
-            self.moto,
-            STACK,
-            self.package,
-            {
-                "Architecture": ARCHITECTURE,
-                "MqttUrl": self.broker.url,
-                "BrokerSecret": BROKER_SECRET,
-                "DownloadSecret": DOWNLOAD_SECRET,
-                "MaxReceiveCount": str(MAX_RECEIVE_COUNT),
-            },
-        )
+        self.put_secret(DOWNLOAD_SECRET, tokens)
+        self.stack = self.deploy(STACK, self.parameters)
         self.bucket = self.stack.outputs["BucketName"]
         self.queue_url = self.stack.outputs["QueueUrl"]
         self.dead_letter_queue_url = self.stack.outputs["DeadLetterQueueUrl"]
-        attributes = {"VisibilityTimeout": str(VISIBILITY_SECONDS)}
-        self.sqs.set_queue_attributes(QueueUrl=self.queue_url, Attributes=attributes)
-
-        code = self._directory / "code"
-        with zipfile.ZipFile(io.BytesIO(self.package)) as archive:
-            archive.extractall(code)
-        self.notify = self.enter_context(self._function("NotifyFunction", code))
-        self.download = self.enter_context(self._function("DownloadFunction", code))
-        self.mapping = EventSourceMapping(
-            self.sqs,
-            queue_url=self.queue_url,
-            configuration=self.functions.get_event_source_mapping(UUID=self.stack.resources["NotifyUploads"]),
-            invoke=self.notify.invoke,
-        )
-        self.first, self.first_heard = self.turn(), self.ear.silence(SETTLE_SECONDS)
+        self.start_functions()
+        self.settle()
+        self.first_heard = self.ear.silence(SETTLE_SECONDS)
         self.notify_started_at = time.monotonic()
 
-    def _function(self, name: str, code: Path) -> Function:
-        environment = {  # what Lambda makes of the role; and moto is not where AWS is
-            "AWS_REGION": self.moto.region,
-            "AWS_ACCESS_KEY_ID": self.moto.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.moto.secret_key,
-            "AWS_ENDPOINT_URL": self.moto.endpoint_url,
+    @property
+    def parameters(self) -> dict[str, str]:
+        """What the stack is deployed with."""
+        return {
+            "Architecture": ARCHITECTURE,
+            "MqttUrl": self.broker.url,
+            "BrokerSecret": BROKER_SECRET,
+            "DownloadSecret": DOWNLOAD_SECRET,
+            "MaxReceiveCount": str(MAX_RECEIVE_COUNT),
+            "LogLevel": "DEBUG",
         }
-        return Function(
-            self._directory,
-            image=self._image,
-            code=code,
-            configuration=self.configuration(name),
-            environment=environment,
-        )
 
-    def _put_secret(self, name: str, content: Mapping[str, str]) -> None:
+    # What each emulator does in its own way.
+
+    @abstractmethod
+    def deploy(self, name: str, parameters: Mapping[str, str]) -> Deployment:
+        """Make a stack."""
+
+    @abstractmethod
+    def start_functions(self) -> None:
+        """Start the functions where the emulator does not."""
+
+    @abstractmethod
+    def attempt(self) -> None:
+        """Have what is in the queue worked on once, where the emulator is not at it by itself."""
+
+    @abstractmethod
+    def paused(self) -> AbstractContextManager[None]:
+        """Within it nothing is taken from the queue, so that what is put there can make one batch."""
+
+    @abstractmethod
+    def batches(self) -> list[tuple[int, int]]:
+        """Of each batch that NotifyFunction was invoked with: how many messages, and how many of them it failed."""
+
+    @abstractmethod
+    def log_text(self) -> str:
+        """What NotifyFunction has logged."""
+
+    @abstractmethod
+    def ask(self, path: str, token: str, method: str = "GET", **headers: str) -> Answered:
+        """What the HTTP API answers to a client."""
+
+    @abstractmethod
+    def parts(self) -> tuple[Process, ...]:
+        """Whose logs tell what went wrong."""
+
+    def put_secret(self, name: str, content: Mapping[str, str]) -> None:
+        """Make a secret."""
         self.secrets.create_secret(Name=name, SecretString=json.dumps(content))
 
     def configuration(self, name: str) -> dict[str, Any]:
         """What the emulated Lambda says of a function, by its logical name."""
         answer = self.functions.get_function_configuration(FunctionName=self.stack.resources[name])
-        assert base64.b64decode(answer["CodeSha256"]) == hashlib.sha256(self.package).digest()
+        package = self.artefact.zip_file.read_bytes()
+        assert base64.b64decode(answer["CodeSha256"]) == hashlib.sha256(package).digest()
         return dict(answer)
 
     def tidy_up(self) -> None:
@@ -142,7 +158,7 @@ class Cloud(contextlib.ExitStack):
         if not self.broker.running:
             self.bring_broker_back()
         while self.queued():  # not purge_queue, which may be used once a minute
-            self._take(self.queue_url, wait_seconds=VISIBILITY_SECONDS)
+            self._take(self.queue_url, wait_seconds=RETRY_SECONDS)
         self.dead_letters()
         self.ear.drain()
 
@@ -154,24 +170,28 @@ class Cloud(contextlib.ExitStack):
 
     # AWS's side.
 
-    def turn(self, wait_seconds: int = LONG_POLL_SECONDS) -> Turn:
-        """Have the event source mapping work on one batch."""
-        return self.mapping.turn(wait_seconds)
+    @contextlib.contextmanager
+    def retrying(self) -> Iterator[None]:
+        """Within it what failed is tried again soon."""
+        self.retry_after(RETRY_SECONDS)
+        try:
+            yield
+        finally:
+            self.retry_after(TEMPLATE_SECONDS)
 
-    def work_off(self, count: int) -> Turn:
-        """Have the next batch worked on: so many messages, all of them done, and nothing is left."""
-        turn = self.turn()
-        assert len(turn.records) == count, turn
-        assert turn.invoked is not None
-        assert turn.invoked.error is None, self.last_words()
-        assert json.loads(turn.invoked.payload) == {"batchItemFailures": []}, self.last_words()
-        assert self.queued() == 0
-        return turn
+    def retry_after(self, seconds: int, stack: Deployment | None = None) -> None:
+        """Have what fails from now on tried again after so long (in another stack)."""
+        queue_url = (stack or self.stack).outputs["QueueUrl"]
+        self.sqs.set_queue_attributes(QueueUrl=queue_url, Attributes={"VisibilityTimeout": str(seconds)})
 
-    def queued(self) -> int:
-        """How many messages are in the queue, in flight or not."""
+    def settle(self) -> None:
+        """Have all that is in the queue worked on, until each message is done or a dead letter."""
+        self.wait(lambda: not self.queued() or self.attempt(), EMPTY_SECONDS)
+
+    def queued(self, queue_url: str | None = None) -> int:
+        """How many messages are in a queue (that of events), in flight or not."""
         names = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
-        answer = self.sqs.get_queue_attributes(QueueUrl=self.queue_url, AttributeNames=list(names))
+        answer = self.sqs.get_queue_attributes(QueueUrl=queue_url or self.queue_url, AttributeNames=list(names))
         return sum(int(answer["Attributes"][name]) for name in names)
 
     def dead_letters(self) -> list[str]:
@@ -185,6 +205,21 @@ class Cloud(contextlib.ExitStack):
             self.sqs.delete_message(QueueUrl=queue_url, ReceiptHandle=message["ReceiptHandle"])
         return [message["Body"] for message in messages]
 
+    def logged(self, message: str, about: str = "") -> list[str]:
+        """The lines in which NotifyFunction says `message` about something."""
+        return [line for line in self.log_text().splitlines() if f'"{message}"' in line and about in line]
+
+    def wait_until_logged(self, message: str, about: str = "", *, times: int = 1) -> None:
+        """Returns once NotifyFunction has said it so often."""
+        self.wait(lambda: len(self.logged(message, about)) >= times, LOG_SECONDS)
+
+    def wait(self, condition: Callable[[], object], seconds: float) -> None:
+        """Returns once `condition` is true."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, self.last_words()
+            time.sleep(POLL_SECONDS)
+
     def rotate(self, password: str) -> None:
         """Give the bell another password, in its secret and at the broker, which starts anew."""
         content = json.dumps({"MQTT_USERNAME": BELL, "MQTT_PASSWORD": password})
@@ -196,18 +231,12 @@ class Cloud(contextlib.ExitStack):
     def lose_broker(self) -> None:
         """Kill the broker; returns once the subscriber has noticed."""
         self.broker.kill()
-        self._wait_until_listening(listening=False)
+        self.wait(lambda: not self.ear.connected, RECONNECT_SECONDS)
 
     def bring_broker_back(self) -> None:
         """Start it; returns once the subscriber listens again: nobody keeps messages for it."""
         self.broker.start()
-        self._wait_until_listening(listening=True)
-
-    def _wait_until_listening(self, *, listening: bool) -> None:
-        deadline = time.monotonic() + RECONNECT_SECONDS
-        while self.ear.connected is not listening:
-            assert time.monotonic() < deadline, self.ear.last_error
-            time.sleep(POLL_SECONDS)
+        self.wait(lambda: self.ear.connected, RECONNECT_SECONDS)
 
     # The devices' side.
 
@@ -220,7 +249,13 @@ class Cloud(contextlib.ExitStack):
         assert self.ear.silence(SETTLE_SECONDS) == []
         return messages
 
+    def fetch(self, url: str, **headers: str) -> bytes:
+        """What is behind a presigned URL."""
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the emulator's
+        with urllib.request.urlopen(request, timeout=FETCH_SECONDS, context=self.emulator.tls) as response:  # noqa: S310 - as above
+            return bytes(response.read())
+
     def last_words(self) -> str:
         """The ends of the logs, for whoever has to find out what went wrong."""
-        parts = (self.broker, self.moto, self.notify, self.download)
+        parts = (self.broker, self.emulator, *self.parts())
         return "\n".join(f"--- {part.name}\n{part.log_text()[-LOG_TAIL_CHARACTERS:]}" for part in parts)

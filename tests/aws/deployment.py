@@ -1,16 +1,20 @@
-"""Makes a stack of the transformed template on a moto server, and does by hand what moto silently leaves out."""
+"""Makes a stack of the transformed template; on a moto server it does by hand what moto silently leaves out."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from infra.local.stores import MotoServer
+from infra.local.stores import Store
 from tests.template import Stack, transformed
 
 CODE_BUCKET = "artefacts"  # where tests.template says that the code is
+CODE_KEY, LAYER_KEY = "package.zip", "layer"
+CREATE_SECONDS = 60.0
+POLL_SECONDS = 0.05
 
 # What moto 5.2 does not make, and says nothing about. The queue's policy is applied below, the API's routes are read
 # from the template by the tests that call them.
@@ -37,19 +41,49 @@ class Deployment:
     resources: Mapping[str, str]
 
 
-def deploy(moto: MotoServer, name: str, package: bytes, parameters: Mapping[str, str]) -> Deployment:
+def put_code(emulator: Store, files: Mapping[str, bytes]) -> None:
+    """Upload what the template is transformed to name, as `sam deploy` does."""
+    s3 = emulator.client()
+    s3.create_bucket(Bucket=CODE_BUCKET)
+    for key, content in files.items():
+        s3.put_object(Bucket=CODE_BUCKET, Key=key, Body=content)
+
+
+def create(
+    emulator: Store, name: str, parameters: Mapping[str, str], template: Mapping[str, str], *, update: bool = False
+) -> Deployment:
+    """Make the stack `name` of a template (its TemplateBody or TemplateURL), or update it; then it is there."""
+    cloudformation = emulator.client("cloudformation")
+    (cloudformation.update_stack if update else cloudformation.create_stack)(
+        StackName=name,
+        **template,
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+        Capabilities=["CAPABILITY_IAM"],
+    )
+    deadline = time.monotonic() + CREATE_SECONDS
+    while (described := cloudformation.describe_stacks(StackName=name)["Stacks"][0])["StackStatus"].endswith(
+        "PROGRESS"
+    ):
+        assert time.monotonic() < deadline, described
+        time.sleep(POLL_SECONDS)
+    assert described["StackStatus"] == f"{'UPDATE' if update else 'CREATE'}_COMPLETE", described
+    outputs = {one["OutputKey"]: one["OutputValue"] for one in described["Outputs"]}
+    # Not describe_stack_resources, which breaks on what moto does not know.
+    pages = cloudformation.get_paginator("list_stack_resources").paginate(StackName=name)
+    listed = [one for page in pages for one in page["StackResourceSummaries"]]
+    return Deployment(outputs, {one["LogicalResourceId"]: str(one["PhysicalResourceId"]) for one in listed})
+
+
+def deploy(moto: Store, name: str, package: bytes, parameters: Mapping[str, str]) -> Deployment:
     """Create the stack `name`, whose functions are the zip file `package`.
 
     Raises AssertionError when moto did not make something that is not known to be left out.
     """
-    key = "package.zip"
-    s3, cloudformation = moto.client(), moto.client("cloudformation")
-    s3.create_bucket(Bucket=CODE_BUCKET)
-    s3.put_object(Bucket=CODE_BUCKET, Key=key, Body=package)
-
+    s3 = moto.client()
+    put_code(moto, {CODE_KEY: package})
     stack = Stack(**parameters)
     assert not stack.broken_rules
-    document = decided(transformed(key, **parameters), stack.holds)
+    document = decided(transformed(CODE_KEY, **parameters), stack.holds)
     wanted = {name: one["Type"] for name, one in document["Resources"].items()}
     del document["Resources"]["Dashboard"], document["Outputs"]["DashboardUrl"]
     bucket = document["Resources"]["Bucket"]["Properties"]
@@ -57,27 +91,17 @@ def deploy(moto: MotoServer, name: str, package: bytes, parameters: Mapping[str,
     notifications = gaps.punch(bucket.pop("NotificationConfiguration"))
     queue_policy = gaps.punch(document["Resources"]["EventQueuePolicy"]["Properties"])
 
-    cloudformation.create_stack(
-        StackName=name,
-        TemplateBody=json.dumps(document | {"Outputs": document["Outputs"] | gaps.outputs}),
-        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
-        Capabilities=["CAPABILITY_IAM"],
-    )
-    (described,) = cloudformation.describe_stacks(StackName=name)["Stacks"]
-    assert described["StackStatus"] == "CREATE_COMPLETE", described
-    outputs = {one["OutputKey"]: one["OutputValue"] for one in described["Outputs"]}
-    # Not describe_stack_resources, which breaks on what moto does not know.
-    pages = cloudformation.get_paginator("list_stack_resources").paginate(StackName=name)
-    listed = [one for page in pages for one in page["StackResourceSummaries"]]
-    made = {one["LogicalResourceId"]: str(one["PhysicalResourceId"]) for one in listed}
-    missing = {name: kind for name, kind in wanted.items() if name not in made}
+    body = json.dumps(document | {"Outputs": document["Outputs"] | gaps.outputs})
+    made = create(moto, name, parameters, {"TemplateBody": body})
+    outputs = made.outputs
+    missing = {name: kind for name, kind in wanted.items() if name not in made.resources}
     assert set(missing.values()) <= LEFT_OUT, f"moto made none of {missing}"
 
     _stop_mappings(moto)
     _put_queue_policy(moto, gaps.fill(queue_policy, outputs))
-    s3.put_bucket_versioning(Bucket=made["Bucket"], VersioningConfiguration=bucket["VersioningConfiguration"])
-    _put_notifications(moto, made["Bucket"], gaps.fill(notifications, outputs))
-    return Deployment({key: value for key, value in outputs.items() if key not in gaps.outputs}, made)
+    s3.put_bucket_versioning(Bucket=made.resources["Bucket"], VersioningConfiguration=bucket["VersioningConfiguration"])
+    _put_notifications(moto, made.resources["Bucket"], gaps.fill(notifications, outputs))
+    return Deployment({key: value for key, value in outputs.items() if key not in gaps.outputs}, made.resources)
 
 
 def decided(document: Mapping[str, Any], holds: Callable[[str], bool]) -> dict[str, Any]:
@@ -137,20 +161,20 @@ class Gaps:
         return {name: self.fill(one, outputs) for name, one in node.items()}
 
 
-def _stop_mappings(moto: MotoServer) -> None:
+def _stop_mappings(moto: Store) -> None:
     """Switch moto's own polling off: it is not Lambda's (see `mapping`)."""
     functions = moto.client("lambda")
     for mapping in functions.list_event_source_mappings()["EventSourceMappings"]:
         functions.update_event_source_mapping(UUID=mapping["UUID"], Enabled=False)
 
 
-def _put_queue_policy(moto: MotoServer, properties: Mapping[str, Any]) -> None:
+def _put_queue_policy(moto: Store, properties: Mapping[str, Any]) -> None:
     policy = json.dumps(properties["PolicyDocument"])
     for queue_url in properties["Queues"]:
         moto.client("sqs").set_queue_attributes(QueueUrl=queue_url, Attributes={"Policy": policy})
 
 
-def _put_notifications(moto: MotoServer, bucket: str, properties: Mapping[str, Any]) -> None:
+def _put_notifications(moto: Store, bucket: str, properties: Mapping[str, Any]) -> None:
     """In the words of S3's API, which are not CloudFormation's."""
     assert properties.keys() == {"QueueConfigurations"}, properties
     rules = [

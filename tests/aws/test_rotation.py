@@ -15,17 +15,17 @@ def test_a_rotated_password_reaches_the_warm_function_on_an_emulated_aws(cloud: 
     Nothing is deployed and nothing starts anew but the broker.
     """
     cloud.put("assets/before")
-    cloud.work_off(1)
+    cloud.settle()
     cloud.hear()
     time.sleep(max(0.0, cloud.notify_started_at + RENEW_SECONDS + 1 - time.monotonic()))
     assert cloud.broker.users is not None
     old, new = cloud.broker.users[BELL], "another correct horse"
     cloud.rotate(new)
     cloud.put("assets/after")
-    cloud.work_off(1)
+    cloud.settle()
     (message,) = cloud.hear()
     assert json.loads(message.payload) == {"filename": "after"}
     assert "not authorised" in cloud.broker.new_log_text()  # the first try, with the old one
-    said = cloud.notify.log_text()
+    said = cloud.log_text()
     assert "settings have changed" in said
     assert not [password for password in (old, new) if password in said]

@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from infra.cli import app
+from infra.incoming import Received
 from infra.local.mosquitto import Mosquitto
-from infra.subscriber import Received, Subscriber
+from infra.subscriber import Subscriber
 from tests.databases import new_key, new_sqlite
 from tests.e2e.conftest import Build
 from tests.e2e.world import CONFIGS, SETTLE_SECONDS, World, eventually, fresh_config

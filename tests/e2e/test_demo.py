@@ -15,7 +15,7 @@ import pytest
 from infra.local import stack as local
 from infra.local.detection import PICTURE, detect
 from infra.local.process import Process
-from infra.local.stack import BUCKET, DemoError, Stack
+from infra.local.stack import BUCKET, MAC, DemoError, Stack
 from tests.conftest import missing
 
 DEMO = (sys.executable, "-m", "infra.local.demo")
@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 DEMO_SECONDS = 100.0
 SOON_SECONDS = 1.5
 PASTE_SECONDS = 30.0
+TO_PASTE = ("mqtt status", "fleet files", f"--device {MAC}")
 
 
 pytestmark = pytest.mark.usefixtures("mosquitto_binary")
@@ -62,8 +63,9 @@ def test_what_there_is_to_paste_works(tmp_path: Path) -> None:
     try:
         run.start()
         lines = [line.strip() for line in run.new_log_text().splitlines()]
-        pasted = [line for line in lines if line.startswith("curl ") or line.endswith("mqtt status")]
-        assert len(pasted) == 4
+        pasted = [line for line in lines if line.startswith("curl ") or line.endswith(TO_PASTE)]
+        assert len(pasted) == 6
+        assert "3 devices have it" in run.new_log_text()
         for command in pasted:
             done = subprocess.run(
                 ["/bin/sh", "-c", command], capture_output=True, text=True, timeout=PASTE_SECONDS, check=False

@@ -38,7 +38,8 @@ bucketbell.KEEPALIVE_SECONDS = {keepalive_seconds}
 bucketbell.TIMEOUT_SECONDS = {timeout_seconds}
 ca = open({ca!r}, "rb").read() if {ca!r} else None
 bucketbell.Board(
-    {mac!r}, {token!r}, {server!r}, {broker!r}, {files!r}, ca, {directory!r}, on_file=lambda path: print("has", path)
+    {mac!r}, {token!r}, {server!r}, {broker!r}, {files!r}, ca, {directory!r}, on_file=lambda path: print("has", path),
+    own_topic={own_topic!r}
 ).run()
 """
 
@@ -65,6 +66,7 @@ class BoardProcess(Process):
         ca: Path | None = None,
         keepalive_seconds: int = 60,
         timeout_seconds: int = 10,
+        own_topic: bool = False,
     ) -> None:
         self.files = directory / "files"
         self._main = MAIN.format(
@@ -77,6 +79,7 @@ class BoardProcess(Process):
             directory=str(self.files),
             keepalive_seconds=keepalive_seconds,
             timeout_seconds=timeout_seconds,
+            own_topic=own_topic,
         )
         # A heap as on a small board: what grows with the file would not fit.
         command = [str(micropython), "-X", "heapsize=96k", str(directory / "main.py")]
@@ -126,9 +129,11 @@ def world() -> Iterator[SlowStore]:
         yield fake
 
 
-def announce(broker: Mosquitto, payload: bytes = json.dumps({"filename": ASSET}).encode()) -> None:
+def announce(
+    broker: Mosquitto, payload: bytes = json.dumps({"filename": ASSET}).encode(), topic: str = "updates/assets"
+) -> None:
     """Publish what an upload of the asset publishes, or anything else."""
-    single("iotsupport/updates/assets", payload, qos=1, hostname="127.0.0.1", port=broker.port)
+    single(f"iotsupport/{topic}", payload, qos=1, hostname="127.0.0.1", port=broker.port)
 
 
 # --- the whole way
@@ -284,6 +289,20 @@ def test_a_broker_that_was_away_is_heard_again(world: SlowStore, mosquitto: Mosq
     world.put(f"assets/{ASSET}", NEW)
     announce(mosquitto)
     board.gets("firmware.bin", NEW)
+
+
+def test_what_is_for_it_alone_comes_on_its_own_topic(world: SlowStore, mosquitto: Mosquitto, start: Start) -> None:
+    """Its config, as with DEVICE_TOPICS, and any asset; not another device's config."""
+    board = start(world.url, mosquitto.url, own_topic=True)
+    board.gets("firmware.bin", NEW)
+    world.ticket_changes = {}
+    world.put(f"configs/{MAC.upper()}.json", b"{}")
+    world.put(f"assets/{ASSET}", OLD)
+    for name in ("00-00-00-00-00-00.json", f"{MAC.upper()}.json", ASSET):
+        announce(mosquitto, json.dumps({"filename": name}).encode(), f"devices/{MAC}/updates")
+    board.gets("config.json", b"{}")
+    board.gets("firmware.bin", OLD)
+    assert "bucketbell:" not in board.log_text()
 
 
 def test_a_silent_broker_is_left(world: SlowStore, mosquitto: Mosquitto, start: Start) -> None:

@@ -7,7 +7,7 @@ import shlex
 import threading
 
 from infra.connect.minio import Doors
-from infra.subscriber import Received
+from infra.incoming import Received
 from tests.e2e.conftest import Build
 from tests.e2e.world import BUCKET, World, eventually, fresh, id_of
 from tests.timing import PATIENCE_SECONDS

@@ -21,11 +21,12 @@ from typer.testing import CliRunner, Result
 
 from infra.cli import app
 from infra.connect.minio import Doors
+from infra.incoming import Received
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
 from infra.local.stack import OURS, HostProcess
 from infra.local.stores import Minio, MotoServer, Store, VersityGateway
-from infra.subscriber import Received, Subscriber, SubscriberTimeoutError
+from infra.subscriber import Subscriber, SubscriberTimeoutError
 from tests.fakes.proxy import TcpProxy
 from tests.timing import PATIENCE_SECONDS
 

@@ -98,6 +98,7 @@ class Behaviour:
     - cut_at_publish: ends the connection at the n-th PUBLISH, read but unacknowledged (0: after CONNACK),
       with a DISCONNECT before if `disconnect_reason` is set; `cut_within_publish`: half of the n-th was read.
     - forbid: the same at a PUBLISH of which it is true, and `puback_reason` before that if it is a refusal.
+    - suback_reason: for all filters, or by a filter's number; most_filters: the end at a SUBSCRIBE to more.
     - cut_after_pubrec, cut_at_pubrel: QoS 2, the end after PUBREC was sent, or on PUBREL, without PUBCOMP.
     """
 
@@ -128,7 +129,8 @@ class Behaviour:
     cut_after_pubrec: bool = False
     cut_at_pubrel: bool = False
     answer_pings: bool = True
-    suback_reason: int | None = None
+    suback_reason: int | Callable[[int], int] | None = None
+    most_filters: int | None = None
 
 
 class _CutError(Exception):
@@ -348,8 +350,12 @@ class FakeBroker:
             connection.writer.write(_packet(Kind.PINGRESP, b""))
         elif kind in {Kind.SUBSCRIBE, Kind.UNSUBSCRIBE}:
             options = _filter_options(connection.version, kind, body)
+            if behaviour.most_filters is not None and len(options) > behaviour.most_filters:
+                raise _CutError
             reason = behaviour.suback_reason
-            granted = bytes(option & 3 if reason is None else reason for option in options)
+            reasons = reason if callable(reason) else lambda _, always=reason: always
+            found = [(option & 3, reasons(number)) for number, option in enumerate(options)]
+            granted = bytes(qos if refusal is None else refusal for qos, refusal in found)
             middle = b"\0" if connection.version == MQTT_5 else b""
             if kind is Kind.UNSUBSCRIBE and connection.version != MQTT_5:
                 granted = b""

@@ -15,7 +15,7 @@ from infra.device.names import Kind
 from infra.device.server import DownloadServer
 from infra.device.store import DeviceStore
 from infra.http_client import Web
-from infra.subscriber import Received
+from infra.incoming import Received
 from tests.fakes.slow_store import TOKEN
 from tests.timing import PATIENCE_SECONDS
 

@@ -66,6 +66,7 @@ EXAMPLES: dict[str, list[str]] = {
     "mqtt_connect_timeout_seconds": ["0.1", "300", "1e-300", "nan", "inf"],
     "mqtt_publish_timeout_seconds": ["0.1", "5"],
     "topic_prefix": ["iotsupport", "a/b", "é" * 100, "x" * 70_000, "a b"],
+    "device_topics": ["off", "on", "only"],
     "bucket": ["devices", "x" * 300, "a/b", "ü", "../up", "a\nb", "arn:aws:s3:us-east-1:1:accesspoint/x"],
     "configs_prefix": ["configs/", "c", "é/"],
     "assets_prefix": ["assets/", "a/b/", "x" * 1100],

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]  # as in test_kubernetes.py
+from paho.mqtt import publish
 
 from functions.settings import Settings, load
 from infra.connect.minio import Doors
@@ -97,6 +98,32 @@ def test_mosquitto_reads_the_passwords(tmp_path: Path, mosquitto_binary: Path) -
             pass
         with pytest.raises(SubscriberError), Subscriber(broker.url, ["#"], username="bucketbell", password="wrong"):
             pass
+
+
+def test_a_device_has_topics_of_its_own_and_no_other_devices(tmp_path: Path, mosquitto_binary: Path) -> None:
+    """By the shipped rules: it hears broadcasts and its own topic, and writes its own state and reports."""
+    del mosquitto_binary
+    mine, other = "a1-b2-c3-d4-e5-f6", "a1-b2-c3-d4-e5-f7"
+    users = dict.fromkeys(("bucketbell", mine, other), "a-password-of-16")
+    acl = (FOLDER / "mosquitto.acl").read_text()
+    with (
+        Mosquitto(tmp_path, users=users, acl=acl) as broker,
+        Subscriber(broker.url, ["#"], username="bucketbell", password=users[mine]) as host,
+        Subscriber(broker.url, ["#"], username=mine, password=users[mine]) as device,
+    ):
+        sent = ["iotsupport/updates/configs", *(f"iotsupport/devices/{mac}/updates" for mac in (other, mine))]
+        for user, topics in (
+            ("bucketbell", sent),
+            (mine, [f"iotsupport/devices/{mac}/{leaf}" for mac in (other, mine) for leaf in ("report", "status")]),
+        ):
+            messages: list[Any] = [(topic, b"x", 1, False) for topic in topics]
+            auth: Any = {"username": user, "password": users[user]}
+            publish.multiple(messages, hostname="127.0.0.1", port=broker.port, auth=auth)
+        assert [one.topic for one in device.wait_for(2)] == [sent[0], sent[2]]
+        assert [one.topic for one in host.wait_for(5)][3:] == [
+            f"iotsupport/devices/{mine}/{leaf}" for leaf in ("report", "status")
+        ]
+        assert device.silence(0.3) == host.silence(0) == []
 
 
 @pytest.mark.parametrize("tls", [False, True])

@@ -39,9 +39,10 @@ from infra.host.bell import Bell
 from infra.host.detections import HostReader
 from infra.host.metrics import PrometheusTelemetry
 from infra.host.mqtt.publisher import HostPublisher
+from infra.incoming import Received
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import Minio
-from infra.subscriber import Received, Subscriber
+from infra.subscriber import Subscriber
 from tests.fakes.proxy import TcpProxy
 from tests.gateway import Answered, http_event
 from tests.hosts import exactly, on_uvloop, record, until

@@ -153,3 +153,24 @@ def test_the_last_uploads_are_kept_and_confirmed(fleet: FleetStore, migrated_url
     assert found[0][0] == f"{1:032x}"
     assert found[0][1] is not None
     assert found[1][1] is None
+
+
+def test_a_rollout_lasts_from_the_ring_to_the_report_of_that_content(fleet: FleetStore) -> None:
+    """Once for each device; of an upload that is repeated the last ring counts; nothing is invented."""
+    fleet.know([OTHER], "config", since=NOON)
+    rows = [
+        {"identity": str(number), "object_key": f"assets/{FILE}", "filename": FILE, "etag": etag, "size": 1}
+        | {"uploaded_at": None, "rang_at": NOON + number * MINUTE, "confirmed_at": None}
+        for number, etag in enumerate(("e0", "e1", "e1", "e2"))
+    ]
+    fleet.note_uploads(rows)
+
+    def took(*reports: DeviceReport, minutes: int = 5) -> list[float]:
+        recorded = fleet.record(reports, arrived_at=NOON + minutes * MINUTE)
+        return [one / MINUTE for one in recorded.rollouts]
+
+    assert took(said("downloading"), said("installed"), said("downloaded", mac=OTHER)) == [3]
+    assert took(said("installed"), said("installed", reason="again")) == [], "the device has had it"
+    assert took(said("installed", mac=OTHER), minutes=12) == [10]
+    assert took(said("installed", etag="e3"), said("installed", "other.bin"), minutes=13) == [], "never announced"
+    assert took(said("installed", etag="e2"), minutes=2) == [], "it has not rung yet"

@@ -24,9 +24,10 @@ from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.message import Message
 from functions.mqtt.outcome import Outcome, Status
 from functions.mqtt.publisher import CLOSE_SECONDS, WARM_UP_SECONDS, InlinePublisher
+from infra.incoming import Received
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import free_port
-from infra.subscriber import Received, Subscriber
+from infra.subscriber import Subscriber
 from tests.fakes.broker import Behaviour, FakeBroker, Packet
 from tests.fakes.proxy import TcpProxy
 from tests.leftovers import descriptors, threads

@@ -111,13 +111,18 @@ def test_two_builds_of_one_commit_are_the_same(built: Path, tmp_path: Path) -> N
 
 
 def test_the_wheel_has_what_people_use_and_nothing_else(wheel: Path) -> None:
-    """Migrations, the demonstration's picture, the unit; no tests, and nothing that is for working on it."""
+    """Migrations, the page, the demonstration's picture, the unit; no tests, and nothing that is for working on it."""
     names = set(zipfile.ZipFile(wheel).namelist())
     folders = {"/".join(name.split("/")[:2]) for name in names if name.count("/") > 1}
     assert not folders & {"infra/bench", "infra/deploy", "infra/docs", "infra/sam", "infra/layer"}
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"functions", "infra", "bucketbell"}
     others = {name for name in names if not name.endswith(".py") and ".dist-info/" not in name}
-    assert {name.rpartition("/")[2] for name in others} == {"front-door.jpg", "bucketbell.service", "bucketbell.env"}
+    page = {file.name for file in (ROOT / "infra/host/web/console").iterdir()}
+    assert {name.rpartition("/")[2] for name in others} == page | {
+        "front-door.jpg",
+        "bucketbell.service",
+        "bucketbell.env",
+    }
     migrations = {
         f"infra/migrations/versions/{file.name}" for file in (ROOT / "infra/migrations/versions").glob("0*.py")
     }

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from paho.mqtt import publish
 
+from infra.incoming import MAX_BATCH, MAX_HELD, Received
 from infra.local.mosquitto import Mosquitto
-from infra.subscriber import MAX_BATCH, MAX_HELD, Received, Subscriber
+from infra.subscriber import Subscriber
 from tests.hosts import eventually
 
 COUNT = 3 * MAX_HELD

@@ -134,6 +134,7 @@ def watched(
         with Host(directory, known, patch=SHORT) as host, Prometheus(directory / "prometheus", host, store) as watching:
             eventually(lambda: len(watching.values("up == 1")) == 2)
             eventually(lambda: watching.values("database_up == 1"))  # all is there, and still 0
+            eventually(lambda: watching.values("fleet_devices"))
             for number in range(3):  # one fits into the queue, and nobody takes it
                 s3.put_object(Bucket=BUCKET, Key=f"assets/lost-{number}", Body=b"x")
             _make_everything_happen(host, broker)

@@ -17,12 +17,13 @@ from botocore import UNSIGNED
 from botocore.config import Config
 
 from functions.web.tokens import Keyring
+from infra.incoming import Received
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import REGION, Minio, MotoServer
 from infra.sam import tool
 from infra.sam.engine import HOST
 from infra.sam.image import ARCHITECTURE
-from infra.subscriber import Received, Subscriber
+from infra.subscriber import Subscriber
 from tests.gateway import Answered, http_event
 from tests.sam.invoking import INVOKE_SECONDS, Sam
 

@@ -789,7 +789,7 @@ def test_as_a_function_without_a_database_it_answers_and_imports_none() -> None:
 
 def test_as_a_function_with_wrong_settings_it_is_503(monkeypatch: pytest.MonkeyPatch) -> None:
     """And goes well again once they are right; the log names the variable."""
-    monkeypatch.setattr(integration, "_router", None)
+    monkeypatch.setattr(integration, "_routers", ())
     monkeypatch.setattr(integration, "_renewal", None)
     monkeypatch.setenv("ADMIN_TOKENS", ADMIN)
     monkeypatch.setenv("MQTT_TEST_ALLOWED_HOSTS", "10.0.0.0/99")

@@ -25,10 +25,10 @@ ALIAS = "functions.broker"  # the former name of the integration's entry
 ENTRIES = {"functions.notify", "functions.download", "functions.integration", ALIAS}
 SETTINGS = "functions.settings"
 # They stand beside the folders, because every folder may need them.
-SHARED = {"functions.telemetry", "functions.lifecycle", "functions.gc_pause", "functions.backoff"}
+SHARED = {"functions.telemetry", "functions.lifecycle", "functions.lean_imports", "functions.backoff"}
 # They stand beside the folders too, because they bring several together: what the entry for events keeps warm, and the
 # log of what became of an event, which the host writes as well.
-JOINING = {"functions.notifier", "functions.events_log"}
+JOINING = {"functions.notifier", "functions.events_log", "functions.own_topics"}
 # All of this folder is pure, and so is a module whose docstring begins with this word: these at least.
 PURE_FOLDER, PURE_WORD = "functions.events", "Pure:"
 PURE_AT_LEAST = {
@@ -98,6 +98,7 @@ DRIVERS = {
         "infra.bench.load",
         "infra.bench.reports",  # what asks is no slower than what answers
         "infra.bench.crowd",
+        "infra.bench.reports",
     },
     # The types of NATS' messages, too. The host's room is loaded only with NATS_URL.
     "nats": {
@@ -391,7 +392,7 @@ def test_without_a_database_nothing_of_one_is_loaded(entry: str) -> None:
     ask = f"""import {entry}, functions.stored.store, functions.settings
 functions.stored.store.ConfigStore.of(functions.settings.load().settings)"""
     brought = (
-        loaded_by("import jwt") if entry != "functions.notify" else set[str]()
+        loaded_by("import jwt") if entry == "functions.download" else set[str]()
     )  # cryptography, where it is installed
     assert not DATABASE & (loaded_by(ask, DATABASE_URL=" ") - brought)
     assert DATABASE - {"alembic"} <= loaded_by(ask, DATABASE_URL="postgresql://db.local/settings")

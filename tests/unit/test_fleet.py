@@ -8,6 +8,7 @@ import pytest
 
 from functions.fleet.channels import Choice, choose, newest, stem
 from functions.fleet.reports import MAX_REASON_CHARACTERS, MAX_REPORT_BYTES, DeviceReport, ReportError, parse_report
+from functions.fleet.standing import Following, Reporting, census
 
 MAC = "a1-b2-c3-d4-e5-f6"
 GOOD: dict[str, Any] = {"filename": "esp32/fw-1.2.4.bin", "state": "installed"}
@@ -120,3 +121,32 @@ def test_the_file_that_was_modified_last_is_current() -> None:
     assert choose("", "c/fw.bin", current) == Choice("c/fw-1.bin", "channel")
     assert choose("c/fw-7.bin", "c/fw.bin", current) == Choice("c/fw-7.bin", "assigned")
     assert choose("", "", current) is None
+
+
+def test_each_device_is_counted_once_by_the_file_that_it_should_have() -> None:
+    """What it says of other files counts for nothing, and a device without a file is unknown."""
+    current, etags = {"c/fw.bin": "c/fw-2.bin"}, {"c/fw-1.bin": "e1", "c/fw-2.bin": "e2", "root.bin": "e0"}
+    follows = ("c/fw.bin", "")
+
+    def groups(*rows: tuple[str, str, bool | None, int]) -> list[Following]:
+        return [Following(*row) for row in rows]
+
+    following = groups((*follows, True, 9), (*follows, False, 2), ("", "", None, 4), ("", "root.bin", None, 1))
+    following += groups(("gone/fw.bin", "", True, 3), ("c/fw.bin", "gone.bin", True, 1))
+    reporting = [
+        Reporting(*follows, True, "c/fw-2.bin", "e2", "installed", 3),  # noqa: FBT003 - a row
+        Reporting(*follows, True, "c/fw-2.bin", "e2", "downloading", 1),  # noqa: FBT003
+        Reporting(*follows, True, "c/fw-2.bin", "e2", "rolled_back", 2),  # noqa: FBT003
+        Reporting(*follows, True, "c/fw-2.bin", "older", "installed", 1),  # noqa: FBT003
+        Reporting(*follows, True, "c/fw-1.bin", "e1", "installed", 9),  # noqa: FBT003
+        Reporting("", "", None, "root.bin", "e0", "installed", 4),
+    ]
+    expected = {"has_it": 3, "on_the_way": 1, "failed": 2, "waiting": 3 + 1, "offline": 2, "unknown": 4 + 3 + 1}
+    assert census(reporting, following, etags, current) == expected
+    assert sum(expected.values()) == sum(group.devices for group in following)
+
+
+def test_a_fleet_of_nobody_has_every_state() -> None:
+    """With 0, so that a graph and an alert have something to begin with."""
+    expected = dict.fromkeys(("has_it", "on_the_way", "failed", "waiting", "offline", "unknown"), 0)
+    assert census([], [], {}, {}) == expected

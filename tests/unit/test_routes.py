@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from functions.events.envelopes import ObjectCreated
 from functions.events.names import is_asset_path
-from functions.events.routes import Detection, Routes, Skip, SkipReason, Upload
+from functions.events.routes import Detection, DeviceTopics, Routes, Skip, SkipReason, Upload
+from functions.mqtt.message import Message
 from functions.settings import load
 
 MAC = "aa-bb-cc-dd-ee-ff"
@@ -252,3 +253,52 @@ def test_whatever_is_announced_stays_inside_a_folder(path: str) -> None:
 def test_every_ordinary_name_is_announced(text: str) -> None:
     """Text without controls, and with nothing but itself as a segment, is a name for an asset."""
     assert is_asset_path(text.replace("/", "-").replace("\\", "-")[:256])  # both separate folders somewhere
+
+
+def test_with_device_topics_a_config_has_a_second_message_on_its_devices_own_topic() -> None:
+    """The same payload and properties; the topic in lower case, the payload as uploaded; assets have none."""
+    routes = Routes(device_topics="on")
+    found = route(f"configs/{MAC.upper()}.json", routes)
+    assert isinstance(found, Upload)
+    assert found.own is not None
+    assert (found.message.topic, found.own.topic) == (CONFIGS, f"iotsupport/devices/{MAC}/updates")
+    assert (found.own.payload, found.own.user_properties) == (found.message.payload, found.message.user_properties)
+    assert found.own.payload == b'{"filename": "%s.json"}' % MAC.upper().encode()
+    assert (found.message.metric_topic, found.own.metric_topic) == (CONFIGS, "devices/+/updates")
+    asset = route("assets/x", routes)
+    assert isinstance(asset, Upload)
+    assert asset.own is None
+
+
+def test_with_device_topics_only_a_config_is_not_broadcast() -> None:
+    """Its only message is on its device's own topic."""
+    found = route(f"configs/{MAC}.json", Routes(device_topics="only"))
+    assert isinstance(found, Upload)
+    assert (found.message.topic, found.own) == (f"iotsupport/devices/{MAC}/updates", None)
+
+
+@pytest.mark.parametrize(
+    ("device_topics", "labels"),
+    [
+        ("off", (CONFIGS, ASSETS)),
+        ("on", (CONFIGS, ASSETS, "devices/+/updates")),
+        ("only", (ASSETS, "devices/+/updates")),
+    ],
+)
+def test_what_is_published_to_has_few_names(device_topics: DeviceTopics, labels: tuple[str, ...]) -> None:
+    """For metrics; and for subscribers the same with the prefix."""
+    routes = Routes(device_topics=device_topics)
+    assert routes.labels == labels
+    assert routes.filters == tuple(one.replace("devices/", "iotsupport/devices/") for one in labels)
+
+
+def test_a_new_prefix_moves_what_waits() -> None:
+    """Broadcasts and devices' own topics; what has its topic from elsewhere stays."""
+    before, after = Routes(device_topics="on"), Routes(topic_prefix="plant/a", device_topics="on")
+    found = route(f"configs/{MAC}.json", before)
+    assert isinstance(found, Upload)
+    assert found.own is not None
+    assert after.moved(found.message, before).topic == "plant/a/updates/configs"
+    assert after.moved(found.own, before).topic == f"plant/a/devices/{MAC}/updates"
+    elsewhere = Message("iotsupport/camera/1/event", b"{}", label="camera/+/event")
+    assert after.moved(elsewhere, before) is elsewhere

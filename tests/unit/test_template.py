@@ -44,7 +44,7 @@ MOST_WINDOW_SECONDS = 5
 HTTP_API_TIMEOUT_SECONDS = 30
 MAX_DESCRIPTION_CHARACTERS = 256  # AWS::Lambda::Version
 # Read by Powertools, which our own settings know nothing of.
-NOT_OURS = {"POWERTOOLS_SERVICE_NAME"}
+NOT_OURS = {"POWERTOOLS_SERVICE_NAME", "PYDANTIC_DISABLE_PLUGINS"}
 
 
 def test_a_failed_record_comes_back_alone() -> None:
@@ -223,6 +223,7 @@ OTHER_VALUES = EVERYTHING | {
     "ConfigsPrefix": "c/",
     "AssetsPrefix": "a/",
     "TopicPrefix": "plant/a",
+    "DeviceTopics": "only",
     "Architecture": "arm64",
     "LogLevel": "DEBUG",
 }
@@ -374,6 +375,7 @@ def test_parameters_that_do_not_go_together_are_refused(parameters: dict[str, st
         ),
         ("MqttAlpn", ["", "x-amzn-mqtt-ca", "mqtt"], ["two words", "a,b", "a" * 65]),
         ("TopicPrefix", ["iotsupport", "a/b"], ["", "/a", "$SYS", "a/#", "+"]),
+        ("DeviceTopics", ["off", "on", "only"], ["", "yes", "ON"]),
         ("BrokerSecret", ["", "bell/mqtt", BROKER_SECRET], ["two words", '{"MQTT_PASSWORD": "x"}', BROKER_SECRET[:-7]]),
         ("DownloadSecret", ["bell"], ["k1:" + "A" * 43 + "=", "{{resolve:secretsmanager:x}}"]),
         ("SecretsKeyArn", ["", KEY], ["1234abcd", "alias/bell"]),

@@ -110,6 +110,8 @@ def test_each_widget_shows_metrics_that_are_written(
     assert sorted(status["alarms"]) == sorted(f"{name}.Arn" for name in alarms(stack))
     places = [(widget["x"], widget["y"]) for widget in widgets]
     assert len(set(places)) == len(places)
+    other = Stack(MqttUrl="mqtt://broker.example", DeviceTopics="only", **more)
+    assert "devices/+/updates" in next(iter(other.of("AWS::CloudWatch::Dashboard").values()))["DashboardBody"]
     assert ("camera/+/event" in dashboard["DashboardBody"]) == bool(more)
     assert ('"IntegrationFunction"' in dashboard["DashboardBody"]) == bool(more)
     for widget in widgets:

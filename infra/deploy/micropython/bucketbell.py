@@ -146,14 +146,30 @@ class Broker:
 
 
 class Board:
-    """A board with its files in `directory`. `ca` is the authority's certificate (DER); `on_file` hears a path."""
+    """A board with its files in `directory`. `ca` is the authority's certificate (DER); `on_file` hears a path.
+
+    With `own_topic` it also hears what is for it alone: where the host has DEVICE_TOPICS, and the broker allows it.
+    """
 
     def __init__(
-        self, mac, token, server, broker, assets, ca=None, directory=".", on_file=print, topic_prefix="iotsupport"
+        self,
+        mac,
+        token,
+        server,
+        broker,
+        assets,
+        ca=None,
+        directory=".",
+        on_file=print,
+        topic_prefix="iotsupport",
+        *,
+        own_topic=False,
     ):
         self.mac, self.server, self.url, self.ca, self.on_file = mac.lower(), server.rstrip("/"), broker, ca, on_file
         self.headers = {"Authorization": "Bearer " + token, "Accept": "application/json"}
         self.topics = {topic_prefix + "/updates/configs": "config", topic_prefix + "/updates/assets": "asset"}
+        if own_topic:
+            self.topics[f"{topic_prefix}/devices/{self.mac}/updates"] = None
         self.assets, self.directory, self.broker = assets, directory + "/", None
         try:
             with open(self.directory + "bucketbell.json") as file:
@@ -173,7 +189,9 @@ class Board:
                         self.catch_up()
                         delay = FIRST_RETRY_SECONDS
                     elif topic in self.topics:
-                        self.fetch(self.topics[topic], json.loads(payload)["filename"])
+                        name = json.loads(payload)["filename"]
+                        own = "config" if name.lower() == self.mac + ".json" else "asset"
+                        self.fetch(self.topics[topic] or own, name)
             except Exception as error:  # a message that makes no sense, too, must not end it
                 print("bucketbell:", repr(error))
             if self.broker is not None:

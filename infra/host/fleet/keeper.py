@@ -6,13 +6,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from functions.admin.known import ANNOUNCED
 from functions.events.dialects import ObjectCreated
-from functions.events.names import is_mac
+from functions.events.names import is_config_name, is_mac
 from functions.events.routes import Upload
+from functions.fleet.home_assistant import INSTALL
 from functions.fleet.reports import DeviceReport, ReportError, parse_report
 from functions.s3.clients import StorageError
 from functions.stored.errors import StoreUnavailableError
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from functions.fleet.catalogue import Catalogue
     from functions.stored.fleet import FleetStore
     from infra.host.metrics import FleetTelemetry
-    from infra.subscriber import Received
+    from infra.incoming import Received
 
 FLUSH_SECONDS = 0.5
 SAID_AGAIN_SECONDS = 60.0
@@ -49,8 +51,13 @@ class Keeper:
         accepts_unknown: bool,
         retention_days: int,
         tell: Callable[[str, Mapping[str, object]], None] = lambda _kind, _data: None,
+        asks: Callable[[str, bytes], object] = lambda _mac, _payload: None,
     ) -> None:
-        """Nothing runs before `start`. `tell` hears of what has changed, and must not block."""
+        """Nothing runs before `start`. `tell` hears of what has changed, `asks` what somebody wants of which device.
+
+        Neither may block.
+        """
+        self._asks = asks
         self._tell = tell
         self._store, self._catalogue, self._telemetry = store, catalogue, telemetry
         self._accepts_unknown = accepts_unknown
@@ -85,6 +92,8 @@ class Keeper:
                 online[mac.lower()] = message.payload == ONLINE
             elif message.retain:
                 self._refuse("retained")  # it would be heard again at each start
+            elif kind == INSTALL:
+                self._asks(mac.lower(), message.payload)
             else:
                 try:
                     reports.append(parse_report(message.payload, mac))
@@ -108,6 +117,7 @@ class Keeper:
             return
         self._meet(one.mac for one in reports)
         reports = [one if one.etag else one._replace(etag=self._etag(one.filename)) for one in reports]
+        self._write_uploads()  # of which these may tell
         arrived_at = datetime.now(UTC)
         recorded = self._store.record(reports, arrived_at=arrived_at, accepts_unknown=self._accepts_unknown)
         for one in recorded.changes:
@@ -140,7 +150,7 @@ class Keeper:
             {
                 "identity": action.identity.hex(),
                 "object_key": record.object_key,
-                "filename": action.filename,
+                "filename": action.filename.lower() if is_config_name(action.filename) else action.filename,
                 "etag": record.etag,
                 "size": record.size,
                 "uploaded_at": _moment(record.event_time),
@@ -159,19 +169,31 @@ class Keeper:
         self._flush()
 
     def _flush(self) -> None:
-        uploads = {one["identity"]: one for one in [self._uploads.popleft() for _ in range(len(self._uploads))]}
         try:
-            if uploads:
-                self._store.note_uploads(list(uploads.values()))
-                for one in uploads.values():
-                    self._tell("upload", {"key": one["object_key"], "confirmed": one["confirmed_at"] is not None})
+            self._write_uploads()
             self._write_askers()
+        except StoreUnavailableError as error:
+            self._say("devices that ask are not noted for the fleet", str(error))
+        except Exception:  # noqa: BLE001 - without this thread nothing would be noted ever again
+            logger.exception("fleet")
+
+    def _write_uploads(self) -> None:
+        uploads: dict[str, dict[str, Any]] = {}
+        with suppress(IndexError):  # two threads come here
+            while True:
+                one = self._uploads.popleft()
+                uploads[one["identity"]] = one
+        if not uploads:
+            return
+        try:
+            self._store.note_uploads(list(uploads.values()))
         except StoreUnavailableError as error:
             # They are worth no memory without an end: the uploads are announced all the same.
             self._telemetry.not_noted(len(uploads))
             self._say("uploads are not noted for the fleet", str(error))
-        except Exception:  # noqa: BLE001 - without this thread nothing would be noted ever again
-            logger.exception("fleet")
+            return
+        for one in uploads.values():
+            self._tell("upload", {"key": one["object_key"], "confirmed": one["confirmed_at"] is not None})
 
     def _write_askers(self) -> None:
         askers = list(self._askers)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from functions.mqtt.tls import TlsFileError, client_context
 from functions.stored.errors import StoreUnavailableError
 from functions.telemetry import logger
-from infra.subscriber import Received, Subscriber, SubscriberError
+from infra.incoming import Received
+from infra.subscriber import Subscriber, SubscriberError
 
 if TYPE_CHECKING:
     from functions.fleet.standing import HeardBy, Hearing
@@ -35,18 +36,21 @@ class ReportListener:
         broker: Callable[[], BrokerConfig | None],
         leads: Callable[[], bool],
         hearing: Hearing,
+        kinds: Sequence[str] = ("report", "status"),
     ) -> None:
         """`hear`: see `Subscriber`'s `on_batch`. `leads` may block for as long as the database does.
 
-        `hearing` is kept up to date.
+        `hearing` is kept up to date. `kinds` are the last levels of the topics below each device's.
         """
-        self._topics = tuple(f"{topic_prefix}/devices/+/{kind}" for kind in ("report", "status"))
+        self._topics = tuple(f"{topic_prefix}/devices/+/{kind}" for kind in kinds)
         self._client_id = f"bucketbell-fleet-{topic_prefix.replace('/', '-')}"
         self._hear = hear
         self._broker = broker
         self._leads = leads
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
+        self._present: BrokerConfig | None = None
+        self._connections = 0
         self._hearing = hearing
         self._note("nobody", "the host has just been started")
 
@@ -61,16 +65,23 @@ class ReportListener:
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
 
+    @property
+    def place(self) -> tuple[BrokerConfig | None, int]:
+        """The broker that is listened to, and the number of the connection; None while nothing is heard."""
+        return self._present if self._hearing.by == "this_process" else None, self._connections
+
     def _run(self) -> None:
-        present: BrokerConfig | None = None
         subscriber: Subscriber | None = None
         while True:
-            wanted = self._wanted(present)
-            if wanted != present:
+            wanted = self._wanted(self._present)
+            if wanted != self._present:
                 if subscriber is not None:
                     subscriber.stop()
+                if self._hearing.by == "this_process":
+                    self._note("nobody", "it connects to the broker")
+                self._present = wanted
                 subscriber = None if wanted is None else self._begin(wanted)
-                present = wanted if subscriber is not None else None
+                self._present = wanted if subscriber is not None else None
             if self._stopped.wait(LOOK_SECONDS):
                 break
         if subscriber is not None:
@@ -92,15 +103,11 @@ class ReportListener:
 
     def _begin(self, broker: BrokerConfig) -> Subscriber | None:
         try:
-            subscriber = Subscriber(
-                broker.url,
+            subscriber = subscriber_to(
+                broker,
                 self._topics,
                 qos=1,
-                username=broker.username,
-                password=None if broker.password is None else broker.password.get_secret_value(),
-                context=client_context(broker) if broker.tls else None,
                 client_id=self._client_id,
-                protocol=broker.protocol,
                 session_expiry_seconds=SESSION_SECONDS,
                 on_batch=self._hear,
                 on_state=self._changed,
@@ -112,6 +119,7 @@ class ReportListener:
         return subscriber
 
     def _changed(self, error: SubscriberError | None) -> None:
+        self._connections += error is None
         if error is None and self._note("this_process"):
             logger.info("listening to devices' reports", extra={"topics": self._topics})
         elif error is not None and self._note("nobody", str(error)):
@@ -122,3 +130,16 @@ class ReportListener:
         before = (self._hearing.by, self._hearing.detail)
         self._hearing.by, self._hearing.detail = by, detail
         return before != (by, detail)
+
+
+def subscriber_to(broker: BrokerConfig, topics: Sequence[str], **more: Any) -> Subscriber:  # noqa: ANN401 - see `Subscriber`
+    """A subscriber that connects as the publisher does. Raises `TlsFileError`, OSError."""
+    return Subscriber(
+        broker.url,
+        topics,
+        username=broker.username,
+        password=None if broker.password is None else broker.password.get_secret_value(),
+        context=client_context(broker) if broker.tls else None,
+        protocol=broker.protocol,
+        **more,
+    )

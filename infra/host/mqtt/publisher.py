@@ -76,11 +76,8 @@ class HostPublisher:
         self._in_flight: dict[int, PendingPublish] = {}
         self._lone: PendingPublish | None = None  # the suspect among them
         self._others_next = self._gave_up = False
-        self._made_at = 0.0
-        self._progress_at = 0.0
-        self._silent_until = 0.0
-        self._pumping = False
-        self._stopping = False
+        self._made_at = self._progress_at = self._silent_until = 0.0
+        self._pumping = self._stopping = False
         self._will = WillTrial(self._link, lambda: self.births)
         self._housekeeping = Rounds("mqtt-housekeeping", HOUSEKEEPING_SECONDS, lambda _: self._tidy_up())
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from functions.events.plan import plan_body, to_publish
 from functions.events.routes import Routes
 from functions.mqtt.message import CONTENT_TYPE, Message
-from infra.subscriber import Received, SubscriberError
+from infra.incoming import Received
+from infra.subscriber import SubscriberError
 from tests.hosts import Host, environment, eventually, upload
 from tests.matrix.brokers.brand import BELL, Limits, Running
 from tests.matrix.result import Check

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from infra.subscriber import Received
+from infra.incoming import Received
 from tests.chaos.uploads import Uploads
 from tests.hosts import Host, upload
 from tests.matrix.brokers.brand import ASSETS, FORBIDDEN, LIMITED, Running

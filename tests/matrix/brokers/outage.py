@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from functions.mqtt.audience import EARLY_SECONDS
-from infra.subscriber import Received
+from infra.incoming import Received
 from tests.chaos.uploads import Uploads
 from tests.chaos.verdict import Heard, Verdict, judge
 from tests.hosts import Host, eventually, upload
