@@ -98,7 +98,6 @@ DRIVERS = {
         "infra.bench.load",
         "infra.bench.reports",  # what asks is no slower than what answers
         "infra.bench.crowd",
-        "infra.bench.reports",
     },
     # The types of NATS' messages, too. The host's room is loaded only with NATS_URL.
     "nats": {
