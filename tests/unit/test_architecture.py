@@ -95,9 +95,9 @@ DRIVERS = {
     "uvloop": {
         "infra.host.server",
         "infra.bench.sides",  # is served as the host is
-        "infra.bench.load",  # what asks is no slower than what answers
+        "infra.bench.load",
+        "infra.bench.reports",  # what asks is no slower than what answers
         "infra.bench.crowd",
-        "infra.bench.reports",
     },
     # The types of NATS' messages, too. The host's room is loaded only with NATS_URL.
     "nats": {
