@@ -72,7 +72,7 @@ release: $(STAMP) ## what is published, in dist/: wheel, sdist, SBOM, image, che
 sam-test: $(STAMP) $(SAM_STAMP) ## the functions in containers, as AWS runs them (Docker, Python 3.13)
 	@$(BIN)/python -m pytest tests/sam --timeout 300 $(ARGS)
 
-aws-test: $(STAMP) $(SAM_STAMP) $(MINISTACK_STAMP) ## template and functions on two emulated AWS (Docker, root, Python 3.13; EMULATORS=moto or ministack)
+aws-test: $(STAMP) $(SAM_STAMP) $(if $(filter ministack,$(EMULATORS)),$(MINISTACK_STAMP)) ## template and functions on two emulated AWS (Docker, root, Python 3.13; EMULATORS=moto or ministack)
 	@for emulator in $(EMULATORS); do \
 	    EMULATOR=$$emulator $(BIN)/python -m pytest tests/aws --timeout 300 $(ARGS) || exit; \
 	done
