@@ -20,7 +20,7 @@ from functions.stored.errors import StoreUnavailableError
 from functions.telemetry import logger
 from functions.web.messages import Problem
 from infra.host.fleet.listener import subscriber_to
-from infra.subscriber import Received
+from infra.incoming import Received
 
 if TYPE_CHECKING:
     from functions.admin.fleet import FleetAnswers
