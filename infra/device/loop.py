@@ -81,6 +81,8 @@ class Device:
         self._running: Job | None = None
         self._seen_ids: OrderedDict[str, None] = OrderedDict()
         self._stopping = False
+        if outbox is not None:
+            outbox.on_http = self.listening  # what waits for the broker goes out with the next job
 
     def hear(self, message: Received) -> None:
         """Take a notification: due after a random part of the spread, unless there is no need for it."""

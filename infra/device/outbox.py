@@ -70,6 +70,8 @@ class Outbox:
     ) -> None:
         """Begin with what was not delivered before."""
         self.by_http = by_http
+        self.on_http: Callable[[], None] = lambda: None
+        """Called when `by_http` becomes true."""
         self._store = store
         self._agent = agent
         self._clock = clock
@@ -236,6 +238,7 @@ class MqttReports:
         if not self._outbox.by_http:
             self._outbox.by_http = True
             self._say("unreported", detail=detail)
+            self._outbox.on_http()
 
 
 def deliver(outbox: Outbox, server: DownloadServer, *, patience_seconds: float = 0.0) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_CLOCK_SECONDS = 60.0
 """More than clocks that are kept by NTP ever differ. A link's life is counted by both clocks."""
 
-TARGETS_SECONDS = 11.0
+TARGETS_SECONDS = 30.0
 LOOKED_AT_KEYS = 20  # of each prefix, for one that is a file
 
 STORE, CLOCK, CREDENTIALS, REGION, BUCKET = "store", "clock", "store credentials", "region", "bucket"

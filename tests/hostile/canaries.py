@@ -25,6 +25,8 @@ from tests.hostile.searching import SHORTEST_LEAK, leaks
 NO_SECRET = {
     "host_key_file": "a path",
     "mqtt_key_file": "a path",
+    "nats_key_file": "a path",
+    "nats_nkey_file": "a path",
     "mqtt_ca_pem": "certificates, which every server shows",
     "mqtt_cert_pem": "likewise; a key in it is not kept",
     "device_tokens_revoked": "ids",
@@ -90,8 +92,11 @@ CANARIES: dict[str, tuple[str, ...]] = {
     "aws_secret_access_key": (word("aws_secret_access_key"),),
     "aws_session_token": (word("aws_session_token", 64),),
     "r2_queue_token": (word("r2_queue_token"),),
+    "nats_password": (word("nats_password"),),
 }
 STORED_PASSWORD = word("stored password")
+INSTEAD = {"nats_token": "nats_password"}
+"""Secrets that cannot be set together with another, which is looked for in their place."""
 
 # What of each must not be seen: where the setting has a form around the secret, what is within it.
 HIDDEN: dict[str, tuple[str, ...]] = CANARIES | {

@@ -72,6 +72,8 @@ def known(store: MotoServer, directory: Path, *fields: str) -> dict[str, str]:
         "AWS_ACCESS_KEY_ID": "AKIACANARY",
         "SQS_QUEUE_URL": f"{store.endpoint_url}/123456789012/{BUCKET}",
         "R2_QUEUE_URL": f"{store.endpoint_url}/accounts/a/queues/q",
+        "NATS_URL": "nats://127.0.0.1:1",
+        "NATS_USERNAME": "u",
         "BUCKET": BUCKET,
         "LOG_LEVEL": "DEBUG",
         "SECRETS_DIR": str(directory / "secrets"),
@@ -79,7 +81,9 @@ def known(store: MotoServer, directory: Path, *fields: str) -> dict[str, str]:
         "DEVICE_REQUESTS_PER_MINUTE": "0",
         "MQTT_CONNECT_TIMEOUT_SECONDS": "1",
         "MQTT_PUBLISH_TIMEOUT_SECONDS": "1",
-        **environment("webhook_tokens", "aws_secret_access_key", "aws_session_token", "r2_queue_token", *fields),
+        **environment(
+            "webhook_tokens", "aws_secret_access_key", "aws_session_token", "r2_queue_token", "nats_password", *fields
+        ),
     }
 
 
@@ -205,4 +209,5 @@ def test_nothing_is_left_out() -> None:
     """Each canary is in the environment, the document or the file of one of the hosts above."""
     used = {"webhook_tokens", "aws_secret_access_key", "aws_session_token", "mqtt_password", "mqtt_key_pem"}
     used |= {"database_url", "admin_tokens", "device_token_keys", "encryption_keys", "r2_queue_token"}
+    used |= {"nats_password"}
     assert used == set(CANARIES) == set(HIDDEN) - {"stored password"}

@@ -17,6 +17,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from infra.host.web.site import MAX_BODY_BYTES
 from infra.local.certificates import Certificates, make_certificates, renew_server
 from infra.local.mosquitto import Mosquitto
 from tests.hosts import TOKEN, Host, environment, event, eventually
@@ -92,7 +93,7 @@ def test_everything_is_served_over_tls(tmp_path: Path, files: Certificates, mosq
         assert f'"url":"https://127.0.0.1:{host.port}"' in host.log
         assert host.post(event()).json() == {"outcomes": ["no_subscribers"]}
         assert host.post(b" " * 1_000_000 + event()).status_code == 200
-        assert host.post(b" " * 1_100_000).status_code == 413
+        assert host.post(b" " * (MAX_BODY_BYTES + 1)).status_code == 413
         assert "strangers_total" in host.http.get("/metrics").text
         host.stop()
 

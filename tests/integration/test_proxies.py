@@ -26,6 +26,7 @@ from botocore.config import Config
 from functions.settings import load
 from functions.web.tokens import Keyring
 from infra.host.web.limited_router import HANDLER_SECONDS
+from infra.host.web.site import MAX_BODY_BYTES
 from infra.local.certificates import Certificates, make_certificates
 from infra.local.mosquitto import Mosquitto
 from infra.local.process import Process, free_port
@@ -223,8 +224,8 @@ def test_a_store_rings_and_hears_why_it_must_come_again(world: World) -> None:
 
     assert post(upload()).json() == {"outcomes": ["no_subscribers"]}
     assert post(upload(), "/events/fast").status_code == 202
-    assert post(upload().ljust(MIB)).status_code == 200
-    assert post(b" " * (MIB + 1)).json()["status"] == 413
+    assert post(upload().ljust(MAX_BODY_BYTES)).status_code == 200
+    assert post(b" " * (MAX_BODY_BYTES + 1)).json()["status"] == 413
     world.broker.freeze()
     try:
         answer = post(upload())

@@ -191,6 +191,7 @@ class Broker:
     host, port, tls, protocol, alpn = "localhost", int(sys.argv[1]), True, "5", None
     username = password = availability_topic = cert_file = key_file = ca_pem = cert_pem = key_pem = targets = None
     keepalive_seconds = 60
+    variable = staticmethod(lambda name: f"MQTT_{name}_FILE")
 
 from pathlib import Path
 Broker.ca_file = Path(sys.argv[2])

@@ -43,7 +43,7 @@ async function show({ again = false } = {}) {
   try {
     found = await views[name](rest, query);
   } catch (error) {
-    if (error instanceof Refusal && error.status === 401) return login("That token is not valid.");
+    if (error instanceof Refusal && error.status === 401) return login(following ? STATES.unauthorised[0] : "That token is not valid.");
     found = [h("h2", {}, "That did not work"), h("p", { class: "no" }, error.message)];
     if (again && !(error instanceof Refusal)) return; // the host is away: what is shown stays
   }
