@@ -73,12 +73,15 @@ if [ -n "$2" ] && [ -d /run/systemd/system ]; then systemctl --quiet disable $2;
 """
 
 # Debian 12 has no MicroPython. Debian 13's is unpacked here and brings the libraries that it is linked with: nothing
-# is installed, and no root is needed. apt checks Debian's signature.
+# is installed, and no root is needed. It comes from the machine's own mirror; apt checks Debian's signature.
 MICROPYTHON_SCRIPT = """
 set -e
 cd "$1"
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
-echo "deb [signed-by=$keys] http://deb.debian.org/debian trixie main" > sources
+mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2> /dev/null | grep -v '^ *#' \\
+    | grep -oE '[a-z]+://[^ ]+/debian/?( |$)' | head -n 1)
+[ -n "$mirror" ] || { echo "no mirror of Debian is named in /etc/apt" >&2; exit 1; }
+echo "deb [signed-by=$keys] $mirror trixie main" > sources
 mkdir -p lists/partial cache/archives/partial
 apt() {
     apt-get -qq -o APT::Sandbox::User=root -o Dir::State::lists="$1/lists" -o Dir::Cache="$1/cache" \
