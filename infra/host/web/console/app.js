@@ -4,7 +4,7 @@ import { Refusal, ask, follow, token } from "./api.js";
 import { field, h } from "./dom.js";
 import * as views from "./views.js";
 
-const GATHER_MILLISECONDS = 900; // the host limits how often a token may ask
+const GATHER_MILLISECONDS = 550; // the host limits how often a token may ask
 const LIVE = { uploads: ["upload", "report"], files: ["upload", "report", "presence"], devices: ["upload", "report", "presence"] };
 const STATES = {
   live: ["Live", false],
