@@ -27,6 +27,7 @@ from functions.fleet.reports import HAS_IT, DeviceReport, believed
 from functions.fleet.standing import KnownBy
 from functions.stored import bulk
 from functions.stored.database import METADATA, Database, UtcDateTime
+from functions.stored.led import LedStore
 
 LEADER_LOCK = 0x6275636B666C6565  # our own choice: the first letters of "buck" and "fleet"
 AT_ONCE = 1000  # rows in one change: nobody waits long for the next
@@ -112,7 +113,7 @@ class Recorded(NamedTuple):
     """Of each device that has a file now: how long ago that file's upload rang."""
 
 
-class FleetStore:
+class FleetStore(LedStore):
     """The fleet of one database, which several hosts may share. Thread-safe; every call blocks.
 
     MACs are in lower case. Every method raises `StoreUnavailableError`.
@@ -120,21 +121,7 @@ class FleetStore:
 
     def __init__(self, database: Database) -> None:
         """Connects to nothing yet."""
-        self.database = database
-        self._lock = database.session_lock(LEADER_LOCK)
-
-    def lead(self) -> bool:
-        """Whether this process is the one that hears reports: only one of those that share a server is."""
-        if self._lock is None:
-            return True
-        with self.database.explained():
-            return self._lock.hold()
-
-    def close(self) -> None:
-        """Let another process lead, and close what is kept open. Idempotent."""
-        if self._lock is not None:
-            self._lock.release()
-        self.database.dispose()
+        super().__init__(database, LEADER_LOCK)
 
     def record(
         self, reports: Sequence[DeviceReport], *, arrived_at: datetime, accepts_unknown: bool = False

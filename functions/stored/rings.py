@@ -33,6 +33,7 @@ from sqlalchemy import (
 from functions.stored import bulk
 from functions.stored.database import METADATA, Database
 from functions.stored.errors import StoreDamagedError, StoreUnavailableError
+from functions.stored.led import LedStore
 from functions.stored.ring import KEPT, Ring
 
 KEPT_MS = 24 * 3600 * 1000
@@ -113,7 +114,7 @@ class PrefixProgress(NamedTuple):
     is_lost: bool
 
 
-class RingStore:
+class RingStore(LedStore):
     """One bucket's rings in a database, which several hosts may share. Thread-safe; every call blocks.
 
     Every method raises `StoreUnavailableError`.
@@ -123,12 +124,11 @@ class RingStore:
         self, database: Database, scope: Scope, *, sweeps: bool = True, now: Callable[[], float] = time.time
     ) -> None:
         """Without `sweeps`, rings of keys are kept only if another host sweeps: nobody else would ever forget them."""
-        self.database = database
+        super().__init__(database, scope.number)
         self.scope = scope
         self._number = scope.number
         self._sweeps = sweeps
         self._now = now
-        self._lock = database.session_lock(self._number)
         self.changes = 0
         """Grows with each change that this process has made."""
 
@@ -222,19 +222,6 @@ class RingStore:
         with self.database.transaction() as connection:
             found = connection.execute(select(table.bucket, table.endpoint).where(table.scope != self._number))
             return [Scope(*row) for row in found]
-
-    def lead(self) -> bool:
-        """Whether this process is the one that sweeps: only one of those that share a server is."""
-        if self._lock is None:
-            return True
-        with self.database.explained():
-            return self._lock.hold()
-
-    def close(self) -> None:
-        """Let another process lead, and close what is kept open. Idempotent."""
-        if self._lock is not None:
-            self._lock.release()
-        self.database.dispose()
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from functions.settings import load
+from functions.settings import Settings, load
 from infra.bench.ear import Ear
 from infra.bench.events import minio_event
 from infra.bench.figures import (
@@ -52,7 +52,7 @@ UPLOAD_PAUSE_SECONDS = 0.05
 REPEAT_SECONDS = 5.0
 
 
-def _settings(server: NatsServer) -> Any:  # noqa: ANN401 - the settings
+def _settings(server: NatsServer) -> Settings:
     return load({"NATS_URL": server.url}).settings
 
 
