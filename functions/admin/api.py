@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from functions.admin import openapi
+from functions.admin.doctor import NobodyExamines
 from functions.admin.fleet import FleetPage
 from functions.admin.fleet_schemas import Assignment
 from functions.admin.openapi import OPERATIONS, STALE, Operation
@@ -23,6 +24,7 @@ from functions.web.messages import Problem, Reply, Request, as_json, internal, m
 from functions.web.router import Route, Router
 
 if TYPE_CHECKING:
+    from functions.admin.doctor import Examining
     from functions.admin.fleet import FleetAnswers
     from functions.admin.operations import Administration
     from functions.admin.schemas import Schema
@@ -39,8 +41,14 @@ _INVALID_JSON = "json_invalid"  # pydantic's name for it
 T = TypeVar("T", bound=BaseModel)
 
 
-def router(administration: Administration, uploads: Uploads, fleet: FleetAnswers | None = None) -> Router[None]:
+def router(
+    administration: Administration,
+    uploads: Uploads,
+    fleet: FleetAnswers | None = None,
+    examiner: Examining | None = None,
+) -> Router[None]:
     """All that an administrator can ask for."""
+    doctor = NobodyExamines() if examiner is None else examiner
     answers: dict[str, Callable[[Request], Reply]] = {
         "config": lambda _: _config(administration),
         "replace_config": lambda request: _replace_config(administration, request),
@@ -53,6 +61,8 @@ def router(administration: Administration, uploads: Uploads, fleet: FleetAnswers
         "modified_since": lambda request: _json(
             uploads.modified_since(_needed(request, "since"), request.parameters("after").get("after", ""))
         ),
+        "examine": lambda _: _json(doctor.begin()),
+        "examination": lambda _: _json(doctor.latest()),
     }
     asked_of_the_fleet: dict[str, Callable[[FleetAnswers, Request], Reply]] = {
         "devices": lambda fleet, request: _json(fleet.devices(_page(request))),

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from functions.admin.doctor import ExaminationAnswer
 from functions.admin.fleet_schemas import (
     Assignment,
     DeviceDetailAnswer,
@@ -38,7 +39,8 @@ API = "/api/v1"
 BASE = f"{API}/integrations/mqtt"
 STATUS, WHY, RING = f"{BASE}/status", f"{API}/why", f"{API}/ring"
 DEVICES, FILES = f"{API}/devices", f"{API}/files"
-API_VERSION = "1.2.0"
+DOCTOR = f"{API}/doctor"
+API_VERSION = "1.3.0"
 STALE = "Bucketbell-Stale"
 
 _PLACE = re.compile(r"{(\w+)}")
@@ -203,6 +205,25 @@ OPERATIONS = (
             ("since", "A time with its zone (RFC 3339), by the store's clock.", True),
             ("after", "`next` of the answer before.", False),
         ),
+    ),
+    Operation(
+        "examine",
+        "POST",
+        DOCTOR,
+        "Look at everything",
+        "Begins what `bucketbell doctor` does, with the host's own settings, unless it is running already; it takes up "
+        "to half a minute. Host only.",
+        ExaminationAnswer,
+        problems=(HTTPStatus.CONFLICT,),
+    ),
+    Operation(
+        "examination",
+        "GET",
+        DOCTOR,
+        "What was found",
+        "By the last examination since the host's start. Host only.",
+        ExaminationAnswer,
+        problems=(HTTPStatus.CONFLICT,),
     ),
     Operation(
         "devices",

@@ -31,6 +31,7 @@ from functions.web.tokens import KeyringError
 from infra.host import systemd
 from infra.host.bell import DOORS, QUEUES, STREAM, SWEPT, Bell
 from infra.host.broker_settings import Integration
+from infra.host.examiner import Examiner
 from infra.host.fleet.service import FleetService
 from infra.host.fleet.stream import Stream
 from infra.host.heap import settle, share_one_heap
@@ -135,7 +136,8 @@ class Host:
         self._inquiry = Inquiry(bell, publisher, state=state, sweeper=self._sweeper)
         uploads = Uploads(bell.routes, downloads.objects, self._inquiry)
         operations = Administration(settings, store, integration, seen_tokens=downloads.keyring.seen)
-        administration = admin_router(operations, uploads, None if fleet is None else fleet.answers)
+        self._examiner = Examiner(settings)
+        administration = admin_router(operations, uploads, None if fleet is None else fleet.answers, self._examiner)
         if downloads.admin_tokens:
             administration = replace(administration, routes=(*administration.routes, *pages.routes()))
         admits = Gate(entrance, administration.admit, telemetry.stranger)
@@ -159,9 +161,7 @@ class Host:
                 else ((), {})
             ),
         )
-        self.publisher = publisher
-        self._telemetry = telemetry
-        self._settings = settings
+        self.publisher, self._telemetry, self._settings = publisher, telemetry, settings
         self._certificate = Certificate.of(settings)
         self._integration = integration
         self._bell = bell
@@ -176,6 +176,8 @@ class Host:
             await self._start(stack)
             server = Server(self.site, max_connections=room_for_connections())
             await server.start(host, port, self._certificate)
+            self._examiner.listen(host, port, tls=self._certificate is not None)
+            stack.callback(self._examiner.stop)
             scheme = "http" if self._certificate is None else "https"
             logger.info("listening", extra={"url": f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"})
             with systemd.supervised():

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 from functions.fleet.reports import DeviceReport
 from functions.stored.database import Database
@@ -28,6 +28,8 @@ from tests.timing import PATIENCE_SECONDS
 
 EVIL = "<img src=x onerror=alert(1)>"
 NARROW = 360
+ALL_THAT_TAB_REACHES = 40  # on one page, and more
+GATHER_MILLISECONDS = 550  # as in `app.js`
 
 pytestmark = pytest.mark.usefixtures("mosquitto_binary")
 
@@ -166,6 +168,39 @@ def test_a_wrong_token_and_one_that_ends_lead_back_to_the_door(rig: FleetRig, pa
         expect(page.get_by_label("ADMIN_TOKENS")).to_be_focused()
 
 
+def test_why_the_door_is_shown_is_said_until_somebody_comes_in(rig: FleetRig, page: Page) -> None:
+    """Also when something had changed just before, and would have been shown in a moment."""
+    answers = iter(("id: 1\nevent: upload\ndata: {}\n\n", None))
+
+    def stream(route: Route) -> None:
+        body = next(answers)
+        route.fulfill(status=401) if body is None else route.fulfill(content_type="text/event-stream", body=body)
+
+    page.route("**/api/v1/stream", stream)
+    with rig.host() as host:
+        log_in(page, host)
+        words = page.get_by_text("The token is not valid any more.")
+        expect(words).to_be_visible()
+        page.wait_for_timeout(2 * GATHER_MILLISECONDS)
+        expect(words).to_be_visible()
+
+
+def test_what_the_doctor_finds_is_read_there(rig: FleetRig, page: Page) -> None:
+    """Asked for with one click; what is wrong is named first, with its remedy."""
+    with rig.host() as host:
+        log_in(page, host)
+        page.get_by_role("link", name="Doctor").click()
+        expect(page.get_by_text("Nobody has asked since the host was started.")).to_be_visible()
+        page.get_by_role("button", name="Look at everything").click()
+        expect(page.get_by_text("Looking at everything")).to_be_visible()
+        expect(page.locator("#said")).to_contain_text("First mend: notification rules")
+        expect(row(page, "notification rules").first).to_contain_text("bucketbell connect")
+        expect(row(page, "store").first).to_contain_text("well")
+        page.get_by_role("link", name="Files").click()
+        page.get_by_role("link", name="Doctor").click()
+        expect(page.locator("#said")).to_contain_text("First mend")
+
+
 def test_a_host_that_restarts_is_waited_for(rig: FleetRig, page: Page) -> None:
     """What is shown stays, the page says what is wrong, and goes on by itself."""
     with rig.host() as host:
@@ -194,9 +229,9 @@ def test_it_is_used_by_keyboard_alone_on_a_narrow_screen_in_the_dark(rig: FleetR
         page.keyboard.type(ADMIN)
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", name="Uploads")).to_be_visible()
-        for name in ("Files", "Devices", "Broker", "Uploads"):
+        for name in ("Files", "Devices", "Broker", "Doctor", "Uploads"):
             link = page.get_by_role("link", name=name, exact=True)
-            for _ in range(20):
+            for _ in range(ALL_THAT_TAB_REACHES):
                 if link.evaluate("element => element === document.activeElement"):
                     break
                 page.keyboard.press("Tab")
@@ -231,6 +266,13 @@ def test_ten_thousand_devices_are_shown_by_the_page(rig: FleetRig, page: Page) -
         expect(page.locator("tbody tr")).to_have_count(100)
         page.get_by_role("button", name="Show more").click()
         expect(page.locator("tbody tr")).to_have_count(200)
+        mine = row(page, macs[150]).get_by_role("link", name=macs[150])
+        mine.focus()
+        eventually(lambda: hears(host))
+        rig.report("failed", macs[0], etag=rig.etag(f"assets/{FILE}"))
+        expect(row(page, macs[0])).to_contain_text("failed")  # it was shown again: no shorter, and one can go on
+        expect(page.locator("tbody tr")).to_have_count(200)
+        expect(mine).to_be_focused()
         page.get_by_label("Search").fill(macs[9_999])
         expect(page.locator("tbody tr")).to_have_count(1)
         page.get_by_role("link", name="Files").click()

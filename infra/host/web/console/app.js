@@ -6,6 +6,7 @@ import * as views from "./views.js";
 
 const GATHER_MILLISECONDS = 550; // the host limits how often a token may ask
 const LIVE = { uploads: ["upload", "report"], files: ["upload", "report", "presence"], devices: ["upload", "report", "presence"] };
+const FOCUSED = "a, button, input, select";
 const STATES = {
   live: ["Live", false],
   away: ["The host does not answer. Trying again …", true],
@@ -18,6 +19,7 @@ const line = document.getElementById("line");
 const pages = document.getElementById("pages");
 let following = null;
 let shown = 0;
+let shownPlace = "";
 let timer = null;
 
 function say([text, isTrouble]) {
@@ -31,7 +33,19 @@ function address() {
   return { name: name in views ? name : "uploads", rest: rest.map(decodeURIComponent).join("/"), query: new URLSearchParams(query) };
 }
 
+// What is shown will be new anyway, or is not shown any more.
+function forget() {
+  clearTimeout(timer);
+  timer = null;
+}
+
+// Whether an element is what that of the page before was.
+function isSame(one, before) {
+  return ["tagName", "id", "href", "textContent"].every((name) => one[name] === before[name]);
+}
+
 async function show({ again = false } = {}) {
+  forget();
   if (!token.get()) return login("");
   const number = ++shown;
   const { name, rest, query } = address();
@@ -43,19 +57,26 @@ async function show({ again = false } = {}) {
   try {
     found = await views[name](rest, query);
   } catch (error) {
+    if (number !== shown) return;
     if (error instanceof Refusal && error.status === 401) return login(following ? STATES.unauthorised[0] : "That token is not valid.");
     found = [h("h2", {}, "That did not work"), h("p", { class: "no" }, error.message)];
     if (again && !(error instanceof Refusal)) return; // the host is away: what is shown stays
   }
   if (number !== shown) return;
-  const focused = document.activeElement?.id;
-  const cursor = document.activeElement?.selectionStart;
+  const focused = document.activeElement;
+  const place = `${name}/${rest}`;
+  const stays = place === shownPlace && main.contains(focused);
+  shownPlace = place;
+  const cursor = focused.selectionStart;
   main.replaceChildren(...found);
   document.title = `${main.querySelector("h2")?.textContent ?? ""} · bucketbell`;
-  const same = focused && document.getElementById(focused);
-  if (same && same !== main) {
+  const same = stays && [...main.querySelectorAll(FOCUSED)].find((one) => isSame(one, focused));
+  if (same) {
     same.focus();
-    if (typeof cursor === "number" && same.type === "search") same.setSelectionRange(cursor, cursor);
+    if (same.type === "search") {
+      same.value = focused.value; // more may have been typed meanwhile
+      same.setSelectionRange(cursor, cursor);
+    }
   }
   pages.hidden = false;
   begin();
@@ -74,13 +95,11 @@ function changed(kinds) {
   const { name } = address();
   const wanted = kinds.has("begin_again") ? Object.keys(LIVE) : (LIVE[name] ?? []).filter((kind) => kinds.has(kind)).map(() => name);
   if (!wanted.includes(name) || timer) return;
-  timer = setTimeout(() => {
-    timer = null;
-    show({ again: true });
-  }, GATHER_MILLISECONDS);
+  timer = setTimeout(() => show({ again: true }), GATHER_MILLISECONDS);
 }
 
 function leave() {
+  forget();
   following?.abort();
   following = null;
   shown += 1;

@@ -6,6 +6,8 @@ import { ago, between, check, facts, field, h, table } from "./dom.js";
 const STANDINGS = ["has_it", "on_the_way", "failed", "waiting", "offline"];
 const WORDS = { has_it: "has it", on_the_way: "on the way", failed: "failed", waiting: "waiting", offline: "offline" };
 const PAGE = 100;
+const LONGEST = 1000; // that the API tells at once
+const EXAMINED_EVERY_MILLISECONDS = 1000;
 
 const path = (name) => name.split("/").map(encodeURIComponent).join("/");
 const deviceLink = (mac) => h("a", { class: "mac", href: `#/devices/${mac}` }, mac);
@@ -57,16 +59,21 @@ function searching(query, states) {
   );
 }
 
-// A table that grows by a page at a time.
+let grown = { address: "", rows: PAGE };
+
+// A table that grows by a page at a time, and is as long when it is shown again.
 async function paged(what, name, query, columns, row, empty) {
-  const asked = new URLSearchParams({ limit: PAGE, ...Object.fromEntries(query) });
+  if (grown.address !== location.hash) grown = { address: location.hash, rows: PAGE };
+  const asked = new URLSearchParams({ limit: Math.min(grown.rows, LONGEST), ...Object.fromEntries(query) });
   const { document } = await ask(`${what}?${asked}`);
   const shown = table(columns, document[name].map(row), empty);
   let next = document.next;
   if (next === null) return [shown];
   const more = h("button", { type: "button", onclick: async () => {
+    asked.set("limit", PAGE);
     asked.set("after", next);
     const page = (await ask(`${what}?${asked}`)).document;
+    grown.rows += PAGE;
     shown.tBodies[0].append(...table(columns, page[name].map(row), "").tBodies[0].rows);
     next = page.next;
     if (next === null) more.remove();
@@ -189,5 +196,39 @@ export async function broker() {
     table([["topic", ""], ["answer", ""], ["when", ""]], topics, "Nothing was published yet."),
     h("h3", {}, "Settings"),
     form,
+  ];
+}
+
+export async function doctor() {
+  const said = h("p", { role: "status", id: "said" });
+  const place = h("div");
+  const words = { ok: ["yes", "well"], wrong: ["no", "wrong"], "not checked": ["soft", "not checked"] };
+  const row = (one) => [
+    h("span", { class: words[one.health][0] }, words[one.health][1]), one.name,
+    h("span", {}, one.detail, one.milliseconds === null ? "" : ` (${one.milliseconds} ms)`, one.remedy ? h("p", { class: "no" }, one.remedy) : ""),
+  ];
+  const show = (found) => {
+    said.className = found.trouble || found.ok === false ? "no" : "";
+    if (found.running) said.textContent = "Looking at everything: half a minute at most …";
+    else if (found.trouble) said.textContent = found.trouble;
+    else if (found.ok === null) said.textContent = "Nobody has asked since the host was started.";
+    else said.textContent = found.ok ? "Nothing is wrong." : `First mend: ${found.first}. Then look again.`;
+    const columns = [["found", ""], ["what", ""], ["detail", ""]];
+    place.replaceChildren(...(found.checks.length ? [ago(found.ended_at), table(columns, found.checks.map(row), "")] : []));
+    if (found.running) setTimeout(() => place.isConnected && look(), EXAMINED_EVERY_MILLISECONDS);
+  };
+  const look = async (how) => {
+    try {
+      show((await ask("doctor", how)).document);
+    } catch (error) {
+      said.className = "no";
+      said.textContent = error.message;
+    }
+  };
+  show((await ask("doctor")).document);
+  return [
+    h("h2", {}, "Doctor"),
+    h("p", { class: "soft" }, "What the command bucketbell doctor finds: each part by itself, in the order in which things have to be well."),
+    h("button", { type: "button", class: "main", onclick: () => look({ method: "POST" }) }, "Look at everything"), said, place,
   ];
 }
