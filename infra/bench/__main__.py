@@ -67,6 +67,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Bench], list[Figure]], str]] = {
     "throughput": (throughput.measure, "requests a second, against parsing only and threads"),
     "node": (throughput.measure_node, "requests a second, against a host of Node"),
     "fanout": (fanout.measure, "what many subscribers of one broker cost the handler"),
+    "fanout_own": (fanout.measure_own, "configs on their devices' own topics, against one topic for all"),
     "memory": (memory.measure, "the host's memory, files and threads after a million events"),
     "memory_mix": (memory.measure_mix, "the same of both doors, with downloads beside them"),
     "rest": (rest.measure, "the host while nobody asks anything of it"),
