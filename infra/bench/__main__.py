@@ -26,6 +26,7 @@ from rich.table import Table
 from infra.bench import (
     blackhole,
     cold,
+    console,
     detections,
     downloads,
     fanout,
@@ -77,6 +78,10 @@ MEASUREMENTS: dict[str, tuple[Callable[[Bench], list[Figure]], str]] = {
     "pull": (pull.measure, "upload to the verified file on a device's disk, leg by leg"),
     "fleet": (fleet.measure, "200 devices told of one asset"),
     "reports": (reports.measure, "devices' reports: stored a second, and what they do to the bell"),
+    "console": (
+        console.measure,
+        "the page with 10,000 devices: when it is there, when it says that all have an upload",
+    ),
     "detections": (detections.measure, "upload to message: a camera's event against a config"),
     "lost": (lost.measure, "uploads while broker, host, or host and MinIO are down"),
     "outages": (outages.measure, "uploads while the broker is killed over and over, at QoS 1 and 2"),
