@@ -55,7 +55,11 @@ def measure(bench: Bench) -> list[Figure]:
 
 
 def measure_node(bench: Bench) -> list[Figure]:
-    """The host and the Node host in turn, round after round."""
+    """The host and the Node host in turn, round after round.
+
+    A Python built without a profile of itself (pyenv's, unless it is told) costs the host an eighth of its speed:
+    docs/decisions, "The way of an event stays plain".
+    """
     return _measure(bench, ("host", "node"), {("node", connections): NODE_TARGET for connections in CONNECTIONS})
 
 

@@ -40,23 +40,16 @@ class Twins:
             return step
         second, _, fraction = record.event_time.removesuffix("Z").partition(".")
         fields = record.version, record.etag, record.sequencer, fraction
-        key = record.bucket, record.object_key, second
-        told = self._told.get(key)
-        if told is None:
-            told = self._told[key] = []
+        told = self._told.setdefault((record.bucket, record.object_key, second), [])
         for at, (identity, known) in enumerate(told):
             if all(mine == its or not mine or not its for mine, its in zip(fields, known, strict=True)):
                 told[at] = identity, tuple(its or mine for mine, its in zip(fields, known, strict=True))
-                break
-        else:
-            identity = action.identity
-            told.append((identity, fields))
-            del told[:-MAX_OF_ONE_SECOND]
-            if len(self._told) > self._limit:
-                self._told.popitem(last=False)
-        if identity == action.identity:
-            return step
-        return step._replace(action=renamed(action, identity))
+                return step if identity == action.identity else step._replace(action=renamed(action, identity))
+        told.append((action.identity, fields))
+        del told[:-MAX_OF_ONE_SECOND]
+        if len(self._told) > self._limit:
+            self._told.popitem(last=False)
+        return step
 
 
 def renamed(action: Upload | Detection, identity: bytes) -> Upload | Detection:
