@@ -114,6 +114,25 @@ def test_who_asks_for_a_file_is_known(rig: FleetRig) -> None:
         eventually(lambda: ask(host, f"/devices/{OTHER}") != 404)
 
 
+def test_what_is_online_before_it_is_known_is_online(rig: FleetRig) -> None:
+    """It connects first, and asks for its files then; or is assigned one later, or gets a config."""
+    headers = {"Authorization": f"Bearer {Keyring.parse([KEY]).mint(OTHER)}"}
+    assigned, configured = "a1-b2-c3-d4-e5-f8", "a1-b2-c3-d4-e5-f9"
+    looks_often = "from infra.host.fleet import keeper\nkeeper.LOOK_AGAIN_SECONDS = 0.1"
+    with Host(rig.directory, rig.environment, patch=looks_often) as host:
+        eventually(lambda: hears(host))
+        for mac in (OTHER, assigned, configured):
+            rig.say(mac, "status", b"offline", b"online", retain=True)
+        rig.report("installed", OTHER)  # behind those, and of a device that is not known
+        eventually(lambda: host.metric("device_reports_refused_total", reason="unknown_device") == 1)
+        assert ask(host, "/devices")["devices"] == []
+        assert host.http.get(f"/assets/{FILE}", headers=headers).status_code == 307
+        assert ask(host, f"/devices/{assigned}/assignment", "PUT", json={"filename": FILE})["source"] == "assignment"
+        rig.put(f"configs/{configured}.json")
+        for mac in (OTHER, assigned, configured):
+            eventually(lambda: ask(host, f"/devices/{mac}") != 404 and ask(host, f"/devices/{mac}")["online"])  # noqa: B023 - it is over before the next
+
+
 def test_what_is_no_report_is_counted_and_disturbs_nothing(rig: FleetRig) -> None:
     """Each kind by its name; the good one behind them is kept."""
     kinds = {
