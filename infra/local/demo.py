@@ -167,6 +167,8 @@ def invite(stack: Stack) -> None:
         ("  … in a browser", f"{host.url}/docs (Authorize: {stack.admin_token})"),
         ("  who has what, in a browser", f"{host.url}/ (log in with {stack.admin_token})"),
         ("  … in the terminal", f"{api} {BUCKETBELL} fleet files"),
+        ("  what became of an upload", f"{api} {BUCKETBELL} why {ASSET_KEY}"),
+        ("  is anything wrong?", f"cd {host.directory} && {BUCKETBELL} doctor --host-url {host.url}"),
         ("  announce to one device", f"{api} {BUCKETBELL} ring {ASSET_KEY} --device {MAC}"),
         ("  is it ready?", f"curl {host.url}/readyz"),
         ("  metrics", f"curl {host.url}/metrics"),

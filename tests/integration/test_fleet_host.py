@@ -128,7 +128,8 @@ def test_what_is_online_before_it_is_known_is_online(rig: FleetRig) -> None:
         assert ask(host, "/devices")["devices"] == []
         assert host.http.get(f"/assets/{FILE}", headers=headers).status_code == 307
         assert ask(host, f"/devices/{assigned}/assignment", "PUT", json={"filename": FILE})["source"] == "assignment"
-        rig.put(f"configs/{configured}.json")
+        etag = rig.put(f"configs/{configured}.json")
+        host.post(event(record(f"configs/{configured}.json", eTag=etag)))
         for mac in (OTHER, assigned, configured):
             eventually(lambda: ask(host, f"/devices/{mac}") != 404 and ask(host, f"/devices/{mac}")["online"])  # noqa: B023 - it is over before the next
 
@@ -251,13 +252,16 @@ def test_the_command_shows_who_has_what(rig: FleetRig) -> None:
         eventually(lambda: states(host))
 
         def run(*words: str, status: int = 0) -> str:
-            environment = os.environ | {"BUCKETBELL_TOKEN": ADMIN, "BUCKETBELL_SERVER": host.url, "COLUMNS": "200"}
+            environment = os.environ | {"BUCKETBELL_TOKEN": ADMIN, "BUCKETBELL_SERVER": host.url, "COLUMNS": "20"}
             command = [str(Path(sys.executable).with_name("bucketbell")), "fleet", *words]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
             assert done.returncode == status, done.stderr
             return done.stdout
 
+        rig.put("assets/of-nobody.bin")
+        eventually(lambda: "of-nobody.bin  " in run("files"))
         assert FILE in run("files")
+        assert "nobody" in run("files", "--search", "of-nobody").splitlines()[1].split()
         assert json.loads(run("files", "--search", "esp32", "--json"))["failed"] == 1
         assert MAC in run("devices", FILE, "--state", "failed")
         assert MAC not in run("devices", FILE, "--state", "has_it")
