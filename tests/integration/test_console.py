@@ -203,7 +203,7 @@ def test_what_the_doctor_finds_is_read_there(rig: FleetRig, page: Page) -> None:
         expect(page.get_by_text("Looking at everything")).to_be_visible()
         expect(page.locator("#said")).to_contain_text("First mend: notification rules")
         expect(row(page, "notification rules").first).to_contain_text("bucketbell connect")
-        expect(row(page, "store").first).to_contain_text("well")
+        expect(row(page, "region").first).to_contain_text("well")
         assert page.locator("tbody td").first.inner_text() == "wrong"
         assert page.locator("td.word").evaluate_all(BROKEN) == []
         page.get_by_role("link", name="Files").click()

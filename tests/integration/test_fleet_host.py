@@ -114,6 +114,17 @@ def test_who_asks_for_a_file_is_known(rig: FleetRig) -> None:
         eventually(lambda: ask(host, f"/devices/{OTHER}") != 404)
 
 
+def test_who_asks_for_a_file_and_reports_at_once_is_heard(rig: FleetRig) -> None:
+    """Before it was noted that it is known: a device may be that quick."""
+    headers = {"Authorization": f"Bearer {Keyring.parse([KEY]).mint(OTHER)}"}
+    notes_late = "from infra.host.fleet import keeper\nkeeper.FLUSH_SECONDS = 3600.0"
+    with Host(rig.directory, rig.environment, patch=notes_late) as host:
+        eventually(lambda: hears(host))
+        assert host.http.get(f"/assets/{FILE}", headers=headers).status_code == 307
+        rig.report("installed", OTHER)
+        eventually(lambda: states(host, OTHER) == [(FILE, "installed")])
+
+
 def test_what_is_online_before_it_is_known_is_online(rig: FleetRig) -> None:
     """It connects first, and asks for its files then; or is assigned one later, or gets a config."""
     headers = {"Authorization": f"Bearer {Keyring.parse([KEY]).mint(OTHER)}"}

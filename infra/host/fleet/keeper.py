@@ -116,6 +116,8 @@ class Keeper:
         """Keep these. Raises `StoreUnavailableError`."""
         if not reports:
             return
+        if any(one.mac in self._askers for one in reports):
+            self._write_askers()
         self._meet(one.mac for one in reports)
         reports = [one if one.etag else one._replace(etag=self._etag(one.filename)) for one in reports]
         self._write_uploads()  # of which these may tell
@@ -130,7 +132,6 @@ class Keeper:
 
     def record_one(self, report: DeviceReport) -> None:
         """Keep what a device reports with its token. Raises `StoreUnavailableError`."""
-        self._write_askers()
         self.record([report])
 
     def asked(self, mac: str) -> None:

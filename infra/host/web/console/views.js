@@ -219,7 +219,7 @@ export async function doctor() {
     else if (found.ok) said.textContent = unknown ? `Nothing is wrong; ${unknown} could not be checked.` : "Nothing is wrong.";
     else said.textContent = `First mend: ${found.first}. Then look again.`;
     const rows = [...of("wrong"), ...of("not checked"), ...of("ok")].map(row);
-    place.replaceChildren(...(rows.length ? [h("p", { class: "soft" }, "Looked at ", ago(found.ended_at)), table(columns, rows, "")] : []));
+    place.replaceChildren(...(rows.length ? [h("p", { class: "soft" }, "Found ", ago(found.ended_at)), table(columns, rows, "")] : []));
     clearTimeout(timer);
     if (found.running) timer = setTimeout(() => place.isConnected && look(), EXAMINED_EVERY_MILLISECONDS);
   };
