@@ -28,6 +28,7 @@ from tests.timing import PATIENCE_SECONDS
 MAC, OTHER = "a1-b2-c3-d4-e5-f6", "aa-bb-cc-dd-ee-ff"
 PASSWORD = "of-this-device-alone"
 MAX_BYTES_ABOVE_BASE = 140_000_000
+EXAMINED_SECONDS = 60.0
 SERVICES = ("broker", "store", "host")
 
 
@@ -117,6 +118,19 @@ def test_a_device_pulls_from_outside(composition: Composition) -> None:
         answer = client.get(f"http://{ADDRESS}:8080/assets/pulled.bin", headers=bearer)
         assert (answer.status_code, answer.headers["location"].split("/")[2]) == (307, f"{ADDRESS}:9000")
         assert client.get(answer.headers["location"]).content == b"what was asked for"
+
+
+def test_the_doctor_finds_nothing_wrong(composition: Composition) -> None:
+    """Asked over HTTP it runs in the host's container: as its user, with a root file system that nobody can write."""
+    bearer = {"Authorization": f"Bearer {composition.secret('ADMIN_TOKENS')}"}
+    with httpx.Client(trust_env=False, headers=bearer, base_url=f"http://{ADDRESS}:8080/api/v1") as client:
+        found = client.post("/doctor").json()
+        until = time.monotonic() + EXAMINED_SECONDS
+        while found["running"] and time.monotonic() < until:
+            time.sleep(1)  # a token may not ask all the time
+            found = client.get("/doctor").json()
+    assert (found["trouble"], [one for one in found["checks"] if one["health"] == "wrong"]) == ("", [])
+    assert {"canary", "store reaches host"} <= {one["name"] for one in found["checks"] if one["health"] == "ok"}
 
 
 def test_a_device_writes_to_topics_of_its_own_only(composition: Composition, device: str) -> None:

@@ -82,6 +82,17 @@ def test_the_next_one_sees_what_was_mended(rig: FleetRig) -> None:
         assert healths(ended(host))["broker's port"] == "ok"
 
 
+def test_what_else_is_called_like_our_packages_is_not_run(rig: FleetRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder where somebody has started the host: another program's, or nobody's good will."""
+    for name in ("functions", "infra"):
+        (rig.directory / name).mkdir()
+        (rig.directory / name / "__init__.py").write_text("raise RuntimeError('somebody else')\n")
+    monkeypatch.chdir(rig.directory)
+    one = Examiner(load({}).settings)
+    one.listen("127.0.0.1", 1, tls=False)
+    assert outcome(one).trouble == ""
+
+
 def test_a_host_that_ends_leaves_no_doctor_behind(rig: FleetRig) -> None:
     """Nor does it wait for one."""
     with rig.host() as host:
