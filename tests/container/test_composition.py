@@ -120,6 +120,19 @@ def test_a_device_pulls_from_outside(composition: Composition) -> None:
         assert client.get(answer.headers["location"]).content == b"what was asked for"
 
 
+def test_who_has_what_is_known(composition: Composition, device: str) -> None:
+    """What a device reports of an upload is on the page and in the command, which need no setting."""
+    bucket(composition).put_object(Bucket="devices", Key="assets/reported.bin", Body=b"x")
+    composition.run("exec", "--no-TTY", "host", "bucketbell", "fleet", "assign", device, "reported.bin")
+    with httpx.Client(trust_env=False) as client:
+        assert client.get(f"http://{ADDRESS}:8080/").status_code == 200
+    say = ("exec", "--no-TTY", "broker", "mosquitto_pub", "-V", "5", "-q", "1", "-u", device, "-P", PASSWORD)
+    report = json.dumps({"filename": "reported.bin", "state": "installed"})
+    composition.run(*say, "-t", f"iotsupport/devices/{device}/report", "-m", report)
+    fleet = ("exec", "--no-TTY", "host", "bucketbell", "fleet", "files", "--search", "reported", "--json")
+    eventually(lambda: json.loads(composition.run(*fleet))["has_it"] == 1)
+
+
 def test_the_doctor_finds_nothing_wrong(composition: Composition) -> None:
     """Asked over HTTP it runs in the host's container: as its user, with a root file system that nobody can write."""
     bearer = {"Authorization": f"Bearer {composition.secret('ADMIN_TOKENS')}"}
