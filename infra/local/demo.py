@@ -25,8 +25,8 @@ from infra.subscriber import SubscriberError
 
 OTHER_MAC = "b1-b2-c3-d4-e5-f6"
 CONFIG_KEY = f"configs/{MAC}.json"
-ASSET_KEY = "assets/firmware-1.0.bin"
-MISSED_KEY = "assets/firmware-1.1.bin"
+ASSET_KEY = "assets/esp32/firmware-1.0.bin"
+MISSED_KEY = "assets/esp32/firmware-1.1.bin"
 ASSET_BYTES = 256 * 1024
 PULL_SECONDS = 10.0
 REPORTED_POLL_SECONDS = 0.1

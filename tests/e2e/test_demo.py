@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 DEMO_SECONDS = 100.0
 SOON_SECONDS = 1.5
 PASTE_SECONDS = 30.0
-TO_PASTE = ("mqtt status", "fleet files", "why assets/firmware-1.0.bin", f"--device {MAC}")
+TO_PASTE = ("mqtt status", "fleet files", "why assets/esp32/firmware-1.0.bin", f"--device {MAC}")
 DOCTOR = " doctor --host-url "
 
 

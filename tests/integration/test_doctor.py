@@ -256,7 +256,11 @@ def test_a_missing_rule_is_named_first(kept: int, world: World) -> None:
     with other_rules(world, rules[:kept]):
         name, detail, remedy = first(examined(world))
     assert name == "notification rules"
-    assert f"A rule is missing: {'bucketbell-' if not kept else rules[-1]['Id']}" in detail
+    missing_rules = (
+        f"A rule is missing: {rules[-1]['Id']}: " if kept else "4 rules are missing: bucketbell-fast-configs: "
+    )
+    assert detail.startswith(missing_rules)
+    assert detail.count("\N{RIGHTWARDS ARROW}") == (1 if kept else 0)
     assert "bucketbell connect" in remedy
 
 
