@@ -26,6 +26,7 @@ from rich.table import Table
 from infra.bench import (
     blackhole,
     cold,
+    console,
     detections,
     downloads,
     fanout,
@@ -67,6 +68,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Bench], list[Figure]], str]] = {
     "throughput": (throughput.measure, "requests a second, against parsing only and threads"),
     "node": (throughput.measure_node, "requests a second, against a host of Node"),
     "fanout": (fanout.measure, "what many subscribers of one broker cost the handler"),
+    "fanout_own": (fanout.measure_own, "configs on their devices' own topics, against one topic for all"),
     "memory": (memory.measure, "the host's memory, files and threads after a million events"),
     "memory_mix": (memory.measure_mix, "the same of both doors, with downloads beside them"),
     "rest": (rest.measure, "the host while nobody asks anything of it"),
@@ -76,6 +78,10 @@ MEASUREMENTS: dict[str, tuple[Callable[[Bench], list[Figure]], str]] = {
     "pull": (pull.measure, "upload to the verified file on a device's disk, leg by leg"),
     "fleet": (fleet.measure, "200 devices told of one asset"),
     "reports": (reports.measure, "devices' reports: stored a second, and what they do to the bell"),
+    "console": (
+        console.measure,
+        "the page with 10,000 devices: when it is there, when it says that all have an upload",
+    ),
     "detections": (detections.measure, "upload to message: a camera's event against a config"),
     "lost": (lost.measure, "uploads while broker, host, or host and MinIO are down"),
     "outages": (outages.measure, "uploads while the broker is killed over and over, at QoS 1 and 2"),

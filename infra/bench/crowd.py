@@ -1,7 +1,8 @@
 """Thousands of subscribers in one process, as cheap as can be.
 
-`python -m infra.bench.crowd <mqtt port> <topic> [<user> <password>]`. Each is a connection of its own that confirms
-what it hears at QoS 1 (MQTT 5 §3.1, §3.3, §3.4, §3.8, §3.10).
+`python -m infra.bench.crowd <mqtt port> <topics> [<user> <password>]`. Each is a connection of its own that confirms
+what it hears at QoS 1 (MQTT 5 §3.1, §3.3, §3.4, §3.8, §3.10). Spaces separate topics, and a `+` in one stands for the
+MAC address of each.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import cast
 import uvloop
 
 from infra.bench.child import obey
+from infra.bench.rig import mac_address
 
 CONNECT_SECONDS = 5.0
 ORDER_SECONDS = 120.0  # Artemis writes each subscription to disk
@@ -81,13 +83,11 @@ class CrowdSubscriber(asyncio.Protocol):
 class Crowd:
     """All of them. Belongs to one event loop."""
 
-    def __init__(self, port: int, topic: str, user: str = "", password: str = "") -> None:
+    def __init__(self, port: int, topics: str, user: str = "", password: str = "") -> None:
         """Nobody is connected yet. Without a `user` they are anonymous."""
-        name = _text(topic)
         flags, account = (0xC2, _text(user) + _text(password)) if user else (0x02, b"")
         self.hello = _packet(0x10, b"\x00\x04MQTT\x05" + bytes((flags,)) + b"\x00\x00\x00\x00\x00" + account)
-        self._subscribe = _packet(0x82, b"\x00\x01\x00" + name + b"\x01")
-        self._unsubscribe = _packet(0xA2, b"\x00\x01\x00" + name)
+        self._topics = topics
         self._port = port
         self._all: list[CrowdSubscriber] = []
         self._subscribed = 0
@@ -115,12 +115,14 @@ class Crowd:
 
     async def subscribe(self, count: int) -> int:
         """Have the first `count` of them subscribed, and no others; how many are."""
-        packet = self._subscribe if count > self._subscribed else self._unsubscribe
-        asked = self._all[min(count, self._subscribed) : max(count, self._subscribed)]
+        kind, options = (0x82, b"\x01") if count > self._subscribed else (0xA2, b"")
+        first = min(count, self._subscribed)
+        asked = self._all[first : max(count, self._subscribed)]
         before = [one.settled for one in asked]
         for at in range(0, len(asked), AT_ONCE):
-            for one in asked[at : at + AT_ONCE]:
-                one.ask(packet)
+            for number, one in enumerate(asked[at : at + AT_ONCE], first + at):
+                topics = self._topics.replace("+", mac_address(number)).split()
+                one.ask(_packet(kind, b"\x00\x01\x00" + b"".join(_text(topic) + options for topic in topics)))
             await asyncio.sleep(0)
         await _until(
             lambda: all(one.settled > settled for one, settled in zip(asked, before, strict=True)), ORDER_SECONDS
@@ -129,9 +131,10 @@ class Crowd:
         self._subscribed += answered if count > self._subscribed else -answered
         return self._subscribed
 
-    async def heard(self, seconds: float) -> tuple[int, float, float]:
-        """How many have heard the message, once all or after `seconds`; the first's and the last's time."""
-        await _until(lambda: self._heard.count >= self._subscribed, seconds)
+    async def heard(self, seconds: float, hearers: int | None = None) -> tuple[int, float, float]:
+        """How often it was heard, once by that many (None: all) or after `seconds`; the first's and the last's time."""
+        wanted = self._subscribed if hearers is None else hearers
+        await _until(lambda: self._heard.count >= wanted, seconds)
         heard, self._heard = self._heard, Arrivals()
         return heard.count, heard.first_at, heard.last_at
 
@@ -150,15 +153,15 @@ async def _until(done: Callable[[], bool], seconds: float) -> None:
         await asyncio.sleep(LOOK_SECONDS)
 
 
-def serve(port: int, topic: str, *account: str) -> None:
-    """Obey `["connect", n]`, `["subscribe", n]` and `["heard", seconds]` until standard input ends."""
+def serve(port: int, topics: str, *account: str) -> None:
+    """Obey `["connect", n]`, `["subscribe", n]` and `["heard", seconds, hearers or nothing]` until input ends."""
     loop = uvloop.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
-    crowd = Crowd(port, topic, *account)
+    crowd = Crowd(port, topics, *account)
 
-    async def do(name: str, value: float) -> object:
+    async def do(name: str, value: float, hearers: int | None = None) -> object:
         if name == "heard":
-            return await crowd.heard(value)
+            return await crowd.heard(value, hearers)
         return await (crowd.connect if name == "connect" else crowd.subscribe)(int(value))
 
     obey(lambda order: asyncio.run_coroutine_threadsafe(do(*order), loop).result())

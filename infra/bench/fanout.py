@@ -13,18 +13,19 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import count
 
 from functions.events.plan import plan_body, to_publish
-from functions.events.routes import Routes
+from functions.events.routes import Routes, own_topic
 from functions.mqtt.broker import BrokerConfig
 from functions.mqtt.outcome import Status
 from functions.mqtt.publisher import InlinePublisher
 from infra.bench.child import Child
-from infra.bench.events import minio_event, post
+from infra.bench.events import config_event, minio_event, post
 from infra.bench.figures import Bench, Figure, NotMeasuredError, compared, milliseconds
-from infra.bench.rig import BUCKET, TOPIC
+from infra.bench.rig import BUCKET, TOPIC, mac_address
 from infra.bench.throughput import BROKER_LOG
 from infra.host.metrics import PrometheusTelemetry
 from infra.local.mosquitto import Mosquitto
@@ -37,6 +38,7 @@ PAUSE_SECONDS = 0.1
 ORDER_SECONDS = 150.0
 HEAR_SECONDS = 20.0
 ANSWER_SECONDS = 5.0
+SETTLE_SECONDS = 1.0  # in which a delivery too many would arrive
 SPARE_FILES = 200
 TOKEN = "bench-bench-bench-bench"  # noqa: S105 - of a host on loopback
 
@@ -46,6 +48,11 @@ FAST = "fast door: webhook → 202"
 BRIDGED = "publish → PUBACK of a broker that bridges to theirs"
 
 BEHIND = "the broker acknowledges when it has written to all of them"
+DELIVERED = b'["delivered"]}'
+
+OWN, SHARED = "only", "off"  # DEVICE_TOPICS
+WHERE = {OWN: "on its device's own topic", SHARED: "on one topic for all"}
+DEVICE_TOPICS = f"iotsupport/updates/configs {own_topic('iotsupport', '+')}"
 
 Ways = dict[str, Callable[[], None]]
 """How a message is sent; each returns when the handler would."""
@@ -60,14 +67,11 @@ def measure(bench: Bench) -> list[Figure]:
         parts.enter_context(open_files(AUDIENCES[-1] + SPARE_FILES))
         broker = parts.enter_context(Mosquitto(bench.directory / "mosquitto", extra=BROKER_LOG))
         ways = parts.enter_context(_ways(bench, broker))
-        crowd = parts.enter_context(Child("infra.bench.crowd", str(broker.port), TOPIC))
-        bench.say(f"{AUDIENCES[-1]:,} subscribers connect")
-        if (connected := crowd.ask(["connect", AUDIENCES[-1]], ORDER_SECONDS)) != AUDIENCES[-1]:
-            raise NotMeasuredError(f"only {connected:,} subscribers could connect")
+        crowd = parts.enter_context(_crowd(bench, broker, TOPIC))
         for number in range(rounds):
             for audience in AUDIENCES if number % 2 else reversed(AUDIENCES):
                 bench.say(f"round {number + 1} of {rounds}: {audience:,} subscribed")
-                crowd.ask(["subscribe", audience], ORDER_SECONDS)
+                _subscribe(crowd, audience)
                 for way, send in ways.items():
                     took = [_tell(send, crowd, audience) for _ in range(messages)]
                     handler[way, audience].append(statistics.median(handled for handled, _ in took))
@@ -105,13 +109,103 @@ def _last(audience: int, times: list[float]) -> Figure:
     )
 
 
+def measure_own(bench: Bench) -> list[Figure]:
+    """A config on its device's own topic (`DEVICE_TOPICS=only`), and on the topic of all (`off`), in turn.
+
+    Each side has a broker, a host and 5,000 devices, which subscribe to both topics. On own topics, the deliveries of a
+    config for each device are counted. On the topic of all, those of a few configs are, and the others are computed.
+    """
+    rounds, messages, everyone = bench.count(7, 3), bench.count(9, 5), AUDIENCES[-1]
+    took: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+    with ExitStack() as parts:
+        parts.enter_context(open_files(everyone + SPARE_FILES))
+        sides = {mode: parts.enter_context(_devices(bench, mode)) for mode in WHERE}
+        for number in range(rounds):
+            for audience in (AUDIENCES[0], everyone) if number % 2 else (everyone, AUDIENCES[0]):
+                bench.say(f"round {number + 1} of {rounds}: {audience:,} subscribed")
+                for mode, (send, crowd) in sides.items():
+                    _subscribe(crowd, audience)
+                    hearers = 1 if mode == OWN else audience
+                    told = [_tell(partial(send, one % audience), crowd, hearers) for one in range(messages)]
+                    took[mode, audience].append(statistics.median(handled for handled, _ in told))
+        bench.say(f"{everyone:,} configs, each on its device's own topic")
+        deliveries = _deliveries(*sides[OWN], everyone)
+    counted = rounds * messages
+    return [
+        Figure(
+            f"the broker's deliveries of {everyone:,} configs for {everyone:,} devices, each {WHERE[OWN]}",
+            deliveries,
+            "=",
+            everyone,
+            peer="one topic for all",
+            sides=(f"{deliveries:,}", f"{everyone * everyone:,}"),
+            detail=f"the latter cut short: {counted} configs brought {counted * everyone:,}, the others are computed",
+        ),
+        *(
+            compared(
+                f"webhook → PUBACK of a config {WHERE[mode]}, {everyone:,} subscribers",
+                "one subscriber",
+                took[mode, everyone],
+                took[mode, AUDIENCES[0]],
+                milliseconds,
+                sense="≤" if mode == OWN else None,
+                target=GROWTH_TARGET if mode == OWN else None,
+                detail="" if mode == OWN else BEHIND,
+            )
+            for mode in WHERE
+        ),
+    ]
+
+
+@contextmanager
+def _devices(bench: Bench, mode: str) -> Iterator[tuple[Callable[[int], None], Child]]:
+    """What posts the config of the device of that number to a host in this mode; and the devices."""
+    directory, port, numbers = bench.directory / mode, free_port(), count()
+    with ExitStack() as parts:
+        broker = parts.enter_context(Mosquitto(directory / "mosquitto", extra=BROKER_LOG))
+        variables = {"MQTT_URL": broker.url, "BUCKET": BUCKET, "WEBHOOK_TOKENS": TOKEN, "DEVICE_TOPICS": mode}
+        parts.enter_context(HostProcess(directory / "host", port, variables))
+        connection = parts.enter_context(socket.create_connection(("127.0.0.1", port), ANSWER_SECONDS))
+
+        def send(device: int) -> None:
+            event = config_event(BUCKET, mac_address(device), next(numbers))
+            _post(connection, port, "/events", event, DELIVERED)
+
+        yield send, parts.enter_context(_crowd(bench, broker, DEVICE_TOPICS))
+
+
+def _deliveries(send: Callable[[int], None], crowd: Child, devices: int) -> int:
+    """How often a device heard something, after a config for each."""
+    _subscribe(crowd, devices)
+    for device in range(devices):
+        send(device)
+    heard, _, _ = crowd.ask(["heard", HEAR_SECONDS, devices], 2 * HEAR_SECONDS)
+    too_many, _, _ = crowd.ask(["heard", SETTLE_SECONDS, devices], HEAR_SECONDS)
+    return int(heard) + int(too_many)
+
+
+@contextmanager
+def _crowd(bench: Bench, broker: Mosquitto, topics: str) -> Iterator[Child]:
+    """As many as there will ever be, connected and not subscribed."""
+    with Child("infra.bench.crowd", str(broker.port), topics) as crowd:
+        bench.say(f"{AUDIENCES[-1]:,} subscribers connect")
+        if (connected := crowd.ask(["connect", AUDIENCES[-1]], ORDER_SECONDS)) != AUDIENCES[-1]:
+            raise NotMeasuredError(f"only {connected:,} subscribers could connect")
+        yield crowd
+
+
+def _subscribe(crowd: Child, audience: int) -> None:
+    if (subscribed := crowd.ask(["subscribe", audience], ORDER_SECONDS)) != audience:
+        raise NotMeasuredError(f"{subscribed:,} were subscribed, not {audience:,}")
+
+
 def _tell(send: Callable[[], None], crowd: Child, audience: int) -> tuple[float, float]:
-    """Seconds until the handler was done, and until the last subscriber had the message."""
+    """Seconds until the handler was done, and until the last of so many subscribers had the message."""
     time.sleep(PAUSE_SECONDS)
     begun_at = time.monotonic()
     send()
     handled_seconds = time.monotonic() - begun_at
-    heard, _, last_at = crowd.ask(["heard", HEAR_SECONDS], 2 * HEAR_SECONDS)
+    heard, _, last_at = crowd.ask(["heard", HEAR_SECONDS, audience], 2 * HEAR_SECONDS)
     if heard != audience:
         raise NotMeasuredError(f"{heard:,} of {audience:,} subscribers heard the message")
     return handled_seconds, last_at - begun_at
@@ -134,15 +228,19 @@ def _ways(bench: Bench, broker: Mosquitto) -> Iterator[Ways]:
         )
         front = parts.enter_context(Mosquitto(bench.directory / "front", extra=(*BROKER_LOG, *bridge)))
         connection = parts.enter_context(socket.create_connection(("127.0.0.1", port), ANSWER_SECONDS))
+
+        def event() -> bytes:
+            return minio_event(BUCKET, "fan", next(numbers))
+
         yield {
-            PUBACK: _publishing(parts, broker, numbers),
-            SURE: lambda: _post(connection, port, "/events", next(numbers), b'["delivered"]}'),
-            FAST: lambda: _post(connection, port, "/events/fast", next(numbers), b"content-length: 0\r\n\r\n"),
-            BRIDGED: _publishing(parts, front, numbers),
+            PUBACK: _publishing(parts, broker, event),
+            SURE: lambda: _post(connection, port, "/events", event(), DELIVERED),
+            FAST: lambda: _post(connection, port, "/events/fast", event(), b"content-length: 0\r\n\r\n"),
+            BRIDGED: _publishing(parts, front, event),
         }
 
 
-def _publishing(parts: ExitStack, broker: Mosquitto, numbers: Iterator[int]) -> Callable[[], None]:
+def _publishing(parts: ExitStack, broker: Mosquitto, event: Callable[[], bytes]) -> Callable[[], None]:
     """What publishes as the Lambda handler does."""
     publisher = InlinePublisher(BrokerConfig(host=broker.host, port=broker.port), PrometheusTelemetry())
     publisher.warm_up()
@@ -150,7 +248,7 @@ def _publishing(parts: ExitStack, broker: Mosquitto, numbers: Iterator[int]) -> 
     routes = Routes(bucket=BUCKET)
 
     def publish() -> None:
-        notifications = to_publish(plan_body(minio_event(BUCKET, "fan", next(numbers)), routes))
+        notifications = to_publish(plan_body(event(), routes))
         for outcome in publisher.publish(notifications, time.monotonic() + ANSWER_SECONDS):
             if outcome.status is not Status.DELIVERED:
                 raise NotMeasuredError(f"a message was {outcome.status}: {outcome.reason}")
@@ -158,11 +256,12 @@ def _publishing(parts: ExitStack, broker: Mosquitto, numbers: Iterator[int]) -> 
     return publish
 
 
-def _post(connection: socket.socket, port: int, path: str, number: int, wanted: bytes) -> None:
-    connection.sendall(post(path, port, TOKEN, minio_event(BUCKET, "fan", number)))
+def _post(connection: socket.socket, port: int, path: str, event: bytes, wanted: bytes) -> None:
+    connection.sendall(post(path, port, TOKEN, event))
     answer = b""
-    while wanted not in answer and (more := connection.recv(1 << 16)):
-        answer += more
+    with suppress(TimeoutError):  # another answer than we want says more
+        while wanted not in answer and (more := connection.recv(1 << 16)):
+            answer += more
     if wanted not in answer:
         raise NotMeasuredError(f"{path} answered {answer!r}")
 

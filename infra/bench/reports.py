@@ -65,19 +65,27 @@ def measure(bench: Bench) -> list[Figure]:
 
 @contextmanager
 def _parts(directory: Path) -> Iterator[tuple[Rig, Child, Ear]]:
+    with ExitStack() as parts:
+        rig = parts.enter_context(fleet_rig(directory))
+        load = parts.enter_context(Child("infra.bench.reports"))
+        ear = parts.enter_context(Ear(rig.broker.url, (TOPIC,)))
+        yield rig, load, ear
+
+
+@contextmanager
+def fleet_rig(directory: Path, **variables: str) -> Iterator[Rig]:
+    """A started rig whose host hears reports, and to whom a report makes a device known; `variables` are the host's."""
     rig = Rig(directory)
     rig.broker.receive_maximum = 1_000
     rig.broker.extra = ("max_queued_messages 1000000", *BROKER_LOG)
-    rig.host.environment |= download_variables(rig.minio) | {
+    rig.host.environment |= download_variables(rig.minio) | variables
+    rig.host.environment |= {
         "DATABASE_URL": f"sqlite:///{directory / 'bucketbell.db'}",
         "FLEET_ACCEPT_UNKNOWN": "on",
     }
-    with ExitStack() as parts:
-        parts.enter_context(rig)
-        load = parts.enter_context(Child("infra.bench.reports"))
-        ear = parts.enter_context(Ear(rig.broker.url, (TOPIC,)))
+    with rig:
         until(lambda: "listening to devices' reports" in rig.host.log_text(), CONNECT_SECONDS)
-        yield rig, load, ear
+        yield rig
 
 
 def _stored(bench: Bench, rig: Rig, load: Child) -> list[Figure]:

@@ -48,10 +48,11 @@ class Examiner:
     def begin(self) -> ExaminationAnswer:
         """See `Examining.begin`."""
         with self._lock:
-            if not self._latest.running:
-                self._latest = _NONE.model_copy(update={"running": True, "began_at": datetime.now(UTC)})
-                threading.Thread(target=self._run, name="examiner", daemon=True).start()
-            return self._latest
+            if self._latest.running:
+                return self._latest
+            begun = self._latest = _NONE.model_copy(update={"running": True, "began_at": datetime.now(UTC)})
+        threading.Thread(target=self._run, args=(begun,), name="examiner", daemon=True).start()
+        return begun
 
     def latest(self) -> ExaminationAnswer:
         """See `Examining.latest`."""
@@ -63,16 +64,15 @@ class Examiner:
         if process is not None:
             process.kill()
 
-    def _run(self) -> None:
-        asked = self._latest
+    def _run(self, begun: ExaminationAnswer) -> None:
         try:
-            found = ExaminationAnswer.model_validate(dict(asked) | json.loads(self._said()))
+            found = ExaminationAnswer.model_validate(dict(begun) | json.loads(self._said()))
         except subprocess.TimeoutExpired:
-            found = asked.model_copy(update={"trouble": f"It did not end within {SECONDS:g} s."})
+            found = begun.model_copy(update={"trouble": f"It did not end within {SECONDS:g} s."})
         except (OSError, ValueError) as error:
             logger.warning("no examination", extra={"kind": type(error).__name__})
             trouble = "It could not be run. `bucketbell doctor`, where the host runs, says more."
-            found = asked.model_copy(update={"trouble": trouble})
+            found = begun.model_copy(update={"trouble": trouble})
         self._latest = found.model_copy(update={"running": False, "ended_at": datetime.now(UTC)})
 
     def _said(self) -> str:

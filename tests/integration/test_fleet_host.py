@@ -67,7 +67,7 @@ def test_without_an_etag_the_file_as_it_is_now_is_meant(rig: FleetRig) -> None:
 
 def test_metrics_tell_how_a_rollout_goes(rig: FleetRig) -> None:
     """Where devices stand, also those whose config is named in upper case; nothing while the database is away."""
-    counts_often = "from infra.host.fleet import census\ncensus.PAUSE_SECONDS = 0.1"
+    counts_often = "from infra.host.fleet import census\ncensus.PAUSE_SECONDS, census.MAX_SHARE = 0.1, 1.0"
     config, name = f"configs/{MAC.upper()}.json", f"{MAC}.json"
     with Host(rig.directory, rig.environment, patch=counts_often) as host:
         eventually(lambda: hears(host))
