@@ -176,15 +176,18 @@ class FleetStore(LedStore):
                 new = [_new_device(mac, source, since) for mac in order[index : index + AT_ONCE]]
                 bulk.insert(connection, DEVICES, new)
 
-    def note_presence(self, online: Mapping[str, bool], *, at: datetime) -> None:
-        """Note which devices the broker says are there; those that are not known are left out."""
+    def note_presence(self, online: Mapping[str, bool], *, at: datetime) -> set[str]:
+        """Note which devices the broker says are there; return those that are not known, of which nothing is kept."""
         order = sorted(online)
+        known: set[str] = set()
         for index in range(0, len(order), AT_ONCE):
             with self.database.transaction(writing=True) as connection:
                 devices = _devices(connection, order[index : index + AT_ONCE])
+                known.update(devices)
                 rows = [{**row, "is_online": online[mac], "online_at": at} for mac, row in devices.items()]
                 rows = [row for row in rows if row["is_online"] is not devices[row["mac"]]["is_online"]]
                 bulk.upsert(connection, DEVICES, rows, ("is_online", "online_at"))
+        return online.keys() - known
 
     def assign(self, macs: Iterable[str], filename: str, *, at: datetime) -> None:
         """Have these devices, known or not, follow this asset; "": what they follow by themselves."""

@@ -33,7 +33,12 @@ def doctor(
     host_url: Annotated[
         str | None,
         typer.Option(
-            callback=http_url, help="The running host, as this machine reaches it.", show_default=DEFAULT_HOST_URL
+            "--host-url",
+            "--server",
+            envvar="BUCKETBELL_SERVER",
+            callback=http_url,
+            help="The running host, as this machine reaches it.",
+            show_default=DEFAULT_HOST_URL,
         ),
     ] = None,
     ring: Annotated[

@@ -16,6 +16,7 @@ from infra.commands.uploads import BASE, AdminToken, token_or_first
 
 MAX_SHOWN = 1000
 WATCH_SECONDS = 2.0
+WIDEST = 10_000
 COLOURS = {"has_it": "green", "on_the_way": "cyan", "failed": "red", "waiting": "yellow", "offline": "bright_black"}
 STANDINGS = tuple(COLOURS)
 
@@ -50,7 +51,8 @@ def files(
 
     def rows(found: list[dict[str, Any]]) -> Iterator[Row]:
         for one in found:
-            yield one["key"], _moment(one["last_modified"]), *(str(one[name]) for name in ("should", *STANDINGS))
+            counts = (str(one[name]) if one["should"] else "" for name in STANDINGS)
+            yield one["key"], _moment(one["last_modified"]), str(one["should"] or "nobody"), *counts
 
     with open_api(server, token_or_first(token), ca_file, BASE) as api:
         columns = ("file", "modified", "should", *STANDINGS)
@@ -173,15 +175,19 @@ def _show(
 
     def table() -> Table:
         found = ask()
-        shown = Table(*(column.replace("_", " ") for column in columns), box=None, pad_edge=False)
+        shown = Table(box=None, pad_edge=False)
+        for column in columns:
+            shown.add_column(_words(column), overflow="fold")  # a name that is cut off is of no use
         for row in rows(found):
             # Names come from the bucket and from devices: no control character reaches the terminal, and no markup.
-            shown.add_row(*(Text(plain(cell), COLOURS.get(cell, "default")) for cell in row))
+            shown.add_row(*(Text(plain(_words(cell)), COLOURS.get(cell, "default")) for cell in row))
         if len(found) >= MAX_SHOWN:
             shown.caption = f"the first {MAX_SHOWN:,}; narrow it down with --search or --state"
         return shown
 
     console = Console()
+    if not console.is_terminal:
+        console.width = WIDEST  # for `grep` and the like: a line for each
     if not watch:
         console.print(table())
         return
@@ -214,7 +220,7 @@ def _show_device(found: dict[str, Any], *, as_json: bool) -> None:
         "version": found["version"],
         "agent": found["agent"],
         "should have": target and f"{target['filename']} ({target['rule']})",
-        "standing": found["standing"],
+        "standing": _words(found["standing"] or ""),
         "known": f"by its {found['source']}, since {_moment(found['known_since'])}",
     }
     for name, text in lines.items():
@@ -223,6 +229,10 @@ def _show_device(found: dict[str, Any], *, as_json: bool) -> None:
     for one in found["history"]:
         reason = f": {one['reason']}" if one["reason"] else ""
         typer.echo(f"  {_moment(one['at']):<12} {plain(one['filename'])}  {one['state']}{plain(reason)}")
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ") if name in COLOURS else name
 
 
 def _online(online: bool | None) -> str:  # noqa: FBT001 - of a document

@@ -113,6 +113,12 @@ class DownloadsLeg:
             with self._web.get(url, {"Range": "bytes=0-0"}) as answer:
                 return answer.status, answer.beginning(ANSWER_BYTES).decode(errors="replace")
         except FetchError as error:
+            own = configured_endpoint("s3", self._settings)
+            if is_loopback(place) and own is not None and not is_loopback(own):  # in a container that is itself
+                raise NotCheckedError(
+                    f"{place} is not the store from here, which is {own}; on a machine whose port leads there devices "
+                    "can use it. For others set S3_PUBLIC_ENDPOINT_URL"
+                ) from None
             raise WrongError(
                 f"Nobody gives the file at {place}: {error}",
                 f"Correct {variable}, or open that address: devices fetch from there.",

@@ -104,7 +104,8 @@ class HostLeg:
             certificate = "certificate" in str(error).lower()
             raise WrongError(
                 f"The host does not answer at {self.url}: {error}",
-                "Name the authority of its certificate with `--ca-file`."
+                "Name the authority of its certificate with `--ca-file`, or in BUCKETBELL_CA_FILE: for the host's page "
+                "in the host's environment."
                 if certificate
                 else f"Start it with `bucketbell host`, or {named}.",
             ) from None

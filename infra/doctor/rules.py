@@ -153,7 +153,10 @@ class RulesLeg:
                 f"Wanted: {'; '.join(change.added)}.",
                 _CONNECT,
             )
-        raise WrongError(f"A rule is missing: {'; '.join(change.added)}.", _CONNECT)
+        if len(change.added) == 1:
+            raise WrongError(f"A rule is missing: {change.added[0]}.", _CONNECT)
+        names = "; ".join(rule.partition(" \N{RIGHTWARDS ARROW} ")[0] for rule in change.added)
+        raise WrongError(f"{len(change.added)} rules are missing: {names}.", _CONNECT)
 
     def _without_rules(self, error: ConnectError, before: dict[str, Any], queues: tuple[str, ...]) -> str:
         sweeps = self._store.settings.sweep_seconds

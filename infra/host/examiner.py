@@ -77,8 +77,8 @@ class Examiner:
 
     def _said(self) -> str:
         """The doctor's document."""
-        program = "from infra.cli import app; app()"
-        command = [sys.executable, "-c", program, "doctor", "--json", "--host-url", self.url]
+        program = "from infra.cli import app; app()"  # -P: ours, whatever else is called so where it was started
+        command = [sys.executable, "-P", "-c", program, "doctor", "--json", "--host-url", self.url]
         with subprocess.Popen(  # noqa: S603 - our own program, without a shell
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as process:

@@ -25,8 +25,8 @@ from infra.subscriber import SubscriberError
 
 OTHER_MAC = "b1-b2-c3-d4-e5-f6"
 CONFIG_KEY = f"configs/{MAC}.json"
-ASSET_KEY = "assets/firmware-1.0.bin"
-MISSED_KEY = "assets/firmware-1.1.bin"
+ASSET_KEY = "assets/esp32/firmware-1.0.bin"
+MISSED_KEY = "assets/esp32/firmware-1.1.bin"
 ASSET_BYTES = 256 * 1024
 PULL_SECONDS = 10.0
 REPORTED_POLL_SECONDS = 0.1
@@ -167,6 +167,8 @@ def invite(stack: Stack) -> None:
         ("  … in a browser", f"{host.url}/docs (Authorize: {stack.admin_token})"),
         ("  who has what, in a browser", f"{host.url}/ (log in with {stack.admin_token})"),
         ("  … in the terminal", f"{api} {BUCKETBELL} fleet files"),
+        ("  what became of an upload", f"{api} {BUCKETBELL} why {ASSET_KEY}"),
+        ("  is anything wrong?", f"cd {host.directory} && {BUCKETBELL} doctor --host-url {host.url}"),
         ("  announce to one device", f"{api} {BUCKETBELL} ring {ASSET_KEY} --device {MAC}"),
         ("  is it ready?", f"curl {host.url}/readyz"),
         ("  metrics", f"curl {host.url}/metrics"),

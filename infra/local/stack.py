@@ -77,6 +77,12 @@ class HostProcess(Process):
         )
         self.url = f"http://127.0.0.1:{port}"
 
+    def prepare(self) -> None:
+        """Write its settings down, for other commands of a person who is in its folder."""
+        file = self.directory / ".env"
+        file.touch(mode=0o600)
+        file.write_text("".join(f"{name}={value}\n" for name, value in self.environment.items()))
+
     def _is_ready(self) -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/readyz", timeout=1) as answer:  # noqa: S310 - our own http URL
             return bool(answer.status == HTTPStatus.OK)

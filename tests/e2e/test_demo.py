@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 DEMO_SECONDS = 100.0
 SOON_SECONDS = 1.5
 PASTE_SECONDS = 30.0
-TO_PASTE = ("mqtt status", "fleet files", f"--device {MAC}")
+TO_PASTE = ("mqtt status", "fleet files", "why assets/esp32/firmware-1.0.bin", f"--device {MAC}")
+DOCTOR = " doctor --host-url "
 
 
 pytestmark = pytest.mark.usefixtures("mosquitto_binary")
@@ -63,8 +64,8 @@ def test_what_there_is_to_paste_works(tmp_path: Path) -> None:
     try:
         run.start()
         lines = [line.strip() for line in run.new_log_text().splitlines()]
-        pasted = [line for line in lines if line.startswith("curl ") or line.endswith(TO_PASTE)]
-        assert len(pasted) == 6
+        pasted = [line for line in lines if line.startswith("curl ") or line.endswith(TO_PASTE) or DOCTOR in line]
+        assert len(pasted) == 8
         assert "3 devices have it" in run.new_log_text()
         for command in pasted:
             done = subprocess.run(

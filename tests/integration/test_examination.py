@@ -14,7 +14,9 @@ from functions.admin.openapi import DOCTOR
 from functions.settings import load
 from infra.host import examiner
 from infra.host.examiner import Examiner
+from infra.local.certificates import make_certificates
 from infra.local.mosquitto import Mosquitto
+from infra.local.process import free_port
 from infra.local.stores import MotoServer
 from tests.fleet import FleetRig, ask
 from tests.hosts import Host, eventually
@@ -80,6 +82,31 @@ def test_the_next_one_sees_what_was_mended(rig: FleetRig) -> None:
         eventually(lambda: host.http.get("/readyz").status_code == 200)
         ask(host, PATH, "POST")
         assert healths(ended(host))["broker's port"] == "ok"
+
+
+def test_a_host_whose_certificate_is_of_a_private_authority_is_reached(rig: FleetRig, tmp_path: Path) -> None:
+    """With `BUCKETBELL_CA_FILE` in its environment; what is found without says so."""
+    files = make_certificates(tmp_path / "tls")
+    pair = {"HOST_CERT_FILE": str(files.server_cert), "HOST_KEY_FILE": str(files.server_key)}
+    for more, health in (({}, "wrong"), ({"BUCKETBELL_CA_FILE": str(files.ca_file)}, "ok")):
+        port = free_port()
+        variables = rig.environment | pair | more | {"PUBLIC_BASE_URL": f"https://localhost:{port}"}
+        with Host(tmp_path, variables, port=port, ca_file=files.ca_file) as host:
+            ask(host, PATH, "POST")
+            (found,) = [one for one in ended(host)["checks"] if one["name"] == "host"]
+            assert found["health"] == health, found
+            assert ("BUCKETBELL_CA_FILE" in found["remedy"]) == (health == "wrong")
+
+
+def test_what_else_is_called_like_our_packages_is_not_run(rig: FleetRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder where somebody has started the host: another program's, or nobody's good will."""
+    for name in ("functions", "infra"):
+        (rig.directory / name).mkdir()
+        (rig.directory / name / "__init__.py").write_text("raise RuntimeError('somebody else')\n")
+    monkeypatch.chdir(rig.directory)
+    one = Examiner(load({}).settings)
+    one.listen("127.0.0.1", 1, tls=False)
+    assert outcome(one).trouble == ""
 
 
 def test_a_host_that_ends_leaves_no_doctor_behind(rig: FleetRig) -> None:

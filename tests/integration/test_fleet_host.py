@@ -114,6 +114,37 @@ def test_who_asks_for_a_file_is_known(rig: FleetRig) -> None:
         eventually(lambda: ask(host, f"/devices/{OTHER}") != 404)
 
 
+def test_who_asks_for_a_file_and_reports_at_once_is_heard(rig: FleetRig) -> None:
+    """Before it was noted that it is known: a device may be that quick."""
+    headers = {"Authorization": f"Bearer {Keyring.parse([KEY]).mint(OTHER)}"}
+    notes_late = "from infra.host.fleet import keeper\nkeeper.FLUSH_SECONDS = 3600.0"
+    with Host(rig.directory, rig.environment, patch=notes_late) as host:
+        eventually(lambda: hears(host))
+        assert host.http.get(f"/assets/{FILE}", headers=headers).status_code == 307
+        rig.report("installed", OTHER)
+        eventually(lambda: states(host, OTHER) == [(FILE, "installed")])
+
+
+def test_what_is_online_before_it_is_known_is_online(rig: FleetRig) -> None:
+    """It connects first, and asks for its files then; or is assigned one later, or gets a config."""
+    headers = {"Authorization": f"Bearer {Keyring.parse([KEY]).mint(OTHER)}"}
+    assigned, configured = "a1-b2-c3-d4-e5-f8", "a1-b2-c3-d4-e5-f9"
+    looks_often = "from infra.host.fleet import keeper\nkeeper.LOOK_AGAIN_SECONDS = 0.1"
+    with Host(rig.directory, rig.environment, patch=looks_often) as host:
+        eventually(lambda: hears(host))
+        for mac in (OTHER, assigned, configured):
+            rig.say(mac, "status", b"offline", b"online", retain=True)
+        rig.report("installed", OTHER)  # behind those, and of a device that is not known
+        eventually(lambda: host.metric("device_reports_refused_total", reason="unknown_device") == 1)
+        assert ask(host, "/devices")["devices"] == []
+        assert host.http.get(f"/assets/{FILE}", headers=headers).status_code == 307
+        assert ask(host, f"/devices/{assigned}/assignment", "PUT", json={"filename": FILE})["source"] == "assignment"
+        etag = rig.put(f"configs/{configured}.json")
+        host.post(event(record(f"configs/{configured}.json", eTag=etag)))
+        for mac in (OTHER, assigned, configured):
+            eventually(lambda: ask(host, f"/devices/{mac}") != 404 and ask(host, f"/devices/{mac}")["online"])  # noqa: B023 - it is over before the next
+
+
 def test_what_is_no_report_is_counted_and_disturbs_nothing(rig: FleetRig) -> None:
     """Each kind by its name; the good one behind them is kept."""
     kinds = {
@@ -232,13 +263,16 @@ def test_the_command_shows_who_has_what(rig: FleetRig) -> None:
         eventually(lambda: states(host))
 
         def run(*words: str, status: int = 0) -> str:
-            environment = os.environ | {"BUCKETBELL_TOKEN": ADMIN, "BUCKETBELL_SERVER": host.url, "COLUMNS": "200"}
+            environment = os.environ | {"BUCKETBELL_TOKEN": ADMIN, "BUCKETBELL_SERVER": host.url, "COLUMNS": "20"}
             command = [str(Path(sys.executable).with_name("bucketbell")), "fleet", *words]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
             assert done.returncode == status, done.stderr
             return done.stdout
 
+        rig.put("assets/of-nobody.bin")
+        eventually(lambda: "of-nobody.bin  " in run("files"))
         assert FILE in run("files")
+        assert "nobody" in run("files", "--search", "of-nobody").splitlines()[1].split()
         assert json.loads(run("files", "--search", "esp32", "--json"))["failed"] == 1
         assert MAC in run("devices", FILE, "--state", "failed")
         assert MAC not in run("devices", FILE, "--state", "has_it")

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import urllib.request
 import zipfile
@@ -15,13 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from infra.deploy.release import ROOT, Source, bill_of_materials, checksums, install, packages
+from infra.deploy.release import IMAGE_FILE, LOCK, ROOT, Source, bill_of_materials, checksums, install, packages
 from infra.local.process import Process, free_port
 from tests.hosts import eventually
 
 EPOCH = 1_700_000_001
 RUN_SECONDS = 100.0
 LISTS = ("functions/requirements.in", "infra/layer/requirements.in", "infra/requirements.in")
+IMAGE_PYTHON = "3.13"
+IMAGE_WHEELS = ("manylinux2014", *(f"manylinux_2_{minor}" for minor in (17, 24, 26, 28, 34)))
 IMPORT_ALL = """
 import importlib, sys
 for name in sys.argv[1:]:
@@ -54,6 +57,11 @@ def wheel(built: Path) -> Path:
     return found
 
 
+def pinned(lock: Path) -> list[str]:
+    """Each package of a lock with its version, without hashes: with any, pip wants one for our wheel as well."""
+    return re.findall(r"^[\w.\[\]-]+==[^\\\n]+", (ROOT / lock).read_text(), re.MULTILINE)
+
+
 @dataclass(frozen=True, slots=True)
 class Installed:
     """An environment that had nothing before the wheel was installed."""
@@ -63,10 +71,8 @@ class Installed:
 
     def install(self, extra: str = "") -> Path:
         """Install it, in the versions that all tests have; where its programs are."""
-        # Without hashes: with any, pip wants one for the wheel as well.
-        versions = re.findall(r"^[\w.\[\]-]+==\S+", (ROOT / "tests/requirements.txt").read_text(), re.MULTILINE)
         constraints = self.directory / "constraints.txt"
-        constraints.write_text("\n".join(versions))
+        constraints.write_text("\n".join(pinned(Path("tests/requirements.txt"))))
         return install(self.wheel, self.directory, extra=extra, constraints=constraints)
 
 
@@ -187,6 +193,18 @@ def test_the_demonstration_needs_one_extra(
         assert not without.stdout
     installed.install("[demo]")
     assert "every step was seen" in said(command, tmp_path, environment)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_image_needs_no_compiler(machine: str, tmp_path: Path) -> None:
+    """Each package has a wheel for the image's Python, except those that its file builds, which are Python alone."""
+    built = re.findall(r"--no-binary (\S+)", (ROOT / IMAGE_FILE).read_text())
+    wanted = tmp_path / "wanted.txt"
+    wanted.write_text("\n".join(line for line in pinned(LOCK) if re.split(r"[\[=]", line)[0] not in built))
+    platforms = [word for tag in IMAGE_WHEELS for word in ("--platform", f"{tag}_{machine}")]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--only-binary", ":all:"]
+    for_image = ["--python-version", IMAGE_PYTHON, "--target", str(tmp_path / "none"), *platforms]
+    said([*pip, *for_image, "--requirement", str(wanted)], tmp_path, dict(os.environ))
 
 
 def test_it_is_listed_what_an_installation_consists_of(built: Path, tmp_path: Path) -> None:

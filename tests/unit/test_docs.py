@@ -173,3 +173,9 @@ def test_a_decision_bears_its_number() -> None:
         (int(heading[1]), int(file.name[:4])) for file, heading in zip(files, headings, strict=True) if heading
     ]
     assert all(int(one) == int(other) for one, other in rows)
+
+
+def test_each_step_of_the_tables_is_on_the_page_about_upkeep() -> None:
+    """Who takes one back reads what that loses."""
+    steps = sorted(file.name[:4] for file in (ROOT / "infra/migrations/versions").glob("0*.py"))
+    assert re.findall(r"^\| (\d{4}) \|", (ROOT / "docs/upkeep.md").read_text(encoding="utf-8"), re.MULTILINE) == steps

@@ -31,6 +31,7 @@ def make_secrets(directory: Path) -> None:
     password = kept("AWS_SECRET_ACCESS_KEY", secrets.token_hex(24))
     kept("ADMIN_TOKENS", secrets.token_hex(24))
     kept("DEVICE_TOKEN_KEYS", f"first:{base64.b64encode(secrets.token_bytes(32)).decode()}")
+    kept("ENCRYPTION_KEYS", base64.urlsafe_b64encode(secrets.token_bytes(32)).decode())
     name = kept("MQTT_USERNAME", "bucketbell").strip()
     of_broker = kept("MQTT_PASSWORD", secrets.token_hex(24))
 

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 0.5
 SAID_AGAIN_SECONDS = 60.0
 FORGET_SECONDS = 3600.0
-MAX_WAITING = 10_000  # uploads, and devices that asked for something; beyond it the oldest are not noted
+LOOK_AGAIN_SECONDS = 60.0
+"""Whether those that are online have become known by a config, an assignment, or another host."""
+MAX_WAITING = 10_000  # uploads, devices that asked for something, and those that are not known; more are not noted
 MAX_KNOWN = 200_000
 LAST_FLUSH_SECONDS = 2.0
 ONLINE = b"online"
@@ -65,6 +67,9 @@ class Keeper:
         self._known: set[str] = set()  # of which the database has a row
         self._uploads: deque[dict[str, Any]] = deque(maxlen=MAX_WAITING)
         self._askers: dict[str, None] = {}
+        self._early: dict[str, bool] = {}  # whether devices that are not known are there: the broker says it once
+        self._presence = threading.Lock()  # what is noted last was heard last
+        self._looked_at = time.monotonic()
         self._said_at: dict[str, float] = {}
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -101,11 +106,7 @@ class Keeper:
                     self._refuse(error.refusal)
         try:
             self.record(reports)
-            if online:
-                self._meet(online)
-                self._store.note_presence(online, at=datetime.now(UTC))
-                for mac, is_online in online.items():
-                    self._tell("presence", {"mac": mac, "online": is_online})
+            self._note_presence(online)
         except StoreUnavailableError as error:
             self._say("reports wait", str(error))
             return False
@@ -115,6 +116,8 @@ class Keeper:
         """Keep these. Raises `StoreUnavailableError`."""
         if not reports:
             return
+        if any(one.mac in self._askers for one in reports):
+            self._write_askers()
         self._meet(one.mac for one in reports)
         reports = [one if one.etag else one._replace(etag=self._etag(one.filename)) for one in reports]
         self._write_uploads()  # of which these may tell
@@ -129,7 +132,6 @@ class Keeper:
 
     def record_one(self, report: DeviceReport) -> None:
         """Keep what a device reports with its token. Raises `StoreUnavailableError`."""
-        self._write_askers()
         self.record([report])
 
     def asked(self, mac: str) -> None:
@@ -172,6 +174,9 @@ class Keeper:
         try:
             self._write_uploads()
             self._write_askers()
+            if time.monotonic() - self._looked_at > LOOK_AGAIN_SECONDS:
+                self._looked_at = time.monotonic()
+                self._note_presence({}, list(self._early))
         except StoreUnavailableError as error:
             self._say("devices that ask are not noted for the fleet", str(error))
         except Exception:  # noqa: BLE001 - without this thread nothing would be noted ever again
@@ -202,6 +207,22 @@ class Keeper:
             self._remember(askers)
             for mac in askers:
                 self._askers.pop(mac, None)
+            self._note_presence({}, askers)
+
+    def _note_presence(self, online: Mapping[str, bool], again: Iterable[str] = ()) -> None:
+        """Note who is there, and of `again` those that were not known when it was heard. Raises as `_meet`."""
+        with self._presence:
+            online = {mac: self._early[mac] for mac in again if mac in self._early} | dict(online)
+            if not online:
+                return
+            self._meet(online)
+            unknown = self._store.note_presence(online, at=datetime.now(UTC))
+            for mac, is_online in online.items():
+                self._early.pop(mac, None)
+                if mac not in unknown:
+                    self._tell("presence", {"mac": mac, "online": is_online})
+                elif len(self._early) < MAX_WAITING:
+                    self._early[mac] = is_online
 
     def _forget(self) -> None:
         try:

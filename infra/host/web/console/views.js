@@ -28,7 +28,7 @@ export async function uploads() {
   const rows = document.uploads.map((one) => [
     fileLink(one.filename),
     ago(one.rang_at),
-    one.confirmed_at ? h("span", { class: "yes" }, between(one.rang_at, one.confirmed_at) || "yes") : h("span", { class: "waiting" }, "waiting"),
+    one.confirmed_at ? h("span", { class: "yes" }, one.confirmed_at === one.rang_at ? "yes" : between(one.rang_at, one.confirmed_at)) : h("span", { class: "waiting" }, "waiting"),
     between(one.rang_at, one.first_at),
     between(one.rang_at, one.last_at),
     String(one.has_it),
@@ -85,7 +85,7 @@ export async function files(rest, query) {
   if (rest) return file(rest, query);
   const columns = [["file", ""], ["modified", ""], ["adoption", ""], ["have it", "number"], ["should", "number"], ["failed", "number"]];
   const row = (one) => [
-    fileLink(one.filename), ago(one.last_modified), adoption(one), String(one.has_it), String(one.should),
+    fileLink(one.filename), ago(one.last_modified), adoption(one), one.should ? String(one.has_it) : "", one.should ? String(one.should) : "nobody",
     one.failed ? h("span", { class: "failed" }, String(one.failed)) : "",
   ];
   return [h("h2", {}, "Files"), searching(query, false), ...(await paged("files", "files", query, columns, row, "No file is called like that."))];
@@ -98,7 +98,7 @@ async function file(name, query) {
     one.progress === null ? one.state ?? "" : h("progress", { max: 100, value: one.progress, "aria-label": `${one.state}, ${one.progress} %` }),
     one.reason, ago(one.at),
   ];
-  const shown = await paged(`files/${path(name)}/devices`, "devices", query, columns, row, "No device should have this file.");
+  const shown = await paged(`files/${path(name)}/devices`, "devices", query, columns, row, query.size ? "No device is like that." : "No device should have this file: each should have the newest of what it installed last.");
   return [h("h2", {}, name), searching(query, true), ...shown];
 }
 
@@ -207,15 +207,21 @@ export async function doctor() {
     h("span", { class: words[one.health][0] }, words[one.health][1]), one.name,
     h("span", {}, one.detail, one.milliseconds === null ? "" : ` (${one.milliseconds} ms)`, one.remedy ? h("p", { class: "no" }, one.remedy) : ""),
   ];
+  const columns = [["found", "word"], ["what", "word"], ["detail", "text"]];
+  let timer;
   const show = (found) => {
+    const of = (health) => found.checks.filter((one) => one.health === health);
+    const unknown = of("not checked").length;
     said.className = found.trouble || found.ok === false ? "no" : "";
     if (found.running) said.textContent = "Looking at everything: half a minute at most …";
     else if (found.trouble) said.textContent = found.trouble;
     else if (found.ok === null) said.textContent = "Nobody has asked since the host was started.";
-    else said.textContent = found.ok ? "Nothing is wrong." : `First mend: ${found.first}. Then look again.`;
-    const columns = [["found", ""], ["what", ""], ["detail", ""]];
-    place.replaceChildren(...(found.checks.length ? [ago(found.ended_at), table(columns, found.checks.map(row), "")] : []));
-    if (found.running) setTimeout(() => place.isConnected && look(), EXAMINED_EVERY_MILLISECONDS);
+    else if (found.ok) said.textContent = unknown ? `Nothing is wrong; ${unknown} could not be checked.` : "Nothing is wrong.";
+    else said.textContent = `First mend: ${found.first}. Then look again.`;
+    const rows = [...of("wrong"), ...of("not checked"), ...of("ok")].map(row);
+    place.replaceChildren(...(rows.length ? [h("p", { class: "soft" }, "Found ", ago(found.ended_at)), table(columns, rows, "")] : []));
+    clearTimeout(timer);
+    if (found.running) timer = setTimeout(() => place.isConnected && look(), EXAMINED_EVERY_MILLISECONDS);
   };
   const look = async (how) => {
     try {
@@ -228,7 +234,7 @@ export async function doctor() {
   show((await ask("doctor")).document);
   return [
     h("h2", {}, "Doctor"),
-    h("p", { class: "soft" }, "What the command bucketbell doctor finds: each part by itself, in the order in which things have to be well."),
+    h("p", { class: "soft" }, "What the command bucketbell doctor finds: what is wrong first, then what could not be checked, then what is well."),
     h("button", { type: "button", class: "main", onclick: () => look({ method: "POST" }) }, "Look at everything"), said, place,
   ];
 }
