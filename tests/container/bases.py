@@ -32,6 +32,7 @@ _ESSENTIAL = (
     *("grep", "gzip", "libc-bin", "libc6", "sed", "tar"),
 )
 _PYTHON_NEEDS = ("ca-certificates", "netbase", "tzdata")
+_BUILD_NEEDS = ("binutils", "binutils-common", "binutils-x86-64-linux-gnu")
 _BROKER_NEEDS = ("mosquitto", "mosquitto-clients")
 _FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nmosquitto:x:1883:1883::/mosquitto:/bin/false\n",
@@ -43,6 +44,8 @@ _LEFT_OUT = re.compile(r"/usr/share/(doc|man|locale|info|lintian|bug)/|/gconv/|/
 _OF_PYTHON_LEFT_OUT = re.compile(
     r"lib/(python3\.13/(test|idlelib|tkinter|turtledemo|config-)|pkgconfig|.*\.a$)|/_tkinter"
 )
+# What the build asks for is there.
+_APT = "#!/bin/sh\n"
 # Not the program that builds MinIO: it hands out what this machine's Go has built of the same module, and nothing else.
 _GO = f"""#!/bin/sh
 case "$*" in
@@ -70,7 +73,8 @@ def python_base() -> Base:
     environment = ("ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "ENV LANG=C.UTF-8")
     return Base(
         PYTHON,
-        (*_ESSENTIAL, *_PYTHON_NEEDS),
+        (*_ESSENTIAL, *_PYTHON_NEEDS, *_BUILD_NEEDS),
+        files=(("usr/local/bin/apt-get", _APT),),
         trees=((tree / "bin", "usr/local/bin"), (tree / "lib", "usr/local/lib")),
         # Where an image's Python finds the library beside it, as ldconfig would have noted.
         changes=(*environment, "ENV LD_LIBRARY_PATH=/usr/local/lib", 'CMD ["python3"]'),

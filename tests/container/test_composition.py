@@ -27,7 +27,7 @@ from tests.timing import PATIENCE_SECONDS
 
 MAC, OTHER = "a1-b2-c3-d4-e5-f6", "aa-bb-cc-dd-ee-ff"
 PASSWORD = "of-this-device-alone"
-MAX_BYTES_ABOVE_BASE = 140_000_000
+MAX_BYTES_ABOVE_BASE = 120_000_000
 EXAMINED_SECONDS = 60.0
 SERVICES = ("broker", "store", "host")
 
@@ -218,7 +218,7 @@ def test_sigterm_ends_the_host(composition: Composition) -> None:
 
 
 def test_the_image_is_small(images: Composition) -> None:
-    """At most 140 MB above its base, of which NATS's and MinIO's clients are 20; and nobody's but a number's."""
+    """At most 120 MB above its base, and nobody's but a number's."""
     del images
     image = inspected(HOST_IMAGE)
     assert image["Size"] - inspected(PYTHON)["Size"] <= MAX_BYTES_ABOVE_BASE
