@@ -133,10 +133,13 @@ clean: ## remove .venv, caches and build leftovers (binaries built by make minio
 	@find functions infra tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # tests/requirements.txt is the whole closure, so pip has nothing to resolve.
+# The build backend first, pinned as all: what is published as source alone (nkeys) is built with it.
 $(STAMP): tests/requirements.txt $(LISTS) pyproject.toml | $(BIN)/python
 	@start=$$(date +%s); \
 	echo "Installing $$(grep -c == tests/requirements.txt) pinned packages into $(VENV) (the first time: half a minute or so) …"; \
-	$(BIN)/python -m pip install --quiet --no-input --no-deps --require-hashes -r tests/requirements.txt && \
+	sed -n '/^setuptools==/,/[^\\]$$/p' tests/requirements.txt > $(VENV)/backend.txt && \
+	$(BIN)/python -m pip install --quiet --no-input --no-deps --require-hashes -r $(VENV)/backend.txt && \
+	$(BIN)/python -m pip install --quiet --no-input --no-deps --no-build-isolation --require-hashes -r tests/requirements.txt && \
 	$(BIN)/python -m pip install --quiet --no-input --no-deps --no-build-isolation --editable . && \
 	touch $@ && \
 	echo "Ready after $$(($$(date +%s) - start)) s."
