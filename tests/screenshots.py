@@ -5,18 +5,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from playwright.sync_api import ViewportSize, sync_playwright
+from playwright.sync_api import ViewportSize
 
 from functions.fleet.reports import DeviceReport, FileState
 from functions.stored.database import Database
 from functions.stored.fleet import FleetStore
+from infra.local.chromium import chromium
 from infra.local.mosquitto import Mosquitto
 from infra.local.stores import MotoServer
 from infra.migrations.runner import upgrade
@@ -32,10 +30,8 @@ SIZE = ViewportSize(width=860, height=480)
 
 def main() -> None:
     """See the module's docstring."""
-    program = shutil.which("chromium")
-    if program is None:
-        sys.exit("Chromium is not here: apt-get install chromium")
     with (
+        chromium() as browser,
         tempfile.TemporaryDirectory() as name,
         MotoServer(Path(name) / "moto") as moto,
         Mosquitto(Path(name) / "mosquitto") as broker,
@@ -57,17 +53,13 @@ def main() -> None:
             said += [DeviceReport(mac, f"{mac}.json", "installed", rig.etag(f"configs/{mac}.json")) for mac in MACS[:2]]
             store.record(said, arrived_at=datetime.now(UTC))
             store.note_presence({mac: mac != MACS[-1] for mac in MACS}, at=now)
-            with sync_playwright() as playwright:
-                options = ["--no-sandbox"] if os.geteuid() == 0 else []
-                browser = playwright.chromium.launch(executable_path=program, args=options)
-                page = browser.new_page(viewport=SIZE, color_scheme="light")
-                page.goto(host.url)
-                page.get_by_label("ADMIN_TOKENS").fill(ADMIN)
-                page.get_by_role("button", name="Log in").click()
-                page.get_by_role("link", name="Files").click()
-                page.locator("tbody tr", has_text=NEW).wait_for()
-                page.screenshot(path=PICTURE)
-                browser.close()
+            page = browser.new_page(viewport=SIZE, color_scheme="light")
+            page.goto(host.url)
+            page.get_by_label("ADMIN_TOKENS").fill(ADMIN)
+            page.get_by_role("button", name="Log in").click()
+            page.get_by_role("link", name="Files").click()
+            page.locator("tbody tr", has_text=NEW).wait_for()
+            page.screenshot(path=PICTURE)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ SQLite, one host, MinIO, and Mosquitto with the limits of our container composit
 from __future__ import annotations
 
 import json
-import os
 import random
 import secrets
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +23,7 @@ from infra.bench.reports import HEARD, STORED, fleet_rig
 from infra.bench.rig import BUCKET, Rig, asset_keys, mac_address
 from infra.bench.sweep import metric, until
 from infra.host.metrics import PrometheusTelemetry
+from infra.local.chromium import chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -51,7 +50,9 @@ def measure(bench: Bench) -> list[Figure]:
     Warm: this Chromium has opened the page before. It is looked at with each frame.
     """
     rounds, token = bench.count(ROUNDS, QUICK_ROUNDS), secrets.token_hex(24)
-    with _chromium() as page, fleet_rig(bench.directory, ADMIN_TOKENS=token) as rig, _devices(rig) as report:
+    with chromium() as browser, fleet_rig(bench.directory, ADMIN_TOKENS=token) as rig, _devices(rig) as report:
+        page = browser.new_context(bypass_csp=True).new_page()  # the policy forbids what `wait_for_function` does
+        page.set_default_timeout(LOOK_MILLISECONDS)
         bench.say(f"{DEVICES:,} devices report")
         report(range(DEVICES), "esp32/fw.bin", "")
         until(lambda: metric(rig.host, STORED) >= DEVICES, REPORT_SECONDS)
@@ -114,20 +115,3 @@ def _devices(rig: Rig) -> Iterator[_Report]:
 
     with closing(publisher):
         yield report
-
-
-@contextmanager
-def _chromium() -> Iterator[Page]:
-    program = shutil.which("chromium")
-    if program is None:
-        raise NotMeasuredError("Chromium is not here: apt-get install chromium")
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - for this measurement only
-
-    options = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses root its sandbox
-    with (
-        sync_playwright() as playwright,
-        closing(playwright.chromium.launch(executable_path=program, args=options)) as browser,
-    ):
-        page = browser.new_context(bypass_csp=True).new_page()  # the policy forbids what `wait_for_function` does
-        page.set_default_timeout(LOOK_MILLISECONDS)
-        yield page

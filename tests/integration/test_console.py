@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from functions.fleet.reports import DeviceReport
 from functions.stored.database import Database
 from functions.stored.fleet import AT_ONCE, FleetStore
+from infra.local.chromium import REMEDY, chromium
 from infra.local.mosquitto import Mosquitto
-from infra.local.process import free_port
+from infra.local.process import PartError, free_port
 from infra.local.stores import MotoServer
 from infra.migrations.runner import upgrade
 from tests.conftest import missing
@@ -43,15 +42,12 @@ pytestmark = pytest.mark.usefixtures("mosquitto_binary")
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium."""
-    program = shutil.which("chromium")
-    if program is None:
-        missing("Chromium", "apt-get install chromium")
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium refuses root its sandbox
-        browser = playwright.chromium.launch(executable_path=program, args=options)
-        expect.set_options(timeout=PATIENCE_SECONDS * 1000)
-        yield browser
-        browser.close()
+    expect.set_options(timeout=PATIENCE_SECONDS * 1000)
+    try:
+        with chromium() as browser:
+            yield browser
+    except PartError:
+        missing("Chromium", REMEDY)
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ DRIVERS = {
         "infra.host.jetstream.source",
         "infra.doctor.jetstream",  # types
     },
-    "playwright": {"infra.bench.console"},
+    "playwright": {"infra.local.chromium", "infra.bench.console"},  # the latter: types
     "prometheus_client": {"infra.host.metrics", "infra.host.web.site"},  # site: the content type of /metrics
 }
 
