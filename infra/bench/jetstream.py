@@ -25,9 +25,9 @@ from infra.bench.figures import (
     compared_percentiles,
     per_second,
 )
-from infra.bench.latency import HEAR_SECONDS, PAUSE_SECONDS, WARM_UPLOADS, WHAT, upload, upload_of
+from infra.bench.latency import HEAR_SECONDS, WHAT, heard_twice, upload_of
 from infra.bench.line import Line
-from infra.bench.rig import BUCKET, PREFIXES, TOPIC, Rig, asset_keys
+from infra.bench.rig import BUCKET, PREFIXES, TOPIC, Rig
 from infra.connect.documents import merge, wanted_rules
 from infra.connect.jetstream import Streams, set_up
 from infra.jetstream.connection import on_jetstream
@@ -76,24 +76,13 @@ def measure(bench: Bench) -> list[Figure]:
         rig.s3.put_bucket_notification_configuration(Bucket=BUCKET, NotificationConfiguration=both)
         parts.enter_context(_host(bench.directory / "other", rig.broker.url, server, TOPIC_PREFIX=OTHER_PREFIX))
         ear = parts.enter_context(Ear(rig.broker.url, (TOPIC, OTHER_TOPIC)))
-        took: dict[str, list[float]] = {TOPIC: [], OTHER_TOPIC: []}
-        for number, key in enumerate(asset_keys("together", WARM_UPLOADS + count)):
-            if number % 100 == 0:
-                bench.say(f"upload {number} of {WARM_UPLOADS + count}, heard twice")
-            began_at = upload(rig, BUCKET, key)
-            for _ in took:
-                message = ear.next(HEAR_SECONDS)
-                if message is None or upload_of(message.payload) != (BUCKET, key):
-                    raise NotMeasuredError(f"uploading {key} was not heard from both within {HEAR_SECONDS:g} s")
-                took[message.topic].append(message.received_at - began_at)
-            time.sleep(PAUSE_SECONDS)
-    ours, theirs = (took[topic][WARM_UPLOADS:] for topic in (OTHER_TOPIC, TOPIC))
+        took = heard_twice(bench, rig, ear, (TOPIC, OTHER_TOPIC), count)
     return [
         compared_percentiles(
             f"{WHAT}, through JetStream",
             "both webhook doors",
-            ours,
-            theirs,
+            took[OTHER_TOPIC],
+            took[TOPIC],
             percent,
             sense="≤" if target else None,
             target=target,

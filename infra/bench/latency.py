@@ -42,7 +42,7 @@ def measure(bench: Bench) -> list[Figure]:
         compared_percentiles(
             f"{WHAT}, the same uploads",
             PEERS[OWN],
-            together[BUCKET],
+            together[TOPIC],
             together[OWN],
             percent,
             sense="≤",
@@ -68,10 +68,15 @@ def _apart(bench: Bench, rig: Rig, ear: Ear, count: int) -> dict[str, list[float
 
 
 def _together(bench: Bench, rig: Rig, ear: Ear, count: int) -> dict[str, list[float]]:
-    """One upload at a time, which rings through both doors and the MQTT target: how long each took to be heard."""
+    """As `heard_twice`, through both doors and by the MQTT target."""
     rules = merge(_rules(OWN), wanted_rules(rig.doors.targets, PREFIXES))
     rig.s3.put_bucket_notification_configuration(Bucket=BUCKET, NotificationConfiguration=rules)
-    took: dict[str, list[float]] = {BUCKET: [], OWN: []}
+    return heard_twice(bench, rig, ear, (TOPIC, OWN), count)
+
+
+def heard_twice(bench: Bench, rig: Rig, ear: Ear, topics: tuple[str, str], count: int) -> dict[str, list[float]]:
+    """One upload at a time, which rings on both topics: how long each took to be heard."""
+    took: dict[str, list[float]] = {topic: [] for topic in topics}
     for number, key in enumerate(asset_keys("together", WARM_UPLOADS + count)):
         if number % 100 == 0:
             bench.say(f"upload {number} of {WARM_UPLOADS + count}, heard twice")
@@ -80,9 +85,9 @@ def _together(bench: Bench, rig: Rig, ear: Ear, count: int) -> dict[str, list[fl
             message = ear.next(HEAR_SECONDS)
             if message is None or upload_of(message.payload) != (BUCKET, key):
                 raise NotMeasuredError(f"uploading {key} was not heard from both within {HEAR_SECONDS:g} s")
-            took[OWN if message.topic == OWN else BUCKET].append(message.received_at - began_at)
+            took[message.topic].append(message.received_at - began_at)
         time.sleep(PAUSE_SECONDS)
-    return {side: seconds[WARM_UPLOADS:] for side, seconds in took.items()}
+    return {topic: seconds[WARM_UPLOADS:] for topic, seconds in took.items()}
 
 
 def measure_queue(bench: Bench) -> list[Figure]:
