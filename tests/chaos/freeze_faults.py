@@ -8,7 +8,7 @@ from pathlib import Path
 from infra.local.process import PartError
 from tests.chaos.function import Function, FunctionWorld
 from tests.chaos.verdict import Verdict
-from tests.chaos.world import Profile, World
+from tests.chaos.world import Profile, World, eventually
 
 KEEPALIVE_SECONDS = 1
 GIVEN_UP_SECONDS = 2.5  # the broker ends a connection one and a half keep alives after its last word
@@ -32,8 +32,12 @@ def outlast_keepalive(world: World, profile: Profile) -> None:
 
 
 def restart_broker_meanwhile(world: World, profile: Profile) -> None:
-    """The broker is killed and started again while the function is frozen: it learns of it at its next event."""
+    """The broker is killed and started again while the function is frozen: it learns of it at its next event.
+
+    Not before it has passed on what it has confirmed: that would be its own loss, and no function's.
+    """
     world.uploads.hold()
+    eventually(lambda: world.uploads.answered.keys() <= {one.key for one in world.heard()}, "an upload is not heard")
     world.broker.kill()
     time.sleep(profile.outage_seconds / 3)
     world.broker.start()
