@@ -669,6 +669,14 @@ def test_health_answers_while_a_connect_hangs(tmp_path: Path) -> None:
             assert host.stop() < STOP_SECONDS
 
 
+def test_the_end_frees_nothing_that_a_thread_may_still_use(tmp_path: Path) -> None:
+    """A connect that hangs in OpenSSL made the process crash when that was cleaned up: nothing runs after the end."""
+    farewell = 'import atexit\natexit.register(print, "freed", flush=True)'
+    with Host(tmp_path, environment(None), patch=farewell) as host:
+        host.stop()
+        assert "freed" not in host.log
+
+
 # The end.
 
 
