@@ -97,3 +97,12 @@ def waiting(server: NatsServer, stream: str = NAMES.stream) -> int:
         return (await js.stream_info(stream)).state.messages
 
     return ask(server, count)
+
+
+def asking(server: NatsServer) -> int:
+    """How many hosts wait for events: one that is connected may not yet have asked."""
+
+    async def count(js: JetStreamContext) -> int:
+        return (await js.consumer_info(NAMES.stream, NAMES.consumer)).num_waiting or 0
+
+    return ask(server, count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.integration.jetstream_rig import (
     BUCKET,
     NAMES,
     ask,
+    asking,
     host_environment,
     make_bucket,
     minio_for,
@@ -345,8 +347,10 @@ def test_a_host_with_other_settings_takes_nothing_and_says_why(
     with (
         Subscriber(mosquitto.url, ("#",)) as listener,
         Host(tmp_path, host_environment(stream, mosquitto.url)) as host,
-        Host(tmp_path, host_environment(stream, mosquitto.url, TOPIC_PREFIX="plant")) as other,
+        ExitStack() as stack,
     ):
+        eventually(lambda: asking(stream) == 1)  # it was there first
+        other = stack.enter_context(Host(tmp_path, host_environment(stream, mosquitto.url, TOPIC_PREFIX="plant")))
         words = "TOPIC_PREFIX is 'iotsupport' there and 'plant' here"
         eventually(lambda: words in other.log)
         assert other.metric("nats_up") == 0
