@@ -20,6 +20,8 @@ from infra.migrations.runner import upgrade
 from tests.databases import new_postgresql, new_sqlite
 
 IS_MISSING = " is missing: "
+MAX_SECOND_TRIES = 3
+"""More in one run have a cause. Only a run with `--reruns` (CI's) has any: docs/decisions/0068-a-second-try.md."""
 
 
 def missing(part: str, remedy: str) -> NoReturn:
@@ -46,6 +48,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     parts = [reason.replace(IS_MISSING, " (", 1) + ")" for reason in sorted(reasons) if IS_MISSING in reason]
     if parts:
         terminalreporter.write_line(f"NOT TESTED, because it is not here: {'; '.join(parts)}", red=True, bold=True)
+    for report in terminalreporter.getreports("rerun"):
+        terminalreporter.section(f"FAILED AT ITS FIRST TRY: {report.nodeid}", red=True)
+        terminalreporter.write_line(report.longreprtext)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Too many second tries are a failure, though each of them has passed."""
+    reporter: pytest.TerminalReporter | None = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and len(reporter.getreports("rerun")) > MAX_SECOND_TRIES:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")

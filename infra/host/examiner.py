@@ -37,6 +37,7 @@ class Examiner:
         self._lock = threading.Lock()
         self._latest = _NONE
         self._process: subprocess.Popen[str] | None = None
+        self._stopped = False
 
     def listen(self, host: str, port: int, *, tls: bool) -> None:
         """The host listens there."""
@@ -59,10 +60,11 @@ class Examiner:
         return self._latest
 
     def stop(self) -> None:
-        """End the one that is running."""
-        process = self._process
-        if process is not None:
-            process.kill()
+        """End the one that is running, and begin none any more."""
+        with self._lock:
+            self._stopped = True
+            if self._process is not None:
+                self._process.kill()
 
     def _run(self, begun: ExaminationAnswer) -> None:
         try:
@@ -79,10 +81,13 @@ class Examiner:
         """The doctor's document."""
         program = "from infra.cli import app; app()"  # -P: ours, whatever else is called so where it was started
         command = [sys.executable, "-P", "-c", program, "doctor", "--json", "--host-url", self.url]
-        with subprocess.Popen(  # noqa: S603 - our own program, without a shell
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as process:
-            self._process = process
+        with self._lock:
+            if self._stopped:
+                raise OSError("the host ends")
+            process = self._process = subprocess.Popen(  # noqa: S603 - our own program, without a shell
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+        with process:
             try:
                 return process.communicate(timeout=SECONDS)[0]
             finally:

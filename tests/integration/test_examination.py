@@ -119,6 +119,16 @@ def test_a_host_that_ends_leaves_no_doctor_behind(rig: FleetRig) -> None:
         eventually(lambda: not Path("/proc", child).exists())
 
 
+def test_none_is_begun_by_a_host_that_ends() -> None:
+    """Not even one that was asked for a moment before: nobody would end it."""
+    one = Examiner(load({}).settings)
+    one.listen("127.0.0.1", 1, tls=False)
+    before = set(children(os.getpid()))
+    one.stop()
+    assert "could not be run" in outcome(one).trouble
+    assert set(children(os.getpid())) <= before
+
+
 def test_one_that_cannot_be_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of an examination that never ends."""
     one = Examiner(load({}).settings)
