@@ -37,6 +37,11 @@ class Sending:
         self._publish = publish
         self._on_way: dict[int, Outgoing] = {}
 
+    @property
+    def is_used(self) -> bool:
+        """Whether there may ever be something to send."""
+        return self._sender is not None
+
     def go_on(self) -> None:
         """Send what is due, as long as few are on their way."""
         if self._sender is None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +27,8 @@ START_TIMEOUT_SECONDS = 5.0
 MESSAGE_TIMEOUT_SECONDS = 20.0
 KEEPALIVE_SECONDS = 30
 STOP_TIMEOUT_SECONDS = 1.0
-LOOP_SECONDS = 0.05
+LOOP_SECONDS = 0.05  # between two looks at what is held, or is to be sent
+REST_SECONDS = 1.0  # otherwise: a message ends the wait, and so does `stop`
 FIRST_RETRY_SECONDS = 0.1
 LONGEST_RETRY_SECONDS = 5.0
 
@@ -185,6 +187,10 @@ class Subscriber:
     def stop(self) -> None:
         """Disconnects and stops listening. Idempotent; what has arrived can still be taken."""
         self._stopping.set()
+        # paho has no public way to end its `loop` early, but for a packet.
+        if (wake := self._client._sockpairW) is not None:  # noqa: SLF001 - see above
+            with suppress(OSError):  # it has been closed meanwhile
+                wake.send(b"\0")
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(STOP_TIMEOUT_SECONDS)
 
@@ -274,7 +280,8 @@ class Subscriber:
 
     def _turn(self) -> MQTTErrorCode:
         if not self._batches.is_full:
-            return self._client.loop(LOOP_SECONDS)
+            is_calm = self._subscribed and not self._batches and not self._sending.is_used
+            return self._client.loop(REST_SECONDS if is_calm else LOOP_SECONDS)
         # The broker's answers to our pings are not read either: after a minute or two the connection is opened anew.
         self._stopping.wait(LOOP_SECONDS)
         return self._client.loop_misc()

@@ -34,6 +34,7 @@ PAUSE_SECONDS = 0.1
 AT_ONCE = 25
 """Devices: no broker gets more than a thousand of these messages a second."""
 IDLE_SECONDS = 0.5  # so long a change may wait; and no more often a device's progress is told
+LOOK_SECONDS = 2.0  # at the broker, at whether discovery is on, and at new files
 ROUND_SECONDS = 300.0  # all devices are looked at so often: what other hosts assign or remove is found so
 FILES_SECONDS = 60.0
 LEARN_SECONDS, QUIET_SECONDS = 5.0, 0.5
@@ -97,6 +98,7 @@ class DeviceUpdates:
         self._not_before = 0.0
         self._said = ""
         self._stopped = threading.Event()
+        self._stirred = threading.Event()  # a device is due, or asked for
         self._thread: threading.Thread | None = None
 
     # From any thread.
@@ -109,6 +111,7 @@ class DeviceUpdates:
     def stop(self) -> None:
         """Disconnect. Bounded."""
         self._stopped.set()
+        self._stirred.set()
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
 
@@ -124,17 +127,24 @@ class DeviceUpdates:
         if len(self._due) > MAX_DEVICES:
             self._due.clear()
             self._round_at = -math.inf
+        self._stirred.set()
 
     def ask(self, mac: str, payload: bytes) -> None:
         """Somebody wants this device to be updated, if the payload says so."""
         if payload == INSTALL.encode() and len(self._asked) < MAX_ASKED:
             self._asked[mac] = None
+            self._stirred.set()
 
     # In the thread.
 
     def _run(self) -> None:
         is_busy = False
-        while not self._stopped.wait(PAUSE_SECONDS if is_busy else IDLE_SECONDS):
+        while True:
+            if is_busy or self._stirred.wait(LOOK_SECONDS):
+                self._stopped.wait(PAUSE_SECONDS if is_busy else IDLE_SECONDS)
+            if self._stopped.is_set():
+                break
+            self._stirred.clear()
             try:
                 self._pass_on()
                 is_busy = self._turn()

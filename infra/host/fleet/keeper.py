@@ -72,6 +72,8 @@ class Keeper:
         self._looked_at = time.monotonic()
         self._said_at: dict[str, float] = {}
         self._stopped = threading.Event()
+        self._stirred = threading.Event()  # there is something to write
+        self._stirred.set()  # once at the start: what is too old may lie there
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -82,6 +84,7 @@ class Keeper:
     def stop(self) -> None:
         """Write what is left, if that can be done at once."""
         self._stopped.set()
+        self._stirred.set()
         if self._thread is not None:
             self._thread.join(LAST_FLUSH_SECONDS)
 
@@ -139,6 +142,7 @@ class Keeper:
         mac = mac.lower()
         if mac not in self._known and len(self._askers) < MAX_WAITING:
             self._askers[mac] = None
+            self._stirred.set()
 
     def rang(self, settled: Settled) -> None:
         """An event of an upload is settled."""
@@ -160,11 +164,18 @@ class Keeper:
                 "confirmed_at": now if settled.label in ANNOUNCED else None,
             }
         )
+        self._stirred.set()
 
     def _run(self) -> None:
         forgotten_at = 0.0
-        while not self._stopped.wait(FLUSH_SECONDS):
+        while True:
+            self._stirred.wait(LOOK_AGAIN_SECONDS)
+            if self._stopped.wait(FLUSH_SECONDS):  # more may come, and is written with it
+                break
+            self._stirred.clear()
             self._flush()
+            if self._askers or self._uploads:  # the database is away
+                self._stirred.set()
             if time.monotonic() - forgotten_at > FORGET_SECONDS:
                 forgotten_at = time.monotonic()
                 self._forget()

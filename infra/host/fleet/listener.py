@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from functions.fleet.standing import HeardBy, Hearing
     from functions.mqtt.broker import BrokerConfig
 
-LOOK_SECONDS = 1.0  # at the broker's settings, and at who leads
+LOOK_SECONDS = 2.0  # at the broker's settings, and at who leads
 SESSION_SECONDS = 24 * 3600
 """So long the broker keeps reports for a host that is down: as many as its own limit lets it."""
 STOP_SECONDS = 2.0
