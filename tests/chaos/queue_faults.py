@@ -15,7 +15,7 @@ from tests.chaos.world import Profile, World
 
 VISIBILITY_SECONDS = {"short": 1, "long": 5}
 # A PUBACK takes longer than that, and comes in time all the same.
-SLOW_SECONDS = 0.75
+SLOW_SECONDS = 1.5
 SLOW_VISIBILITY_SECONDS = 1
 PATIENCE_SECONDS = 5
 
@@ -48,7 +48,7 @@ def lose_broker(world: World, profile: Profile) -> None:
 
 
 def slow_broker(world: World, profile: Profile) -> None:
-    """Each PUBACK takes 1.5 s, and a message is visible again after 1 s: while it is on its way it comes anew.
+    """Each PUBACK takes 3 s, and a message is visible again after 1 s: while it is on its way it comes anew.
 
     What took it first deletes it with a receipt that is no longer the last one.
     """
