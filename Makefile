@@ -77,7 +77,7 @@ aws-test: $(STAMP) $(SAM_STAMP) $(if $(filter ministack,$(EMULATORS)),$(MINISTAC
 	    EMULATOR=$$emulator $(BIN)/python -m pytest tests/aws --timeout 300 $(ARGS) || exit; \
 	done
 
-container-test: $(STAMP) ## the images and `docker compose up`, on stand-ins for the public bases (Docker, Python 3.13, Go)
+container-test: $(STAMP) ## the images, `docker compose up` and the systemd unit, on stand-ins for the public bases (Docker, Python 3.13, Go)
 	@$(BIN)/python -m pytest tests/container --timeout 900 $(ARGS)
 
 minio: | $(BIN)/python ## build MinIO from source (needs Go), for `make run` and the tests

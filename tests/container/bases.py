@@ -23,6 +23,7 @@ from infra.sam.tool import runtime_python
 PYTHON = "bucketbell-test/python:3.13"
 MOSQUITTO = "bucketbell-test/mosquitto:debian"
 GO = "bucketbell-test/go:minio"
+SYSTEMD = "bucketbell-test/debian:systemd"
 QUESTION_SECONDS = 20.0
 IMPORT_SECONDS = 180.0
 
@@ -34,6 +35,7 @@ _ESSENTIAL = (
 _PYTHON_NEEDS = ("ca-certificates", "netbase", "tzdata")
 _BUILD_NEEDS = ("binutils", "binutils-common", "binutils-x86-64-linux-gnu")
 _BROKER_NEEDS = ("mosquitto", "mosquitto-clients")
+_MACHINE_NEEDS = ("systemd", "mount", "util-linux", "procps")
 _FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nmosquitto:x:1883:1883::/mosquitto:/bin/false\n",
     "etc/group": "root:x:0:\nmosquitto:x:1883:\n",
@@ -86,6 +88,17 @@ def mosquitto_base() -> Base:
     folders = tuple((f"mosquitto{folder}", 1883) for folder in ("", "/config", "/data", "/log"))
     command = 'CMD ["/usr/sbin/mosquitto", "-c", "/mosquitto/config/mosquitto.conf"]'
     return Base(MOSQUITTO, (*_ESSENTIAL, *_BROKER_NEEDS), directories=folders, changes=(command,))
+
+
+def systemd_base() -> Base:
+    """A machine with Debian's systemd and broker, and a Python in /usr/local."""
+    python = python_base()
+    return Base(
+        SYSTEMD,
+        (*_ESSENTIAL, *_PYTHON_NEEDS, *_BROKER_NEEDS, *_MACHINE_NEEDS),
+        trees=python.trees,
+        directories=tuple((f"var/{folder}/mosquitto", 1883) for folder in ("lib", "log")),
+    )
 
 
 def go_base(minio: Path) -> Base:
