@@ -187,8 +187,7 @@ class Subscriber:
     def stop(self) -> None:
         """Disconnects and stops listening. Idempotent; what has arrived can still be taken."""
         self._stopping.set()
-        # paho has no public way to end its `loop` early, but for a packet.
-        if (wake := self._client._sockpairW) is not None:  # noqa: SLF001 - see above
+        if (wake := self._client._sockpairW) is not None:  # noqa: SLF001 - nothing public ends paho's `loop` early
             with suppress(OSError):  # it has been closed meanwhile
                 wake.send(b"\0")
         if self._thread is not None and self._thread is not threading.current_thread():
